@@ -1,0 +1,271 @@
+"""The conditional GAN: two networks, one loss, and the step that trains them in turn."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Adam, Optimizer
+
+from src.models.losses import LSGANLoss
+from src.models.modules.ema import EMA
+
+Batch = tuple[Tensor, Tensor]
+OptimizerFactory = Callable[[Iterator[nn.Parameter]], Optimizer]
+GENERATOR, DISCRIMINATOR = 0, 1  # optimizer_idx
+
+
+class AdversarialLoss(Protocol):
+    """What `src/models/losses.py` offers and a loss of your own must offer too."""
+
+    def generator(self, fake: Tensor) -> Tensor: ...
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class DivergedError(RuntimeError):
+    """Training produced weights that are not finite."""
+
+
+class MNISTGANModel(LightningModule):
+    """A conditional GAN; despite its name it knows nothing of MNIST but its default sizes.
+
+    Args:
+        generator: `forward(noise [N, latent_dim], labels [N])` -> images [N, channels, img_size, img_size] in [-1, 1].
+        discriminator: `forward(images, labels)` -> scores [N, 1].
+        loss: one of `src/models/losses.py`; None: least squares.
+        optimizer_g: makes G's optimizer from its parameters; None: Adam(2e-4, betas 0.5, 0.999).
+        optimizer_d: the same for D.
+        n_classes: number of classes; labels are 0 to n_classes - 1.
+        latent_dim: length of the noise vector.
+        channels: image channels.
+        img_size: height and width of the images in pixels.
+        ema_half_life: half-life in images of G's moving average, which then draws the samples; None: no average.
+
+    Raises:
+        ValueError: `ema_half_life` is not positive.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        loss: AdversarialLoss | None = None,
+        optimizer_g: OptimizerFactory | None = None,
+        optimizer_d: OptimizerFactory | None = None,
+        n_classes: int = 10,
+        latent_dim: int = 100,
+        channels: int = 1,
+        img_size: int = 32,
+        ema_half_life: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False  # Lightning steps several optimizers only by hand
+        self.generator = generator
+        self.discriminator = discriminator
+        self.ema = None if ema_half_life is None else EMA(generator, ema_half_life)
+        self.loss = loss or LSGANLoss()
+        default_optimizer = partial(Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
+        self.optimizer_g = optimizer_g or default_optimizer
+        self.optimizer_d = optimizer_d or default_optimizer
+        self.n_classes = n_classes
+        self.latent_dim = latent_dim
+        self.channels = channels
+        self.img_size = img_size
+        self._fakes: Batch | None = None  # G's step leaves its images here for D's step on the same batch
+
+    # Use ------------------------------------------------------------------------------------------------------------
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Noise [N, latent_dim] and labels int64 [N] -> images [N, C, H, W] in [-1, 1], by the trained G (not its EMA).
+
+        Raises:
+            ValueError: a shape, a type or a label does not fit.
+        """
+        self._check_labels(labels)
+        if noise.shape != (len(labels), self.latent_dim):
+            raise ValueError(f"noise must be [{len(labels)}, {self.latent_dim}] (labels, latent_dim), not {_shape(noise)}")
+        if not noise.is_floating_point():
+            raise ValueError(f"noise must be floating point, not {noise.dtype}")
+        return self.generator(noise, labels)
+
+    @torch.no_grad()
+    def generate(self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """Draws one image a label with the EMA of G where there is one, else with G, in evaluation mode.
+
+        Args:
+            labels: int64 [N].
+            rng: where the noise comes from, which then is the same on every device; None: torch's global generator.
+            noise: [N, latent_dim] to use instead of drawing some.
+
+        Returns:
+            Images [N, C, H, W] in [-1, 1] on the model's device.
+
+        Raises:
+            ValueError: a shape, a type or a label does not fit.
+        """
+        if noise is None:
+            noise = self.draw_noise(len(labels), rng)
+        network = self.generator if self.ema is None else self.ema
+        self._check_labels(labels)
+        with evaluating(network):
+            return network(noise.to(self.device), labels.to(self.device))
+
+    def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Noise [n, latent_dim] from a standard normal distribution, drawn on the device of `rng`."""
+        return torch.randn(n, self.latent_dim, generator=rng, device=rng.device if rng else self.device)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if labels.dim() != 1:
+            raise ValueError(f"labels must be [N], one class an image, not {_shape(labels)}")
+        if labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64, not {labels.dtype}")
+        if len(labels) and not (0 <= labels.min() and labels.max() < self.n_classes):
+            raise ValueError(
+                f"labels must be 0 to {self.n_classes - 1}, not {int(labels.min())} to {int(labels.max())}"
+            )
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
+        return [
+            self.optimizer_g(self.generator.parameters()),
+            self.optimizer_d(self.discriminator.parameters()),
+        ], []
+
+    def step(
+        self, batch: Batch, batch_idx: int, optimizer_idx: int | None = None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The objective on one batch.
+
+        Generated images share the batch's labels: every class is then as frequent among them as among real images,
+        and both networks are told the same.
+
+        Args:
+            batch: images [N, C, H, W] in [-1, 1] and labels int64 [N].
+            batch_idx: the batch's number; it seeds the noise where nothing is being optimised.
+            optimizer_idx: 0 while G is optimised, 1 while D is, None otherwise.
+
+        Returns:
+            The losses and D's mean scores that were computed, detached, under `g_loss`, `d_loss`, `d_real_loss`,
+            `d_fake_loss`, `d_real`, `d_fake`; and the loss of the network being optimised, or the sum of both.
+        """
+        real, labels = batch
+        losses: dict[str, Tensor] = {}
+        objective = torch.zeros((), device=real.device)
+
+        if optimizer_idx in (GENERATOR, None):
+            # Where nothing is optimised the same noise comes each time: curves compare, and the noise of
+            # training stays what it would have been without validation.
+            rng = None if optimizer_idx == GENERATOR else torch.Generator(real.device).manual_seed(batch_idx)
+            fake = self.generator(self.draw_noise(len(real), rng), labels)
+            g_loss = self.loss.generator(self.discriminator(fake, labels))
+            losses["g_loss"] = g_loss.detach()
+            objective = objective + g_loss
+            self._fakes = fake.detach(), labels
+
+        if optimizer_idx in (DISCRIMINATOR, None):
+            fake = self._take_fakes(labels)
+            # One pass over both halves costs less than two; without BatchNorm in D the scores are the same.
+            scores = self.discriminator(torch.cat([real, fake]), torch.cat([labels, labels]))
+            d_real, d_fake = scores.chunk(2)
+            d_real_loss, d_fake_loss = self.loss.discriminator(d_real, d_fake)
+            d_loss = (d_real_loss + d_fake_loss) / 2
+            losses["d_loss"] = d_loss.detach()
+            losses["d_real_loss"], losses["d_fake_loss"] = d_real_loss.detach(), d_fake_loss.detach()
+            losses["d_real"], losses["d_fake"] = d_real.detach().mean(), d_fake.detach().mean()
+            objective = objective + d_loss
+
+        return losses, objective
+
+    def _take_fakes(self, labels: Tensor) -> Tensor:
+        """The images of G's step on this batch, so that G runs once a batch; drawn where G had no step."""
+        left, self._fakes = self._fakes, None
+        if left is not None and left[1] is labels:
+            return left[0]
+        with torch.no_grad():
+            return self.generator(self.draw_noise(len(labels)), labels)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        # Reading numbers out costs time, on a GPU most of all: only where Lightning will log them.
+        log_every = self.trainer.log_every_n_steps
+        due = log_every > 0 and (self.trainer.global_step + 1) % log_every == 0
+        metrics: dict[str, Tensor | float] = {}
+
+        for optimizer_idx, (name, optimizer) in enumerate(zip("gd", optimizers, strict=True)):
+            assert isinstance(optimizer, LightningOptimizer)
+            self.toggle_optimizer(optimizer)  # the other network needs no gradients
+            losses, loss = self.step(batch, batch_idx, optimizer_idx)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            if due:
+                metrics |= losses
+                gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+                metrics[f"grad_norm_{name}"] = get_total_norm(gradients)
+                metrics[f"lr_{name}"] = optimizer.param_groups[0]["lr"]
+            if optimizer_idx < len(optimizers) - 1:
+                # Lightning counts optimizer steps. Only D's goes through its counter, so that `global_step`,
+                # `max_steps` and every logger count batches.
+                self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=_no_closure)
+            else:
+                optimizer.step()
+            self.untoggle_optimizer(optimizer)
+
+        if self.ema is not None:
+            self.ema.update(self.generator, len(batch[0]) * self.trainer.world_size)
+        if due:
+            self.log_dict({f"train/{key}": value for key, value in metrics.items()}, batch_size=len(batch[0]))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch, batch_idx)
+
+    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
+        losses, _ = self.step(batch, batch_idx)
+        metrics = {f"{split}/{key}": value for key, value in losses.items()}
+        self.log_dict(metrics, batch_size=len(batch[0]), sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        # Lightning 2 dropped the hook that people still write; this keeps it, once an epoch of training.
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        """Once an epoch, before the checkpoint is written: refuses to go on with broken weights.
+
+        Raises:
+            DivergedError: a weight is infinite or not a number.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.parameters()):
+            raise DivergedError(
+                f"training diverged in epoch {self.current_epoch}: weights are no longer finite; lower"
+                " model.optimizer_g.lr and model.optimizer_d.lr, or resume from an earlier checkpoint"
+            )
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; afterwards every submodule is in the mode it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _no_closure() -> None:
+    return None
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
