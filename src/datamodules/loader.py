@@ -1,0 +1,88 @@
+"""Images in memory, served by the batch, in an order that can be taken up again anywhere."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageSet(Dataset[Batch]):
+    """Decoded images that are resized and scaled a batch at a time.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+        img_size: height and width to serve, in pixels.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, img_size: int) -> None:
+        self.images = images
+        self.labels = labels
+        self.img_size = img_size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Batch:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Images float32 [B, C, img_size, img_size] in [-1, 1] and labels int64 [B]."""
+        index = torch.as_tensor(indices)
+        images = self.images[index].float()
+        if images.shape[-2:] != (self.img_size, self.img_size):
+            size = (self.img_size, self.img_size)
+            images = interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        return images.div_(127.5).sub_(1), self.labels[index]
+
+
+class EpochSampler(DistributedSampler[Batch]):
+    """A new random order each epoch, a function of seed and epoch alone, shared out among the processes.
+
+    `start` leaves out the first images of the next pass.
+    """
+
+    start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        start, self.start = self.start, 0
+        return iter(list(super().__iter__())[start:])
+
+
+class ResumableDataLoader(DataLoader[Batch]):
+    """A DataLoader that remembers in the checkpoint how far into which epoch it was; its sampler is `EpochSampler`."""
+
+    _served = 0
+    _resume: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator, so that nothing happens before the first batch: Lightning sets the sampler's epoch late.
+        resume, self._resume = self._resume, None
+        self._served = 0
+        if resume and resume["epoch"] == self._epoch:
+            self._served = resume["batches"]
+            self.sampler.start = self._served * (self.batch_size or 1)  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self._served += 1
+            yield batch
+
+    @property
+    def _epoch(self) -> int:
+        return self.sampler.epoch  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "batches": self._served}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._resume = dict(state)
+
+
+def collated(batch: Batch) -> Batch:
+    """`ImageSet` serves whole batches: nothing is left to collate."""
+    return batch
