@@ -1,0 +1,30 @@
+"""The progress bar."""
+
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
+from rich import print as rich_print
+
+SHOWN = {"train/g_loss": "g_loss", "train/d_loss": "d_loss", "train/images_per_s": "images/s"}
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich progress bar with losses and images/s; a line an epoch where the output is no terminal.
+
+    Args:
+        refresh_rate: batches between two updates.
+    """
+
+    def __init__(self, refresh_rate: int = 20) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        shown = {name: trainer.callback_metrics.get(key) for key, name in SHOWN.items()}
+        return {name: f"{float(value):,.4g}" for name, value in shown.items() if value is not None}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero and self._console is not None and not self._console.is_terminal:
+            metrics = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
+            rich_print(f"epoch {trainer.current_epoch}  batch {trainer.global_step:,}  {metrics}", flush=True)

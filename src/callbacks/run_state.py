@@ -1,0 +1,43 @@
+"""What makes a run repeatable from its checkpoint."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
+
+
+class RunState(Callback):
+    """Puts the composed configuration and the W&B id into every checkpoint, and seeds every batch.
+
+    The random numbers of a batch (noise, dropout) are a function of the run's seed, the process and the number of
+    batches before it. So there is no generator state to save: a resumed run draws what the uninterrupted one would
+    have drawn, on any number of processes.
+
+    Args:
+        config: the whole configuration as plain values.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Small data: at least one point of every curve an epoch.
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, int(trainer.num_training_batches))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        key = (self.config["seed"], trainer.global_rank, trainer.global_step)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                checkpoint["wandb_id"] = logger.version

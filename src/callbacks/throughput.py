@@ -1,0 +1,32 @@
+"""How fast training goes."""
+
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Logs `train/images_per_s`: images of all processes by wall-clock, over the batches since it was last logged.
+
+    Validation, sample grids and checkpoints are not counted; loading data is.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._since is None:  # the epoch's first batch pays for what others do not
+            self._since, self._images = time.perf_counter(), 0
+            return
+        self._images += len(batch[0]) * trainer.world_size
+        if trainer.log_every_n_steps > 0 and trainer.global_step % trainer.log_every_n_steps == 0:
+            now = time.perf_counter()
+            pl_module.log("train/images_per_s", self._images / (now - self._since), batch_size=len(batch[0]))
+            self._since, self._images = now, 0

@@ -1,0 +1,131 @@
+"""Checkpoints: find them, read them without trusting them, and rebuild the model from the file alone."""
+
+import importlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import InstantiationException
+from pytorch_lightning import LightningModule
+
+from src.utils.errors import UserError, explain_instantiation
+
+# What a checkpoint may ask us to build: our models, and torch's layers and optimizers. Nothing else.
+TRUSTED = ("src.models.", "torch.nn.", "torch.optim.")
+
+
+def find_checkpoint(ckpt_path: str, work_dir: str | Path) -> Path:
+    """The file that `ckpt_path` means; `last` is the newest `ckpts/last.ckpt` of the runs in `work_dir`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if ckpt_path == "last":
+        found = Path(work_dir).glob("logs/runs/*/*/ckpts/last.ckpt")
+        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise UserError(f"ckpt_path=last finds no logs/runs/*/*/ckpts/last.ckpt in {work_dir}: train first")
+        return newest
+    path = Path(ckpt_path).expanduser()
+    if path.is_dir():
+        raise UserError(f"ckpt_path={ckpt_path} is a folder: name the file, such as {path / 'ckpts' / 'last.ckpt'}")
+    if not path.exists():
+        raise UserError(f"ckpt_path={ckpt_path} does not exist: check the path, or type ckpt_path=last for the newest run")
+    return path.resolve()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The contents of a checkpoint that this project wrote. No code in the file is run.
+
+    Raises:
+        UserError: the file is empty, damaged, not ours, or holds code.
+    """
+    if path.stat().st_size == 0:
+        raise UserError(f"ckpt_path={path} is empty: choose another checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
+            raise UserError(
+                f"ckpt_path={path} holds more than numbers and text, or is no checkpoint; it was not loaded, and no"
+                " code in it was run"
+            ) from error
+        raise UserError(f"ckpt_path={path} is not a checkpoint") from error
+    except OSError:
+        raise
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... for files that are cut or garbled
+        raise UserError(f"ckpt_path={path} is damaged or not a checkpoint: choose another one") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
+        raise UserError(f"ckpt_path={path} was not written by this project: it lacks 'state_dict' or 'config'")
+    return checkpoint
+
+
+def build_model(checkpoint: dict[str, Any], path: Path) -> LightningModule:
+    """The trained model, from the checkpoint alone: its configuration and its weights.
+
+    Raises:
+        UserError: the configuration asks for something that is not a model's part, or does not fit the weights.
+    """
+    config = checkpoint["config"].get("model") if isinstance(checkpoint["config"], dict) else None
+    if not isinstance(config, dict):
+        raise UserError(f"ckpt_path={path} does not say how its model is built")
+    refuse_untrusted(config, path)
+    try:
+        model = hydra.utils.instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        raise UserError(f"ckpt_path={path}: {explain_instantiation(error)}") from error
+    check_fits(checkpoint, model, path)
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.eval()
+
+
+def check_fits(checkpoint: dict[str, Any], model: LightningModule, path: Path) -> None:
+    """Refuses weights that belong to another model.
+
+    Raises:
+        UserError: names the first weight that does not fit.
+    """
+    theirs, ours = checkpoint["state_dict"], model.state_dict()
+    for name in [*ours, *theirs]:
+        a, b = (list(weights[name].shape) if name in weights else "missing" for weights in (theirs, ours))
+        if a != b:
+            raise UserError(
+                f"ckpt_path={path} is of another model ({name} is {a} in the file, {b} in this model): compose the"
+                " model it was trained with, or choose another checkpoint"
+            )
+
+
+def refuse_untrusted(config: Any, path: Path) -> None:
+    """Checks every `_target_` in a stranger's configuration, and that nothing in it is looked up elsewhere.
+
+    Raises:
+        UserError: names what is not trusted.
+    """
+    if isinstance(config, list):
+        for value in config:
+            refuse_untrusted(value, path)
+    elif isinstance(config, dict):
+        if "_target_" in config and not _is_trusted_class(config["_target_"]):
+            raise UserError(
+                f"ckpt_path={path} asks for {config['_target_']!r}, which is no class of src.models, torch.nn or"
+                " torch.optim; it was not loaded"
+            )
+        for value in config.values():
+            refuse_untrusted(value, path)
+    elif isinstance(config, str) and "${" in config:
+        raise UserError(f"ckpt_path={path} holds the interpolation {config!r}; it was not loaded")
+
+
+def _is_trusted_class(target: Any) -> bool:
+    if not isinstance(target, str) or not target.startswith(TRUSTED):
+        return False
+    module, _, name = target.rpartition(".")
+    try:
+        # Where a name leads counts, not how it is spelt: `torch.nn.modules.os.system` is not torch's.
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        # `torch.optim.Adam` may be spelt through a re-export, never through an attribute of an attribute.
+        return False
+    return isinstance(found, type) and f"{found.__module__}.".startswith(TRUSTED)

@@ -1,0 +1,17 @@
+"""From a generator's output to pixels."""
+
+import numpy as np
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images [N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C], rounded to the nearest of 256 levels."""
+    pixels = images.float().add(1).mul(127.5).round().clamp(0, 255).byte()
+    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_grid(images: Tensor, columns: int, border: int = 2) -> np.ndarray:
+    """Images [N, C, H, W] in [-1, 1] -> one picture uint8 [H', W', 3], row by row, with `border` pixels between."""
+    from torchvision.utils import make_grid  # slow to import, and not needed to train
+
+    return to_uint8(make_grid(images, nrow=columns, padding=border, pad_value=-1).unsqueeze(0))[0]

@@ -1,0 +1,134 @@
+"""Loggers: start them so that they cannot hang, show them pictures, and end them with the truth."""
+
+import netrc
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import wandb
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
+
+from src.utils.errors import UserError
+
+PROBE_TIMEOUT_S = 3.0
+
+
+def make_wandb_logger(
+    project: str,
+    save_dir: str,
+    name: str | None = None,
+    tags: Sequence[str] = (),
+    group: str | None = None,
+    job_type: str | None = None,
+    notes: str | None = None,
+    entity: str | None = None,
+    id: str | None = None,
+    mode: str | None = None,
+) -> WandbLogger:
+    """A W&B run that has begun: online where there are a key and a network, else offline, without a prompt.
+
+    Args:
+        project: W&B project.
+        save_dir: the run folder; files go to its `wandb/`.
+        name: shown for the run.
+        tags: shown beside the name.
+        group: puts runs together.
+        job_type: what kind of run it is.
+        notes: free text.
+        entity: W&B user or team; None: the key's default.
+        id: of a run to go on with; None: a new run.
+        mode: online | offline | disabled; None: `WANDB_MODE`, else what key and network allow.
+
+    Raises:
+        UserError: W&B refuses the key or an argument.
+    """
+    if rank_zero_only.rank != 0:
+        return WandbLogger(project=project, offline=True)  # Lightning never starts it
+    mode = mode or os.environ.get("WANDB_MODE") or reachable_mode()
+    options: dict[str, Any] = {
+        "project": project,
+        "dir": save_dir,
+        "name": name,
+        "tags": list(tags),
+        "group": group,
+        "job_type": job_type,
+        "notes": notes,
+        "entity": entity,
+        "id": id,
+        "resume": "allow" if id else None,
+    }
+    try:
+        run = _start(options, mode)
+    except wandb.errors.CommError as error:
+        rank_zero_info(f"W&B does not answer ({str(error).splitlines()[0]}): recording offline")
+        run = _start(options, "offline")
+    except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"logger.wandb: {reason}: set WANDB_API_KEY in .env, or logger.wandb.mode=offline") from error
+    return WandbLogger(experiment=run)
+
+
+def _start(options: dict[str, Any], mode: str) -> Any:
+    # Quiet: the end-of-run table says what wandb would. The console is not captured: a progress bar fills it.
+    settings = wandb.Settings(init_timeout=20, console="off", quiet=True)
+    return wandb.init(**options, mode=mode, settings=settings)
+
+
+def reachable_mode() -> str:
+    """`online` if there is a key and W&B answers within seconds, else `offline`; says why where there is a key."""
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    if not has_wandb_key(url):
+        return "offline"
+    try:
+        urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S)
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError as error:
+        rank_zero_info(f"W&B does not answer at {url} ({error}): recording offline")
+        return "offline"
+    return "online"
+
+
+def has_wandb_key(url: str) -> bool:
+    """Whether wandb would find a key, in the environment or where `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(urlparse(url).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step: int, path: Path) -> None:
+    """Shows a picture to a logger that takes pictures; others are left alone.
+
+    Args:
+        logger: any of Lightning's.
+        key: the picture's name.
+        image: uint8 [H, W, C]; floats would be drawn black.
+        caption: shown below it.
+        step: the batch it belongs to.
+        path: the same picture as a file.
+    """
+    kind = type(logger).__name__
+    if isinstance(logger, WandbLogger):
+        logger.log_image(key, [image], step=step, caption=[caption])
+    elif kind == "TensorBoardLogger":
+        logger.experiment.add_image(key, image, step, dataformats="HWC")  # type: ignore[attr-defined]
+    elif kind == "MLFlowLogger":
+        logger.experiment.log_artifact(logger.run_id, str(path), key)  # type: ignore[attr-defined]
+
+
+def finish(loggers: Sequence[Logger], exit_code: int) -> None:
+    """Ends W&B runs as `finished` (exit code 0) or `failed`. Lightning ends the other loggers' runs."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+            logger.experiment.finish(exit_code=exit_code)

@@ -1,0 +1,89 @@
+"""What a run prints: its configuration at the start, its results and the next commands at the end."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.tree import Tree
+
+
+@rank_zero_only
+def print_config(config: DictConfig, run_dir: Path) -> None:
+    """Prints the composed configuration as a tree, and keeps it as `config_tree.txt` in the run folder."""
+    tree = Tree("CONFIG", guide_style="dim")
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for key, value in plain.items():
+        if isinstance(value, dict) and value:
+            tree.add(key, style="bold").add(Syntax(OmegaConf.to_yaml(value).rstrip(), "yaml", background_color="default"))
+        else:
+            tree.add(f"{key}: {value}")
+    Console().print(tree)
+    with open(run_dir / "config_tree.txt", "w") as file:
+        Console(file=file, width=120).print(tree)
+
+
+@rank_zero_only
+def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Prints final metrics, what lies where, and the commands that come next."""
+    console = Console(soft_wrap=True)
+    if metrics:
+        table = Table("metric", "train", "val", "test", title=str(config.name))
+        names = dict.fromkeys(name.partition("/")[2] for name in metrics if "/" in name)
+        for name in names:
+            row = [metrics.get(f"{split}/{name}") for split in ("train", "val", "test")]
+            table.add_row(name, *("" if value is None else f"{value:,.4g}" for value in row))
+        console.print(table)
+
+    run_dir = Path(trainer.default_root_dir)
+    checkpoint = run_dir / "ckpts" / "last.ckpt"
+    samples = sorted((run_dir / "samples").glob("epoch_*.png"))
+    made = [("run folder", run_dir), ("checkpoint", checkpoint), ("samples", samples[-1] if samples else None)]
+    for label, path in made:
+        if path is not None and path.exists():
+            console.print(f"{label:<11} {path}")
+
+    commands = []
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            commands += _wandb_commands(logger)
+    if checkpoint.exists():
+        commands += [
+            ("resume", _python("run.py", *_resume_overrides(config, trainer, checkpoint))),
+            ("sample", _python("run.py", "task=sample", f"ckpt_path={checkpoint}", "labels=[5]")),
+        ]
+    for label, command in commands:
+        console.print(f"{label:<11} {command}", highlight=False)
+
+
+def _wandb_commands(logger: WandbLogger) -> list[tuple[str, str]]:
+    run = logger.experiment
+    if run.url and not run.offline:
+        return [("view", run.url)]
+    if run.disabled:
+        return []
+    folder = Path(run.dir).parent
+    return [("view", f"wandb leet {shlex.quote(str(folder))}"), ("upload", f"wandb sync {shlex.quote(str(folder))}")]
+
+
+def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path) -> list[str]:
+    """What was typed for this run, with the checkpoint, and more epochs where it has had all of its own."""
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    replaced = {"ckpt_path": str(checkpoint)}
+    limit = config.trainer.max_epochs
+    if limit is not None and 0 < limit <= trainer.current_epoch:
+        replaced["trainer.max_epochs"] = str(2 * limit)
+    kept = [override for override in typed if override.partition("=")[0] not in replaced]
+    return kept + [f"{key}={value}" for key, value in replaced.items()]
+
+
+def _python(*words: str) -> str:
+    return shlex.join([Path(sys.executable).name, *words])

@@ -1,0 +1,134 @@
+"""Lightning's Trainer, for the arguments people have typed for years."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
+
+Gpus = int | str | Sequence[int] | None
+
+
+def make_trainer(
+    gpus: Gpus = 0,
+    callbacks: Sequence[Callback] = (),
+    accelerator: str = "auto",
+    devices: Any = 1,
+    strategy: str = "auto",
+    **kwargs: Any,
+) -> Trainer:
+    """A Trainer without loggers: those are started last, when everything else is known to be right.
+
+    Args:
+        gpus: 0: the CPU; n: that many GPUs; -1: all there are; a list: the GPUs with these numbers. Numbers may come
+            as text. None: `accelerator` and `devices` decide, as in Lightning.
+        callbacks: those that `enable_progress_bar` and `enable_model_summary` switch off are left out.
+        accelerator: as in Lightning; `gpus` wins where it names GPUs.
+        devices: processes where `gpus` names no GPUs.
+        strategy: as in Lightning; "auto" on several devices is DDP with the setting that two optimizers need.
+        **kwargs: Lightning's own arguments; `max_steps` counts batches.
+
+    Raises:
+        ValueError: an argument is no number, or more GPUs are asked for than there are.
+    """
+    wanted = parse_gpus(gpus)
+    if wanted is not None and wanted != 0:
+        accelerator, devices = "gpu", check_gpus(wanted)
+    elif wanted == 0 and accelerator == "auto":
+        accelerator = "cpu"
+    for name in ("max_epochs", "max_steps"):
+        check_limit(name, kwargs.get(name))
+
+    several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or kwargs.get("num_nodes", 1) != 1
+    if strategy == "auto" and several:
+        # Each optimizer's backward pass leaves the other network's parameters without gradients.
+        strategy = "ddp_find_unused_parameters_true"
+    if not kwargs.get("enable_progress_bar", True):
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    if not kwargs.get("enable_model_summary", True):
+        callbacks = [c for c in callbacks if not isinstance(c, ModelSummary)]
+    return Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        plugins=[AtomicCheckpointIO()],
+        **kwargs,
+    )
+
+
+def parse_gpus(gpus: Gpus) -> int | list[int] | None:
+    """`gpus` as a number or a list of device numbers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    numbers = gpus
+    if isinstance(gpus, str):
+        parts = [part.strip() for part in gpus.strip("[] ").split(",")]
+        if all(part.lstrip("-").isdigit() for part in parts):
+            numbers = int(parts[0]) if len(parts) == 1 and "[" not in gpus else [int(part) for part in parts]
+    if numbers is None or (_is_int(numbers) and numbers >= -1):  # type: ignore[operator]
+        return numbers  # type: ignore[return-value]
+    if isinstance(numbers, Sequence) and not isinstance(numbers, str) and numbers:
+        if all(_is_int(n) and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers):
+            return list(numbers)
+    raise ValueError(f"gpus must be 0 (the CPU), a number of GPUs, -1 (all of them) or a list such as [0,1], not {gpus!r}")
+
+
+def check_gpus(wanted: int | list[int]) -> int | list[int]:
+    """`wanted`, if this machine has it.
+
+    Raises:
+        ValueError: it does not; says what there is.
+    """
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if not names and torch.backends.mps.is_available():
+        names = ["Apple GPU"]
+    if isinstance(wanted, list):
+        too_many = max(wanted) >= len(names)
+    else:
+        too_many = wanted > len(names) or not names
+    if too_many:
+        shown = str(wanted).replace(" ", "")
+        if not names:
+            raise ValueError(f"gpus is {shown}, but this machine has no GPU: use trainer.gpus=0 for the CPU")
+        listed = ", ".join(f"{i}: {name}" for i, name in enumerate(names))
+        raise ValueError(f"gpus is {shown}, but this machine has {len(names)} ({listed}): use trainer.gpus=-1 for all")
+    return wanted
+
+
+def check_limit(name: str, value: Any) -> None:
+    """Refuses what is not a positive number, -1 or None (no limit)."""
+    if value is not None and not (_is_int(value) and (value >= 1 or value == -1)):
+        raise ValueError(f"{name} must be a whole number of at least 1, or -1 for no limit, not {value!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and then renames: whatever happens, the target is whole, old or new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(path)
+            raise
