@@ -1,0 +1,62 @@
+"""The verb `sample`: images of chosen classes from a checkpoint, without the data set."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, ListConfig
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from src.utils.checkpoints import build_model, find_checkpoint, read_checkpoint
+from src.utils.errors import UserError
+from src.utils.images import to_grid, to_uint8
+
+
+def sample(config: DictConfig) -> None:
+    """Writes `samples.npz` (`images` uint8 [N, H, W, C], `labels` int64 [N]) and `grid.png`, one row a class.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or a class or a number is out of range.
+    """
+    for name, least in [("n_per_label", 1), ("batch_size", 1), ("seed", 0)]:
+        if not isinstance(config[name], int) or config[name] < least:
+            raise UserError(f"{name} must be a whole number of at least {least}, not {config[name]!r}")
+    path = find_checkpoint(config.ckpt_path, config.work_dir)
+    model: Any = build_model(read_checkpoint(path), path)
+    labels = torch.tensor(wanted_labels(config.labels, model.n_classes)).repeat_interleave(config.n_per_label)
+
+    # All noise comes first, so that the batch size does not change it.
+    noise = model.draw_noise(len(labels), torch.Generator().manual_seed(config.seed))
+    parts = list(zip(labels.split(config.batch_size), noise.split(config.batch_size), strict=True))
+    console = Console(soft_wrap=True)
+    images = torch.cat(
+        [model.generate(some, noise=its_noise) for some, its_noise in track(parts, "drawing", console=console)]
+    )
+
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / "samples.npz", images=to_uint8(images), labels=labels.numpy())
+    Image.fromarray(to_grid(images, config.n_per_label)).save(out / "grid.png")
+    console.print(f"{len(labels)} images from {path}")
+    console.print(f"samples     {out / 'samples.npz'}")
+    console.print(f"grid        {out / 'grid.png'}")
+    other = f"python run.py task=sample ckpt_path={shlex.quote(str(path))} seed={config.seed + 1}"
+    console.print(f"others      {other}", highlight=False)
+
+
+def wanted_labels(labels: Any, n_classes: int) -> list[int]:
+    """The classes to draw: all where `labels` is None.
+
+    Raises:
+        UserError: a label is no class of this model.
+    """
+    if labels is None:
+        return list(range(n_classes))
+    chosen = list(labels) if isinstance(labels, (list, ListConfig)) else [labels]
+    if not chosen or not all(isinstance(label, int) and 0 <= label < n_classes for label in chosen):
+        raise UserError(f"labels={chosen} must be classes from 0 to {n_classes - 1}, such as labels=[5] or labels=[0,1]")
+    return chosen

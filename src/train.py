@@ -1,0 +1,147 @@
+"""The verb `train`: build the parts, check that they fit, train, test, and say what was made."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from src.callbacks.checkpoint import check_logged
+from src.callbacks.run_state import RunState
+from src.utils.checkpoints import check_fits, find_checkpoint, read_checkpoint
+from src.utils.errors import UserError
+from src.utils.instantiate import instantiate, instantiate_each
+from src.utils.loggers import finish
+from src.utils.report import print_config, print_summary
+from src.utils.signals import StopRequest, stop_on_signals
+
+
+def train(config: DictConfig) -> float | None:
+    """Trains what `config` composes (see configs/train.yaml), then tests it.
+
+    Returns:
+        The value of `optimized_metric`, or None where that is null.
+
+    Raises:
+        UserError: the configuration cannot be run; one sentence says what to type instead.
+        SystemExit: a signal stopped the run, and it was saved; the code is 128 + the signal's number.
+    """
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {config.seed!r}")
+    seed_everything(config.seed, verbose=False)
+    datamodule = instantiate(config, "datamodule")
+    model = instantiate(config, "model")
+    trainer = instantiate(config, "trainer", callbacks=instantiate_each(config, "callbacks"))
+    check_parts(model, datamodule, trainer)
+    ckpt_path = resume_from(config, model) if config.ckpt_path else None
+
+    datamodule.prepare_data()  # first, because a run on other data than asked for carries that in its name
+    name_run(config, datamodule)
+    if config.print_config:
+        print_config(config, Path(trainer.default_root_dir))
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    trainer.callbacks.insert(0, RunState(plain))
+    loggers = instantiate_each(config, "logger")
+    trainer.loggers = loggers
+
+    exit_code = 1
+    with stop_on_signals(trainer) as stop:
+        try:
+            for logger in loggers:
+                logger.log_hyperparams(plain)
+            metrics = fit_and_test(config, trainer, model, datamodule, ckpt_path, stop)
+            exit_code = 0
+        except (SystemExit, KeyboardInterrupt):
+            if stop.signum is None:
+                raise
+            exit_code = 128 + stop.signum
+        finally:
+            finish(loggers, exit_code)
+
+    print_summary(config, trainer, metrics if exit_code == 0 else {})
+    if exit_code:
+        raise SystemExit(exit_code)
+    return float(metrics[config.optimized_metric]) if config.optimized_metric else None
+
+
+def fit_and_test(
+    config: DictConfig,
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    ckpt_path: Path | None,
+    stop: StopRequest,
+) -> dict[str, float]:
+    """Trains and, with `test_after_training`, tests the best checkpoint, else the last. Returns the final metrics."""
+    trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    if stop.signum is not None:  # it came during the last moments of training
+        raise SystemExit
+    metrics = dict(trainer.callback_metrics)
+    if config.test_after_training:
+        checkpoints = trainer.checkpoint_callback
+        best = getattr(checkpoints, "best_model_path", None) or getattr(checkpoints, "last_model_path", None)
+        trainer.test(model, datamodule=datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
+        metrics |= trainer.callback_metrics
+    if config.optimized_metric and config.optimized_metric not in metrics:
+        check_logged(metrics, "optimized_metric", config.optimized_metric)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer: Trainer) -> None:
+    """Refuses parts that do not fit each other, before the first batch.
+
+    Raises:
+        UserError: names both keys.
+    """
+    for name in ("img_size", "channels", "n_classes"):
+        ours, theirs = getattr(model, name, None), getattr(datamodule, name, None)
+        if ours != theirs and None not in (ours, theirs):
+            hint = "datamodule.img_size alone, which model.img_size follows" if name == "img_size" else f"model.{name}"
+            raise UserError(f"model.{name} is {ours}, but datamodule.{name} is {theirs}: set {hint}")
+    if datamodule.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):  # type: ignore[attr-defined]
+        raise UserError("datamodule.batch_size is 1, but the model has BatchNorm, which needs 2 images or more")
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError(
+            "a sweep runs one process a job, because each further process would repeat the whole sweep: use"
+            " trainer.gpus=1 or 0 and trainer.devices=1, or start the jobs one by one"
+        )
+
+
+def resume_from(config: DictConfig, model: LightningModule) -> Path:
+    """The checkpoint to resume, checked; a W&B run will go on under its id.
+
+    Raises:
+        UserError: it cannot be read, is of another model, or has nothing left to train.
+    """
+    path = find_checkpoint(config.ckpt_path, config.work_dir)
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, model, path)
+    if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
+        raise UserError(f"ckpt_path={path} holds weights only: training cannot resume from it")
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    limit = config.trainer.max_epochs
+    if limit is not None and 0 < limit <= epochs:
+        raise UserError(f"ckpt_path={path} has trained {epochs} epochs already: set trainer.max_epochs above {epochs}")
+    wandb_config = (config.get("logger") or {}).get("wandb")
+    if wandb_config is not None and wandb_config.id is None:
+        wandb_config.id = checkpoint.get("wandb_id")
+    with open_dict(config):
+        config.ckpt_path = str(path)
+    return path
+
+
+def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
+    """Writes into the configuration what the run is called and which data it really uses."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    experiment = str(choices.get("experiment") or choices.get("model") or "train").removesuffix(".yaml")
+    source = getattr(datamodule, "source", type(datamodule).__name__)
+    job = HydraConfig.get().job.get("num") if HydraConfig.initialized() else None
+    with open_dict(config):
+        config.data_source = source
+        config.name = config.name or "-".join(
+            [experiment, source, f"seed{config.seed}"] + ([f"job{job}"] if job is not None else [])
+        )
+        config.tags = [*config.tags, source]
