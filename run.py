@@ -48,7 +48,8 @@ def main() -> int:
             return train(config)
         from src.sample import sample
 
-        return sample(config)
+        sample(config)
+        return None
 
     try:
         job()
@@ -104,7 +105,8 @@ def known_keys(task: str, arguments: list[str]) -> list[str]:
             except Exception:
                 continue
             plain = OmegaConf.to_container(config, resolve=False)
-            keys, todo = [], [("", plain)]
+            keys: list[str] = []
+            todo: list[tuple[str, object]] = [("", plain)]
             while todo:
                 prefix, node = todo.pop()
                 for key, value in node.items() if isinstance(node, dict) else ():

@@ -58,5 +58,7 @@ def wanted_labels(labels: Any, n_classes: int) -> list[int]:
         return list(range(n_classes))
     chosen = list(labels) if isinstance(labels, (list, ListConfig)) else [labels]
     if not chosen or not all(isinstance(label, int) and 0 <= label < n_classes for label in chosen):
-        raise UserError(f"labels={chosen} must be classes from 0 to {n_classes - 1}, such as labels=[5] or labels=[0,1]")
+        raise UserError(
+            f"labels={chosen} must be classes from 0 to {n_classes - 1}, such as labels=[5] or labels=[0,1]"
+        )
     return chosen

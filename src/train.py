@@ -29,6 +29,8 @@ def train(config: DictConfig) -> float | None:
         UserError: the configuration cannot be run; one sentence says what to type instead.
         SystemExit: a signal stopped the run, and it was saved; the code is 128 + the signal's number.
     """
+    # A configuration composed by hand may still hold Hydra's own part, which is no part of the run.
+    config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {config.seed!r}")
     seed_everything(config.seed, verbose=False)
@@ -138,10 +140,10 @@ def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     experiment = str(choices.get("experiment") or choices.get("model") or "train").removesuffix(".yaml")
     source = getattr(datamodule, "source", type(datamodule).__name__)
-    job = HydraConfig.get().job.get("num") if HydraConfig.initialized() else None
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     with open_dict(config):
         config.data_source = source
         config.name = config.name or "-".join(
-            [experiment, source, f"seed{config.seed}"] + ([f"job{job}"] if job is not None else [])
+            [experiment, source, f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if sweep else [])
         )
         config.tags = [*config.tags, source]

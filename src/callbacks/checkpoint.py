@@ -20,9 +20,7 @@ class Checkpoint(ModelCheckpoint):
 
     def __init__(self, **kwargs: Any) -> None:
         # Without a version counter `last.ckpt` is rewritten in place instead of growing a `last-v1.ckpt`.
-        super().__init__(
-            save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs
-        )
+        super().__init__(save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor and self.monitor.startswith("val/"):

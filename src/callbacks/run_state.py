@@ -25,7 +25,8 @@ class RunState(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Small data: at least one point of every curve an epoch.
-        trainer.log_every_n_steps = min(trainer.log_every_n_steps, int(trainer.num_training_batches))
+        batches = int(trainer.num_training_batches)
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         key = (self.config["seed"], trainer.global_rank, trainer.global_step)

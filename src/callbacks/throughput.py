@@ -26,7 +26,8 @@ class Throughput(Callback):
             self._since, self._images = time.perf_counter(), 0
             return
         self._images += len(batch[0]) * trainer.world_size
-        if trainer.log_every_n_steps > 0 and trainer.global_step % trainer.log_every_n_steps == 0:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every > 0 and trainer.global_step % every == 0:
             now = time.perf_counter()
             pl_module.log("train/images_per_s", self._images / (now - self._since), batch_size=len(batch[0]))
             self._since, self._images = now, 0

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
+from src.models.image_model import ImageModel
 from src.utils.images import to_grid
 from src.utils.loggers import log_picture
 
@@ -33,11 +34,11 @@ class LogSampleGrid(Callback):
         self.seed = seed
         self.noise: Tensor | None = None
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self.on_epoch_end(trainer, pl_module)
 
-    def on_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Draws the grid and hands it out. Lightning no longer calls this by itself."""
         labels = torch.arange(pl_module.n_classes).repeat_interleave(self.n_per_class)
         if self.noise is None or len(self.noise) != len(labels):

@@ -91,7 +91,7 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
-            collate_fn=collated,
+            collate_fn=collated,  # type: ignore[arg-type]
             generator=torch.Generator(),  # torch would otherwise draw from the global one, which is the noise's
             **kwargs,  # type: ignore[arg-type]
         )

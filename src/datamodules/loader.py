@@ -36,13 +36,14 @@ class ImageSet(Dataset[Batch]):
         """Images float32 [B, C, img_size, img_size] in [-1, 1] and labels int64 [B]."""
         index = torch.as_tensor(indices)
         images = self.images[index].float()
-        if images.shape[-2:] != (self.img_size, self.img_size):
-            size = (self.img_size, self.img_size)
-            images = interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        size, wanted = images.shape[-2:], (self.img_size, self.img_size)
+        if size != wanted:
+            shrinks = self.img_size < max(size)  # only then is there anything to smooth, and it is slow
+            images = interpolate(images, wanted, mode="bilinear", align_corners=False, antialias=shrinks)
         return images.div_(127.5).sub_(1), self.labels[index]
 
 
-class EpochSampler(DistributedSampler[Batch]):
+class EpochSampler(DistributedSampler):
     """A new random order each epoch, a function of seed and epoch alone, shared out among the processes.
 
     `start` leaves out the first images of the next pass.

@@ -124,7 +124,8 @@ class MNISTDataModule(ImageDataModule):
     def _find(self) -> tuple[dict[str, Path], list[str]]:
         folders = [self.raw_folder, self.data_dir]
         paths = {
-            name: next((p for f in folders for p in (f / name, f / f"{name}.gz") if p.is_file()), None) for name in FILES
+            name: next((p for f in folders for p in (f / name, f / f"{name}.gz") if p.is_file()), None)
+            for name in FILES
         }
         return {name: path for name, path in paths.items() if path}, [name for name, path in paths.items() if not path]
 
@@ -134,9 +135,6 @@ class MNISTDataModule(ImageDataModule):
         Raises:
             OSError: no mirror answers, or the folder cannot be written.
         """
-        from torchvision.datasets import MNIST
-        from torchvision.datasets.utils import download_url
-
         self.raw_folder.mkdir(parents=True, exist_ok=True)
         log.info("downloading MNIST to %s", self.raw_folder)
         timeout = socket.getdefaulttimeout()
@@ -144,14 +142,17 @@ class MNISTDataModule(ImageDataModule):
         try:
             with tempfile.TemporaryDirectory(dir=self.raw_folder) as partial:
                 for name in names:
-                    self._fetch(name, MNIST.mirrors, partial, download_url)
+                    self._fetch(name, partial)
                     os.replace(Path(partial) / f"{name}.gz", self.raw_folder / f"{name}.gz")
         finally:
             socket.setdefaulttimeout(timeout)
 
     @staticmethod
-    def _fetch(name: str, mirrors: list[str], folder: str, download_url) -> None:  # type: ignore[no-untyped-def]
-        for mirror in mirrors:
+    def _fetch(name: str, folder: str) -> None:
+        from torchvision.datasets import MNIST  # imported late, as only a download needs it
+        from torchvision.datasets.utils import download_url
+
+        for mirror in MNIST.mirrors:
             try:
                 return download_url(f"{mirror}{name}.gz", folder, md5=FILES[name][2])
             except (OSError, RuntimeError) as error:  # RuntimeError: the checksum does not fit

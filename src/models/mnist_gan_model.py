@@ -6,12 +6,12 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Adam, Optimizer
 
+from src.models.image_model import ImageModel
 from src.models.losses import LSGANLoss
 from src.models.modules.ema import EMA
 
@@ -32,7 +32,7 @@ class DivergedError(RuntimeError):
     """Training produced weights that are not finite."""
 
 
-class MNISTGANModel(LightningModule):
+class MNISTGANModel(ImageModel):
     """A conditional GAN; despite its name it knows nothing of MNIST but its default sizes.
 
     Args:
@@ -89,7 +89,9 @@ class MNISTGANModel(LightningModule):
         """
         self._check_labels(labels)
         if noise.shape != (len(labels), self.latent_dim):
-            raise ValueError(f"noise must be [{len(labels)}, {self.latent_dim}] (labels, latent_dim), not {_shape(noise)}")
+            raise ValueError(
+                f"noise must be [{len(labels)}, {self.latent_dim}] (labels, latent_dim), not {_shape(noise)}"
+            )
         if not noise.is_floating_point():
             raise ValueError(f"noise must be floating point, not {noise.dtype}")
         return self.generator(noise, labels)
@@ -125,7 +127,7 @@ class MNISTGANModel(LightningModule):
             raise ValueError(f"labels must be [N], one class an image, not {_shape(labels)}")
         if labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64, not {labels.dtype}")
-        if len(labels) and not (0 <= labels.min() and labels.max() < self.n_classes):
+        if len(labels) and not (labels.min() >= 0 and labels.max() < self.n_classes):
             raise ValueError(
                 f"labels must be 0 to {self.n_classes - 1}, not {int(labels.min())} to {int(labels.max())}"
             )
@@ -138,9 +140,7 @@ class MNISTGANModel(LightningModule):
             self.optimizer_d(self.discriminator.parameters()),
         ], []
 
-    def step(
-        self, batch: Batch, batch_idx: int, optimizer_idx: int | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def step(self, batch: Batch, batch_idx: int, optimizer_idx: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The objective on one batch.
 
         Generated images share the batch's labels: every class is then as frequent among them as among real images,
@@ -195,7 +195,7 @@ class MNISTGANModel(LightningModule):
         optimizers = self.optimizers()
         assert isinstance(optimizers, list)
         # Reading numbers out costs time, on a GPU most of all: only where Lightning will log them.
-        log_every = self.trainer.log_every_n_steps
+        log_every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = log_every > 0 and (self.trainer.global_step + 1) % log_every == 0
         metrics: dict[str, Tensor | float] = {}
 

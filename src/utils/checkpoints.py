@@ -32,7 +32,9 @@ def find_checkpoint(ckpt_path: str, work_dir: str | Path) -> Path:
     if path.is_dir():
         raise UserError(f"ckpt_path={ckpt_path} is a folder: name the file, such as {path / 'ckpts' / 'last.ckpt'}")
     if not path.exists():
-        raise UserError(f"ckpt_path={ckpt_path} does not exist: check the path, or type ckpt_path=last for the newest run")
+        raise UserError(
+            f"ckpt_path={ckpt_path} does not exist: check the path, or type ckpt_path=last for the newest run"
+        )
     return path.resolve()
 
 

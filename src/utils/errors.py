@@ -107,9 +107,11 @@ def _missing_option(error: MissingConfigException, text: str) -> str:
 
 
 def _os_error(error: OSError) -> str:
-    where = f" {error.filename}" if error.filename else ""
+    where = f" {error.filename!s}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return f"no space left to write{where} ({error.strerror}): make room, or write elsewhere with hydra.run.dir=DIR"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission for{where} ({error.strerror}): choose another folder with data_dir=DIR or hydra.run.dir=DIR"
+        return (
+            f"no permission for{where} ({error.strerror}): choose another folder with data_dir=DIR or hydra.run.dir=DIR"
+        )
     return f"{error.strerror}:{where}: choose another path with data_dir=DIR or hydra.run.dir=DIR"

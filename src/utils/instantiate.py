@@ -23,5 +23,5 @@ def instantiate(config: DictConfig, key: str, **kwargs: Any) -> Any:
 
 def instantiate_each(config: DictConfig, group: str) -> list[Any]:
     """Builds every entry of a group such as `callbacks`; an entry set to null is left out."""
-    parts = config.get(group) or {}
+    parts: Any = config.get(group) or {}
     return [instantiate(parts, name) for name in parts if parts[name] is not None]

@@ -49,7 +49,7 @@ def make_wandb_logger(
     Raises:
         UserError: W&B refuses the key or an argument.
     """
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return WandbLogger(project=project, offline=True)  # Lightning never starts it
     mode = mode or os.environ.get("WANDB_MODE") or reachable_mode()
     options: dict[str, Any] = {
@@ -75,9 +75,9 @@ def make_wandb_logger(
     return WandbLogger(experiment=run)
 
 
-def _start(options: dict[str, Any], mode: str) -> Any:
-    # Quiet: the end-of-run table says what wandb would. The console is not captured: a progress bar fills it.
-    settings = wandb.Settings(init_timeout=20, console="off", quiet=True)
+def _start(options: dict[str, Any], mode: Any) -> Any:
+    # The end-of-run table says what wandb would. The console is not captured: a progress bar fills it.
+    settings = wandb.Settings(init_timeout=20, console="off", quiet=True, silent=mode != "online")
     return wandb.init(**options, mode=mode, settings=settings)
 
 
@@ -130,5 +130,5 @@ def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step:
 def finish(loggers: Sequence[Logger], exit_code: int) -> None:
     """Ends W&B runs as `finished` (exit code 0) or `failed`. Lightning ends the other loggers' runs."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             logger.experiment.finish(exit_code=exit_code)

@@ -23,7 +23,9 @@ def print_config(config: DictConfig, run_dir: Path) -> None:
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for key, value in plain.items():
         if isinstance(value, dict) and value:
-            tree.add(key, style="bold").add(Syntax(OmegaConf.to_yaml(value).rstrip(), "yaml", background_color="default"))
+            tree.add(key, style="bold").add(
+                Syntax(OmegaConf.to_yaml(value).rstrip(), "yaml", background_color="default")
+            )
         else:
             tree.add(f"{key}: {value}")
     Console().print(tree)
@@ -66,10 +68,10 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
 
 def _wandb_commands(logger: WandbLogger) -> list[tuple[str, str]]:
     run = logger.experiment
-    if run.url and not run.offline:
-        return [("view", run.url)]
     if run.disabled:
         return []
+    if not run.offline:
+        return [("view", run.url)]
     folder = Path(run.dir).parent
     return [("view", f"wandb leet {shlex.quote(str(folder))}"), ("upload", f"wandb sync {shlex.quote(str(folder))}")]
 

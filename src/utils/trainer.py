@@ -76,10 +76,12 @@ def parse_gpus(gpus: Gpus) -> int | list[int] | None:
             numbers = int(parts[0]) if len(parts) == 1 and "[" not in gpus else [int(part) for part in parts]
     if numbers is None or (_is_int(numbers) and numbers >= -1):  # type: ignore[operator]
         return numbers  # type: ignore[return-value]
-    if isinstance(numbers, Sequence) and not isinstance(numbers, str) and numbers:
-        if all(_is_int(n) and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers):
-            return list(numbers)
-    raise ValueError(f"gpus must be 0 (the CPU), a number of GPUs, -1 (all of them) or a list such as [0,1], not {gpus!r}")
+    is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) > 0
+    if is_list and all(_is_int(n) and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers):
+        return list(numbers)
+    raise ValueError(
+        f"gpus must be 0 (the CPU), a number of GPUs, -1 (all of them) or a list such as [0,1], not {gpus!r}"
+    )
 
 
 def check_gpus(wanted: int | list[int]) -> int | list[int]:
@@ -91,11 +93,8 @@ def check_gpus(wanted: int | list[int]) -> int | list[int]:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if not names and torch.backends.mps.is_available():
         names = ["Apple GPU"]
-    if isinstance(wanted, list):
-        too_many = max(wanted) >= len(names)
-    else:
-        too_many = wanted > len(names) or not names
-    if too_many:
+    needed = max(wanted) + 1 if isinstance(wanted, list) else max(wanted, 1)
+    if needed > len(names):
         shown = str(wanted).replace(" ", "")
         if not names:
             raise ValueError(f"gpus is {shown}, but this machine has no GPU: use trainer.gpus=0 for the CPU")

@@ -1,0 +1,215 @@
+"""Training speed of the baseline against bare PyTorch, as ratios of one run.
+
+    python benchmarks/training_speed.py [--batches 800] [--rounds 5] [--threads 2]
+
+Three ways to train the same two networks on the same images, in turns, so that a busy machine hits all alike:
+
+- project:  `src.train.train` as `python run.py experiment=train_mnist_gan.yaml` runs it, with its default logging
+- bare:     a plain loop over the same tensors with the same arithmetic and fused Adam
+- template: the way it is usually written: PIL transforms an image in a DataLoader, plain Adam, two G forwards
+
+The time to the first batch is compared with the time to import torch, Lightning and wandb.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, Dataset
+
+from src.datamodules.loader import ImageSet
+from src.datamodules.mnist_datamodule import MNISTDataModule
+from src.models.modules.discriminators import Discriminator
+from src.models.modules.generators import Generator
+
+BATCH = 64
+
+
+def bare_loop(data: ImageSet, batches: int) -> float:
+    """Images/s of the same arithmetic without a framework around it."""
+    generator, discriminator = Generator(10, 100, 1, 32), Discriminator(10, 1, 32)
+    adam = {"lr": 2e-4, "betas": (0.5, 0.999), "fused": True}
+    opt_g = torch.optim.Adam(generator.parameters(), **adam)
+    opt_d = torch.optim.Adam(discriminator.parameters(), **adam)
+    order = torch.randperm(len(data))[: BATCH * (len(data) // BATCH)].split(BATCH)
+    start = time.perf_counter()
+    for i in range(batches):
+        real, labels = data.__getitems__(order[i % len(order)])
+        fake = generator(torch.randn(BATCH, 100), labels)
+        discriminator.requires_grad_(False)
+        g_loss = (discriminator(fake, labels) - 1).square().mean()
+        opt_g.zero_grad()
+        g_loss.backward()
+        opt_g.step()
+        discriminator.requires_grad_(True)
+        scores = discriminator(torch.cat([real, fake.detach()]), torch.cat([labels, labels]))
+        d_real, d_fake = scores.chunk(2)
+        d_loss = ((d_real - 1).square().mean() + d_fake.square().mean()) / 2
+        opt_d.zero_grad()
+        d_loss.backward()
+        opt_d.step()
+    return batches * BATCH / (time.perf_counter() - start)
+
+
+class PILImages(Dataset):
+    """An image at a time through PIL and torchvision, as most code does it."""
+
+    def __init__(self, data: ImageSet) -> None:
+        from torchvision import transforms
+
+        self.data = data
+        steps = [transforms.Resize(32), transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))]
+        self.transform = transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.data.images[index, 0].numpy())), int(self.data.labels[index])
+
+
+def template_loop(data: ImageSet, batches: int) -> float:
+    """Images/s of the usual way."""
+    generator, discriminator = Generator(10, 100, 1, 32), Discriminator(10, 1, 32)
+    adam = {"lr": 2e-4, "betas": (0.5, 0.999)}
+    opt_g = torch.optim.Adam(generator.parameters(), **adam)
+    opt_d = torch.optim.Adam(discriminator.parameters(), **adam)
+    valid, invalid = torch.ones(BATCH, 1), torch.zeros(BATCH, 1)
+    loader = DataLoader(PILImages(data), batch_size=BATCH, shuffle=True, drop_last=True)
+    start = time.perf_counter()
+    shown = []
+    for i, (real, labels) in enumerate(loader):
+        if i == batches:
+            break
+        opt_g.zero_grad()
+        g_loss = mse_loss(discriminator(generator(torch.randn(BATCH, 100), labels), labels), valid)
+        g_loss.backward()
+        opt_g.step()
+        opt_d.zero_grad()
+        fake = generator(torch.randn(BATCH, 100), labels).detach()
+        d_real = mse_loss(discriminator(real, labels), valid)
+        d_loss = (d_real + mse_loss(discriminator(fake, labels), invalid)) / 2
+        d_loss.backward()
+        opt_d.step()
+        shown += [g_loss.item(), d_loss.item()]
+    return i * BATCH / (time.perf_counter() - start)
+
+
+def project(batches: int) -> float:
+    """Images/s of a real run, from its first batch to its last, with everything that happens between them."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from pytorch_lightning import Callback
+
+    import src.train as verb
+
+    class Clock(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if batch_idx == 1:
+                self.start = time.perf_counter()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            if batch_idx == batches:
+                self.seconds = time.perf_counter() - self.start
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        overrides = ["experiment=train_mnist_gan.yaml", f"trainer.limit_train_batches={batches + 1}"]
+        overrides += ["trainer.max_epochs=1", "test_after_training=false", "print_config=false"]
+        overrides += ["trainer.limit_val_batches=1", "logger.wandb.mode=offline"]
+        overrides += [f"hydra.run.dir={folder}", f"work_dir={folder}"]
+        config = compose("train", overrides, return_hydra_config=True)
+        config.hydra.runtime.output_dir = folder
+        HydraConfig.instance().set_config(config)
+        original = verb.instantiate_each
+        verb.instantiate_each = lambda c, g: original(c, g) + ([clock] if g == "callbacks" else [])
+        try:
+            verb.train(config)
+        finally:
+            verb.instantiate_each = original
+    return batches * BATCH / clock.seconds
+
+
+def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
+    """Seconds to import torch, Lightning and wandb; seconds from the command to the first batch; their ratio."""
+    code = "import os, torch, pytorch_lightning, wandb; os._exit(0)"  # both end without tidying up
+    probe = (
+        "import sys, os, runpy; sys.argv = sys.argv[1:];"
+        "import pytorch_lightning as pl; t = pl.LightningModule.on_train_batch_start;"
+        "pl.LightningModule.on_train_batch_start = lambda self, *a: os._exit(0);"
+        "sys.path.insert(0, os.path.dirname(sys.argv[0])); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    imports, first = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            imports.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            command = [sys.executable, "-c", probe, str(ROOT / "run.py"), "experiment=train_mnist_gan.yaml"]
+            subprocess.run(command, check=True, cwd=folder, capture_output=True)
+            first.append(time.perf_counter() - start)
+    a, b = statistics.median(imports), statistics.median(first)
+    return a, b, b / a
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=800)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    os.environ.setdefault("WANDB_SILENT", "true")
+
+    data_dir = os.environ.get("DATA_DIR", "data")
+    datamodule = MNISTDataModule(data_dir, offline_fallback=False)
+    datamodule.setup()
+    data = datamodule.sets["train"]
+
+    bare_loop(data, 50)
+    speeds: dict[str, list[float]] = {"project": [], "bare": [], "template": []}
+    for round_ in range(args.rounds):
+        speeds["project"].append(project(args.batches))
+        speeds["bare"].append(bare_loop(data, args.batches))
+        speeds["template"].append(template_loop(data, args.batches // 4))
+        print(f"round {round_ + 1}/{args.rounds}: " + "  ".join(f"{k} {v[-1]:,.0f}" for k, v in speeds.items()))
+    imports, first, start_ratio = first_batch_ratio(args.rounds)
+    median = {name: statistics.median(values) for name, values in speeds.items()}
+    result = {
+        "images_per_s": median,
+        "project/bare": statistics.median(p / b for p, b in zip(speeds["project"], speeds["bare"], strict=True)),
+        "project/template": statistics.median(
+            p / t for p, t in zip(speeds["project"], speeds["template"], strict=True)
+        ),
+        "seconds_to_import": imports,
+        "seconds_to_first_batch": first,
+        "first_batch/import": start_ratio,
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    print(json.dumps(result, indent=2))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""A stopped and resumed run is the run that was never stopped, bit for bit."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pytorch_lightning import Callback
+
+import src.train
+from tests.conftest import assert_same, load
+
+Train = Callable[..., Path]
+EMA = "model.ema_half_life=500"
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """Weights, EMA, optimizer states, counters, the grid's noise and the last grid."""
+    ours, theirs = load(a), load(b)
+    for key in ("state_dict", "optimizer_states", "epoch", "global_step"):
+        assert_same(ours[key], theirs[key], key)
+    grid = "LogSampleGrid"
+    assert_same(ours["callbacks"][grid], theirs["callbacks"][grid], grid)
+    last = sorted((a / "samples").iterdir())[-1]
+    assert last.read_bytes() == (b / "samples" / last.name).read_bytes()
+
+
+def test_two_epochs_and_two_more_are_four(train_here: Train) -> None:
+    whole = train_here("whole", EMA, "trainer.max_epochs=4")
+    first = train_here("first", EMA, "trainer.max_epochs=2")
+    rest = train_here("rest", EMA, "trainer.max_epochs=4", f"ckpt_path={first}/ckpts/last.ckpt")
+
+    assert_same_training(whole, rest)
+    assert sorted(p.name for p in (rest / "samples").iterdir()) == ["epoch_0002.png", "epoch_0003.png"]
+
+
+@pytest.mark.parametrize("stop_at", [1, 30, 43, 44])
+def test_a_run_stopped_inside_an_epoch(train_here: Train, monkeypatch: pytest.MonkeyPatch, stop_at: int) -> None:
+    """22 batches an epoch: inside the first and the second, before its last batch, and at its last."""
+    whole = train_here("whole", EMA, "trainer.max_epochs=4", "logger=none")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, stop_at)
+        with pytest.raises(SystemExit) as stopped:
+            train_here("first", EMA, "trainer.max_epochs=4", "logger=none")
+    assert stopped.value.code == 128 + signal.SIGINT
+    first = next(whole.parent.glob("first"))
+    assert load(first)["global_step"] == stop_at
+
+    rest = train_here("rest", EMA, "trainer.max_epochs=4", "ckpt_path=last", "logger=none")
+
+    assert_same_training(whole, rest)
+
+
+def interrupt_after(patch: pytest.MonkeyPatch, batch: int) -> None:
+    """Presses Ctrl-C while a batch is being trained."""
+
+    class PressCtrlC(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):  # type: ignore[no-untyped-def]
+            if trainer.global_step == batch - 1:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    original = src.train.instantiate_each
+
+    def with_interrupt(config, group):  # type: ignore[no-untyped-def]
+        return original(config, group) + ([PressCtrlC()] if group == "callbacks" else [])
+
+    patch.setattr(src.train, "instantiate_each", with_interrupt)
