@@ -69,13 +69,13 @@ def parse_gpus(gpus: Gpus) -> int | list[int] | None:
     Raises:
         ValueError: it is neither.
     """
-    numbers = gpus
+    numbers: Any = gpus
     if isinstance(gpus, str):
         parts = [part.strip() for part in gpus.strip("[] ").split(",")]
         if all(part.lstrip("-").isdigit() for part in parts):
             numbers = int(parts[0]) if len(parts) == 1 and "[" not in gpus else [int(part) for part in parts]
-    if numbers is None or (_is_int(numbers) and numbers >= -1):  # type: ignore[operator]
-        return numbers  # type: ignore[return-value]
+    if numbers is None or (_is_int(numbers) and numbers >= -1):
+        return numbers
     is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) > 0
     if is_list and all(_is_int(n) and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers):
         return list(numbers)
