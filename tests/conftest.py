@@ -1,8 +1,11 @@
 """What the tests share: composing and running as a user would, quickly and away from the user's files."""
 
+import functools
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,3 +89,26 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
             assert_same(x, y, f"{where}/{i}")
     else:
         assert a == b, where
+
+
+@functools.cache
+def wandb_records(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of the ended run's local W&B file, read by W&B's own reader."""
+    for _ in range(50):  # the last record can lag behind `finish()`
+        records = [json.loads(line) for line in _inspect(run_dir).splitlines()]
+        if records[-1]["type"] == "exit":
+            return records
+        time.sleep(0.2)
+    raise AssertionError(f"the W&B run in {run_dir} has not ended")
+
+
+def wandb_run(run_dir: Path) -> dict[str, Any]:
+    """`name`, `run_id`, `state`, `exit_code`, `config`, `summary` and `tags` in the run's local W&B file."""
+    tags = next(record["run"]["tags"] for record in wandb_records(run_dir) if record["type"] == "run")
+    return json.loads(_inspect(run_dir, "--summary")) | {"tags": tags}
+
+
+def _inspect(run_dir: Path, *options: str) -> str:
+    (folder,) = run_dir.glob("wandb/offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -1,5 +1,6 @@
 """Loggers: start them so that they cannot hang, show them pictures, and end them with the truth."""
 
+import logging
 import netrc
 import os
 import urllib.error
@@ -11,11 +12,12 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 
 from src.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 3.0
 
@@ -67,7 +69,7 @@ def make_wandb_logger(
     try:
         run = _start(options, mode)
     except wandb.errors.CommError as error:
-        rank_zero_info(f"W&B does not answer ({str(error).splitlines()[0]}): recording offline")
+        log.warning("W&B does not answer (%s): recording offline", str(error).splitlines()[0])
         run = _start(options, "offline")
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -91,7 +93,7 @@ def reachable_mode() -> str:
     except urllib.error.HTTPError:
         pass  # it answers
     except OSError as error:
-        rank_zero_info(f"W&B does not answer at {url} ({error}): recording offline")
+        log.warning("W&B does not answer at %s (%s): recording offline", url, error)
         return "offline"
     return "online"
 
@@ -107,6 +109,40 @@ def has_wandb_key(url: str) -> bool:
         return False
 
 
+def make_mlflow_logger(
+    experiment_name: str, save_dir: str, run_name: str | None = None, tracking_uri: str | None = None
+) -> MLFlowLogger:
+    """Records to an MLflow server, or without one to a database file.
+
+    Args:
+        experiment_name: MLflow experiment.
+        save_dir: where `mlflow.db` and `mlartifacts/` go without a server; runs share them.
+        run_name: shown for the run.
+        tracking_uri: of a server; None: `MLFLOW_TRACKING_URI`, else the database in `save_dir`.
+
+    Raises:
+        UserError: the server does not answer.
+    """
+    # The client would otherwise try a server that is down for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    artifacts = None
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        folder = Path(save_dir).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        uri, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()
+    logger = MLFlowLogger(experiment_name, run_name, uri, artifact_location=artifacts)
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        try:
+            _ = logger.experiment
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"logger.mlflow.tracking_uri={uri} does not answer ({reason}): start it, or logger=csv"
+            ) from error
+    return logger
+
+
 def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step: int, path: Path) -> None:
     """Shows a picture to a logger that takes pictures; others are left alone.
 
@@ -118,13 +154,12 @@ def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step:
         step: the batch it belongs to.
         path: the same picture as a file.
     """
-    kind = type(logger).__name__
     if isinstance(logger, WandbLogger):
         logger.log_image(key, [image], step=step, caption=[caption])
-    elif kind == "TensorBoardLogger":
-        logger.experiment.add_image(key, image, step, dataformats="HWC")  # type: ignore[attr-defined]
-    elif kind == "MLFlowLogger":
-        logger.experiment.log_artifact(logger.run_id, str(path), key)  # type: ignore[attr-defined]
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(key, image, step, dataformats="HWC")
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_artifact(logger.run_id, str(path), key)
 
 
 def finish(loggers: Sequence[Logger], exit_code: int) -> None:

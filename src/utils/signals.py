@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a run in order: after the batch in progress, with a checkpoint and an honest exit code."""
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from types import FrameType
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
 
 
 class StopRequest:
@@ -34,7 +37,7 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
         if again or not trains:
             raise KeyboardInterrupt
         trainer._signal_connector.received_sigterm = True
-        rank_zero_info("\nStopping after this batch, with a checkpoint. Once more to stop at once.")
+        rank_zero_only(log.warning)("stopping after this batch, with a checkpoint; once more to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may handle signals

@@ -1,0 +1,79 @@
+"""Runs that are stopped from outside: real processes, real signals."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import QUICK, ROOT, assert_same, load, run_cli, wandb_run
+
+LONG = [*QUICK, "trainer.max_epochs=1000"]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A long run in a process of its own, which has written its first checkpoint when this returns."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *LONG, *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not list(folder.glob("logs/runs/*/*/ckpts/last.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    return process
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = folder.glob("logs/runs/*/*/ckpts")
+    return found.parent
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_saves_the_batch_and_fails_the_run(tmp_path: Path, signum: int, code: int) -> None:
+    process = start(tmp_path)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == code, output
+    run_dir = run_folder(tmp_path)
+    run = wandb_run(run_dir)
+    assert (run["state"], run["exit_code"]) == ("failed", code)
+    checkpoint = load(run_dir)
+    assert checkpoint["global_step"] > 22
+    assert f"ckpt_path={run_dir}/ckpts/last.ckpt" in output  # the command that resumes it
+    assert "Traceback" not in output
+
+
+def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path: Path, train_here: Callable[..., Path]) -> None:
+    process = start(tmp_path, "logger=none")
+    time.sleep(random.uniform(0, 2))  # wherever that is: in a batch, in validation, in the middle of a write
+    process.kill()
+    process.wait()
+
+    run_dir = run_folder(tmp_path)
+    checkpoint = load(run_dir)
+    epochs = checkpoint["global_step"] // 22
+    grids = len(list(run_dir.glob("samples/*.png")))  # the last thing before the checkpoint
+    assert checkpoint["global_step"] % 22 == 0
+    assert grids - 1 <= epochs <= grids
+    assert {path.name for path in (run_dir / "ckpts").iterdir()} <= {"last.ckpt", ".last.ckpt.partial"}
+
+    limit = f"trainer.max_epochs={epochs + 1}"
+    whole = train_here("whole", "logger=none", limit)
+    resumed = train_here("resumed", "logger=none", limit, f"ckpt_path={run_dir}/ckpts/last.ckpt")
+    assert_same(load(whole)["state_dict"], load(resumed)["state_dict"])
+
+
+def test_disk_use_does_not_grow_with_epochs(tmp_path: Path) -> None:
+    done = run_cli(*QUICK, "trainer.max_epochs=4", "trainer.limit_train_batches=2", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(run_folder(tmp_path) / "ckpts") == ["last.ckpt"]

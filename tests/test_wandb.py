@@ -1,0 +1,155 @@
+"""What a reviewer finds in a W&B run: read back from the local file, as `wandb sync` would upload it."""
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.train import train
+from tests.conftest import QUICK, compose_config, run_cli, wandb_records, wandb_run
+
+Train = Callable[..., Path]
+SPLIT_KEYS = ["g_loss", "d_loss", "d_real_loss", "d_fake_loss", "d_real", "d_fake"]
+TRAIN_KEYS = [*SPLIT_KEYS, "grad_norm_g", "grad_norm_d", "lr_g", "lr_d", "images_per_s"]
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two epochs of 22 batches, logging every 5."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        run_dir = tmp_path_factory.mktemp("run")
+        overrides = [*QUICK, "trainer.max_epochs=2", "trainer.log_every_n_steps=5"]
+        train(compose_config("train", *overrides, run_dir=run_dir))
+        yield run_dir
+
+
+def history(run_dir: Path, key: str) -> list[dict]:
+    rows = [record["history"]["item"] for record in wandb_records(run_dir) if record["type"] == "history"]
+    return [row for row in rows if any(name.split(".")[0] == key for name in row)]
+
+
+@pytest.mark.parametrize("key", TRAIN_KEYS)
+def test_training_curves_count_batches(two_epochs: Path, key: str) -> None:
+    steps = [row["trainer/global_step"] for row in history(two_epochs, f"train/{key}")]
+
+    assert steps == [4, 9, 14, 19, 24, 29, 34, 39]
+
+
+@pytest.mark.parametrize("key", SPLIT_KEYS)
+def test_validation_and_test_are_on_the_same_axis(two_epochs: Path, key: str) -> None:
+    assert [row["trainer/global_step"] for row in history(two_epochs, f"val/{key}")] == [21, 43]
+    assert [row["trainer/global_step"] for row in history(two_epochs, f"test/{key}")] == [44]
+
+
+def test_one_grid_an_epoch_and_none_in_the_sanity_check(two_epochs: Path) -> None:
+    rows = history(two_epochs, "gen_imgs")
+
+    assert [row["trainer/global_step"] for row in rows] == [21, 43]
+    assert [row["gen_imgs.captions"] for row in rows] == [
+        ["epoch 0, batch 22: one row a class, 0 to 9"],
+        ["epoch 1, batch 44: one row a class, 0 to 9"],
+    ]
+
+
+def test_the_logged_grid_is_the_one_on_disk_and_not_black(two_epochs: Path) -> None:
+    (folder,) = two_epochs.glob("wandb/offline-run-*/files")
+    for epoch, row in enumerate(history(two_epochs, "gen_imgs")):
+        logged = np.asarray(Image.open(folder / row["gen_imgs.filenames"][0]))
+        saved = np.asarray(Image.open(two_epochs / "samples" / f"epoch_{epoch:04d}.png"))
+
+        np.testing.assert_array_equal(logged, saved)
+        assert saved.shape == (342, 342, 3)  # ten rows of ten 32-pixel images, 2 pixels between
+        assert saved.dtype == np.uint8
+        assert saved.std() > 20
+
+
+def test_the_run_says_what_it_is(two_epochs: Path) -> None:
+    run = wandb_run(two_epochs)
+
+    assert run["name"] == "mnist_gan_model-digits-seed12345"
+    assert run["tags"] == ["digits"]
+    assert run["state"] == "finished"
+    config = run["config"]
+    assert config["data_source"] == "digits"
+    assert config["model"]["generator"] == {
+        "_target_": "src.models.modules.generators.Generator",
+        "n_classes": 10,
+        "latent_dim": 100,
+        "channels": 1,
+        "img_size": 32,
+    }
+    assert config["trainer"]["max_epochs"] == 2
+    assert set(config) >= {"trainer", "model", "datamodule", "callbacks", "logger", "seed", "task", "data_dir"}
+
+
+def test_a_resumed_run_goes_on_under_its_id(train_here: Train) -> None:
+    first = train_here("first", "trainer.max_epochs=1")
+    rest = train_here("rest", "trainer.max_epochs=2", "ckpt_path=last")
+
+    assert wandb_run(rest)["run_id"] == wandb_run(first)["run_id"]
+    assert [row["trainer/global_step"] for row in history(rest, "gen_imgs")] == [43]
+
+
+def test_a_run_that_raises_is_failed(train_here: Train, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        train_here("broken", "datamodule.img_size=16", "model.discriminator.img_size=8")
+
+    run = wandb_run(next(tmp_path.glob("**/broken")))
+    assert (run["state"], run["exit_code"]) == ("failed", 1)
+
+
+def test_every_job_of_a_sweep_is_a_finished_run(tmp_path: Path) -> None:
+    done = run_cli(
+        "-m",
+        *QUICK,
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+        "model.optimizer_g.lr=1e-4,2e-4",
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    jobs = sorted(tmp_path.glob("logs/multiruns/*/*/[0-9]"))
+    runs = [wandb_run(job) for job in jobs]
+    assert [job.name for job in jobs] == ["0", "1"]
+    assert [run["name"] for run in runs] == [f"mnist_gan_model-digits-seed12345-job{n}" for n in (0, 1)]
+    assert [run["config"]["model"]["optimizer_g"]["lr"] for run in runs] == [1e-4, 2e-4]
+    assert [run["exit_code"] for run in runs] == [0, 0]
+
+
+QUICKEST = [*QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "test_after_training=false"]
+
+
+def test_without_a_key_the_run_is_offline_and_nothing_is_asked(tmp_path: Path) -> None:
+    done = run_cli(*QUICKEST, cwd=tmp_path, WANDB_MODE="")
+
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("logs/runs/*/*/wandb/offline-run-*"))) == 1
+    assert "wandb sync" in done.stdout
+
+
+def test_with_a_key_and_no_network_it_goes_offline(tmp_path: Path) -> None:
+    """The server takes the connection and never answers: worse than a refusal."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        done = run_cli(*QUICKEST, cwd=tmp_path, WANDB_MODE="", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=url)
+
+    assert done.returncode == 0, done.stderr
+    assert "recording offline" in done.stdout + done.stderr
+    assert len(list(tmp_path.glob("logs/runs/*/*/wandb/offline-run-*"))) == 1
+
+
+def test_a_run_on_the_fallback_says_so_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
+    overrides = ["print_config=false", f"data_dir={tmp_path}/nothing", "trainer.max_epochs=1"]
+    train(compose_config("train", *overrides, "experiment=train_mnist_gan.yaml", run_dir=tmp_path))
+
+    run = wandb_run(tmp_path)
+    assert run["name"] == "train_mnist_gan-digits-fallback-seed12345"
+    assert "digits-fallback" in run["tags"]
+    assert run["config"]["data_source"] == "digits-fallback"
+    assert "NOT MNIST" in capfd.readouterr().err
