@@ -79,7 +79,7 @@ def fit_and_test(
 ) -> dict[str, float]:
     """Trains and, with `test_after_training`, tests the best checkpoint, else the last. Returns the final metrics."""
     trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-    if stop.signum is not None:  # it came during the last moments of training
+    if stop.is_made(trainer):  # it came during the last moments of training
         raise SystemExit
     metrics = dict(trainer.callback_metrics)
     if config.test_after_training:

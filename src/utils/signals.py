@@ -6,44 +6,55 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 
 log = logging.getLogger(__name__)
 
 
-class StopRequest:
-    """Which signal asked the run to stop, if any."""
+class StopRequest(Callback):
+    """Which signal asked the run to stop, if any; stops training after the batch in which it came."""
 
     signum: int | None = None
+
+    def is_made(self, trainer: Trainer) -> bool:
+        """Whether any process was asked; all of them get the same answer at the same time."""
+        return trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.is_made(trainer):
+            # Lightning looks at this once the batch is complete, and raises `SIGTERMException`.
+            trainer._signal_connector.received_sigterm = True
 
 
 @contextmanager
 def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     """While training, the first SIGINT, SIGTERM or SIGHUP waits for the batch in progress; the next one does not.
 
-    Lightning waits for SIGTERM alone, so the others are turned into its flag for that. It then raises
-    `SIGTERMException`, with which the process would end with exit code 0 if nobody looked at the request.
+    Lightning waits for SIGTERM alone, ends the process with exit code 0 then, and hangs where several processes
+    receive the signal, because its handler communicates with the others from wherever each of them happens to be.
     """
     request = StopRequest()
 
     def handle(signum: int, frame: FrameType | None) -> None:
         again = request.signum is not None
         request.signum = request.signum or signum
-        # Lightning puts its own SIGTERM handler over this one while it runs, and looks at its flag when training.
-        trains = signal.getsignal(signal.SIGTERM) is not handle and trainer.state.fn == TrainerFn.FITTING
-        if again or not trains:
+        if again or trainer.state.fn != TrainerFn.FITTING or trainer.state.status != TrainerStatus.RUNNING:
             raise KeyboardInterrupt
-        trainer._signal_connector.received_sigterm = True
-        rank_zero_only(log.warning)("stopping after this batch, with a checkpoint; once more to stop at once")
+        if trainer.is_global_zero:
+            log.warning("stopping after this batch, with a checkpoint; once more to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may handle signals
         return
-    caught = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
-    before = {signum: signal.signal(signum, handle) for signum in caught}
+    trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
+    trainer.callbacks.insert(0, request)  # type: ignore[attr-defined]
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {s: signal.signal(s, handle) for s in known if signal.getsignal(s) != signal.SIG_IGN}  # nohup ignores
     try:
         yield request
     finally:
