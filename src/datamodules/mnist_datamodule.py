@@ -8,6 +8,7 @@ import socket
 import tempfile
 import zlib
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -155,7 +156,8 @@ class MNISTDataModule(ImageDataModule):
         for mirror in MNIST.mirrors:
             try:
                 return download_url(f"{mirror}{name}.gz", folder, md5=FILES[name][2])
-            except (OSError, RuntimeError) as error:  # RuntimeError: the checksum does not fit
+            # RuntimeError: the checksum does not fit; HTTPException: what answers does not speak HTTP.
+            except (OSError, RuntimeError, HTTPException) as error:
                 last = error
         raise OSError(f"{name}.gz could not be downloaded: {last}")
 

@@ -88,12 +88,7 @@ class MNISTGANModel(ImageModel):
             ValueError: a shape, a type or a label does not fit.
         """
         self._check_labels(labels)
-        if noise.shape != (len(labels), self.latent_dim):
-            raise ValueError(
-                f"noise must be [{len(labels)}, {self.latent_dim}] (labels, latent_dim), not {_shape(noise)}"
-            )
-        if not noise.is_floating_point():
-            raise ValueError(f"noise must be floating point, not {noise.dtype}")
+        self._check_noise(noise, len(labels))
         return self.generator(noise, labels)
 
     @torch.no_grad()
@@ -111,18 +106,22 @@ class MNISTGANModel(ImageModel):
         Raises:
             ValueError: a shape, a type or a label does not fit.
         """
+        self._check_labels(labels)
         if noise is None:
             noise = self.draw_noise(len(labels), rng)
+        self._check_noise(noise, len(labels))
         network = self.generator if self.ema is None else self.ema
-        self._check_labels(labels)
         with evaluating(network):
             return network(noise.to(self.device), labels.to(self.device))
 
     def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Noise [n, latent_dim] from a standard normal distribution, drawn on the device of `rng`."""
-        return torch.randn(n, self.latent_dim, generator=rng, device=rng.device if rng else self.device)
+        device = rng.device if rng else self.device
+        return torch.randn(n, self.latent_dim, generator=rng, device=device).to(self.dtype)
 
     def _check_labels(self, labels: Tensor) -> None:
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"labels must be a tensor int64 [N], not a {type(labels).__name__}")
         if labels.dim() != 1:
             raise ValueError(f"labels must be [N], one class an image, not {_shape(labels)}")
         if labels.dtype != torch.int64:
@@ -131,6 +130,16 @@ class MNISTGANModel(ImageModel):
             raise ValueError(
                 f"labels must be 0 to {self.n_classes - 1}, not {int(labels.min())} to {int(labels.max())}"
             )
+
+    def _check_noise(self, noise: Tensor, n: int) -> None:
+        if not isinstance(noise, Tensor):
+            raise ValueError(f"noise must be a tensor [N, {self.latent_dim}], not a {type(noise).__name__}")
+        if noise.shape != (n, self.latent_dim):
+            raise ValueError(f"noise must be [{n}, {self.latent_dim}] (labels, latent_dim), not {_shape(noise)}")
+        if noise.dtype != self.dtype:
+            raise ValueError(f"noise must be {self.dtype}, as the weights are, not {noise.dtype}")
+        if not noise.isfinite().all():
+            raise ValueError("noise must be finite numbers, but some are infinite or not a number")
 
     # Training -------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ class EMA(nn.Module):
         self.images_seen: Tensor
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self._count = 0  # the same number, readable without waiting for a GPU
+        self.register_load_state_dict_post_hook(_take_up_count)
 
     def train(self, mode: bool = True) -> "EMA":
         """The average is only ever used to draw images: it stays in evaluation mode."""
@@ -36,8 +37,6 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, network: nn.Module, n_images: int) -> None:
         """Moves the average towards `network`, after a step on `n_images` images."""
-        if self._count == 0:
-            self._count = int(self.images_seen)  # resumed
         self._count += n_images
         self.images_seen += n_images
         half_life = min(self.half_life, self.RAMP * self._count)
@@ -48,3 +47,7 @@ class EMA(nn.Module):
 
     def forward(self, *args: Tensor) -> Tensor:
         return self.network(*args)
+
+
+def _take_up_count(average: EMA, incompatible_keys: object) -> None:
+    average._count = int(average.images_seen)
