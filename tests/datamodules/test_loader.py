@@ -1,0 +1,178 @@
+"""Batches of resized images, in an order that is known beforehand and can be taken up anywhere."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
+
+from src.datamodules.digits_datamodule import DigitsDataModule
+from src.datamodules.loader import EpochSampler, ImageSet, ResumableDataLoader, collated
+
+N, BATCH = 20, 4
+
+
+def image_set(size: int = 8, img_size: int = 8, n: int = N) -> ImageSet:
+    """The label of an image is its number."""
+    rng = torch.Generator().manual_seed(0)
+    return ImageSet(torch.randint(256, (n, 1, size, size), generator=rng).byte(), torch.arange(n), img_size)
+
+
+def make_loader(num_workers: int = 0) -> ResumableDataLoader:
+    data = image_set()
+    return ResumableDataLoader(
+        data,
+        batch_size=BATCH,
+        sampler=EpochSampler(data, num_replicas=1, rank=0, seed=3),
+        num_workers=num_workers,
+        collate_fn=collated,
+        generator=torch.Generator(),
+    )
+
+
+def pass_over(loader: ResumableDataLoader, epoch: int) -> list[list[int]]:
+    """The labels of each batch, as Lightning asks for them: an iterator, then the epoch, then the batches."""
+    batches = iter(loader)
+    loader.sampler.set_epoch(epoch)
+    return [labels.tolist() for _, labels in batches]
+
+
+# ImageSet
+
+
+def test_levels_become_numbers_between_minus_one_and_one() -> None:
+    levels = torch.arange(256, dtype=torch.uint8).view(256, 1, 1, 1)
+    images, _ = ImageSet(levels, torch.zeros(256, dtype=torch.int64), 1).__getitems__(range(256))
+    assert images.dtype == torch.float32
+    assert images[0].item() == -1 and images[255].item() == 1
+    torch.testing.assert_close(images.flatten(), torch.linspace(-1, 1, 256))
+
+
+@pytest.mark.parametrize(("size", "img_size", "smooth"), [(8, 32, False), (28, 32, False), (28, 16, True)])
+def test_resizing_is_torchs(size: int, img_size: int, smooth: bool) -> None:
+    data = image_set(size, img_size)
+    images, _ = data.__getitems__([5, 0])
+    options = {"mode": "bilinear", "align_corners": False, "antialias": smooth}
+    expected = interpolate(data.images[[5, 0]].float(), (img_size, img_size), **options)
+    torch.testing.assert_close(images, expected / 127.5 - 1)
+    assert images.min() >= -1 and images.max() <= 1
+
+
+def test_a_batch_is_its_images_one_by_one() -> None:
+    data = image_set(img_size=12)
+    images, labels = data.__getitems__([7, 7, 2])
+    one_by_one = [data[i] for i in (7, 7, 2)]
+    torch.testing.assert_close(images, torch.stack([image for image, _ in one_by_one]))
+    assert labels.tolist() == [int(label) for _, label in one_by_one] == [7, 7, 2]
+
+
+def test_serving_does_not_change_the_images() -> None:
+    data = image_set()
+    before = data.images.clone()
+    data.__getitems__([0, 1])
+    assert torch.equal(data.images, before)
+
+
+# Order
+
+
+def order(seed: int, epoch: int, ranks: int = 1, rank: int = 0, n: int = N) -> list[int]:
+    sampler = EpochSampler(image_set(n=n), num_replicas=ranks, rank=rank, seed=seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    first = order(seed=1, epoch=0)
+    torch.manual_seed(99)
+    assert order(seed=1, epoch=0) == first
+    assert sorted(first) == list(range(N))
+    assert len({tuple(order(seed, epoch)) for seed in (1, 7) for epoch in (0, 1, 2)}) == 6
+
+
+def test_processes_share_the_data_out() -> None:
+    parts = [order(seed=1, epoch=2, ranks=2, rank=rank) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == list(range(N))
+    odd = [order(seed=1, epoch=2, ranks=3, rank=rank) for rank in (0, 1, 2)]  # 20 images for 3: one twice, none lost
+    assert {len(part) for part in odd} == {7}
+    assert {i for part in odd for i in part} == set(range(N))
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_remaining_batches_follow_exactly(num_workers: int) -> None:
+    whole = pass_over(make_loader(), epoch=6)
+    first, rest = make_loader(num_workers), make_loader(num_workers)
+    first.sampler.set_epoch(6)
+    batches = iter(first)
+    assert [next(batches)[1].tolist() for _ in range(2)] == whole[:2]
+    state = first.state_dict()
+    assert state == {"epoch": 6, "batches": 2}
+
+    rest.load_state_dict(state)
+    assert pass_over(rest, epoch=6) == whole[2:]
+    assert rest.state_dict() == {"epoch": 6, "batches": len(whole)}
+    assert pass_over(rest, epoch=7) == pass_over(make_loader(), epoch=7)
+
+
+def test_a_second_stop_counts_from_the_epochs_beginning() -> None:
+    whole = pass_over(make_loader(), epoch=1)
+    second, third = make_loader(), make_loader()
+    second.load_state_dict({"epoch": 1, "batches": 1})
+    second.sampler.set_epoch(1)
+    batches = iter(second)
+    assert [next(batches)[1].tolist() for _ in range(2)] == whole[1:3]
+    third.load_state_dict(second.state_dict())
+    assert pass_over(third, epoch=1) == whole[3:]
+
+
+def test_after_the_end_of_an_epoch_the_next_is_whole() -> None:
+    first, rest = make_loader(), make_loader()
+    pass_over(first, epoch=4)
+    rest.load_state_dict(first.state_dict())
+    whole = pass_over(rest, epoch=5)
+    assert len(whole) == N // BATCH
+    assert whole == pass_over(make_loader(), epoch=5)
+
+
+# What a data module hands to Lightning
+
+
+@pytest.fixture(scope="module")
+def digits() -> DigitsDataModule:
+    datamodule = DigitsDataModule(img_size=8)
+    datamodule.setup()
+    return datamodule
+
+
+def loaders(datamodule: DigitsDataModule) -> dict[str, DataLoader]:
+    return {name: getattr(datamodule, f"{name}_dataloader")() for name in ("train", "val", "test")}
+
+
+def test_loaders_are_ordinary_ones_of_whole_batches(digits: DigitsDataModule) -> None:
+    for name, loader in loaders(digits).items():
+        assert isinstance(loader, DataLoader)
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        images, labels = batches[0]
+        assert images.shape == (64, 1, 8, 8) and labels.shape == (64,)
+        served = torch.cat([labels for _, labels in batches])
+        if name == "train":
+            assert {len(labels) for _, labels in batches} == {64}  # what is left over waits for the next epoch
+        else:
+            assert torch.equal(served, digits.sets[name].labels)
+
+
+def test_loading_takes_no_random_numbers(digits: DigitsDataModule) -> None:
+    def states() -> tuple[list[int], object, str]:
+        return torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())
+
+    before = states()
+    for loader in loaders(digits).values():
+        assert isinstance(next(iter(loader))[0], Tensor)
+    assert states() == before
