@@ -1,0 +1,164 @@
+"""What people type for `gpus` becomes Lightning's arguments, and a checkpoint is whole or absent."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary
+from pytorch_lightning.strategies import DDPStrategy
+
+from src.callbacks.progress import ProgressBar
+from src.utils import trainer as module
+from src.utils.trainer import AtomicCheckpointIO, check_gpus, make_trainer, parse_gpus
+
+DDP = "ddp_find_unused_parameters_true"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (-1, -1),
+        ([0, 1], [0, 1]),
+        ((2,), [2]),
+        ("0", 0),
+        ("1", 1),
+        ("-1", -1),
+        ("0,1", [0, 1]),
+        ("[0,1]", [0, 1]),
+        ("[ 0, 3 ]", [0, 3]),
+        ("[0]", [0]),
+        (None, None),
+    ],
+)
+def test_gpus_as_people_type_it(typed: Any, meant: Any) -> None:
+    parsed = parse_gpus(typed)
+    assert parsed == meant and type(parsed) is type(meant)
+
+
+@pytest.mark.parametrize("typed", [True, False, "abc", "", "1.5", 1.0, [0, 0], "1,1", -2, "-2", [-1], [], [True], {}])
+def test_gpus_that_cannot_be_meant(typed: Any) -> None:
+    with pytest.raises(ValueError, match=r"gpus must be .* not ") as error:
+        parse_gpus(typed)
+    assert repr(typed) in str(error.value)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """This machine has `n` GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card{i}")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("wanted", [1, 2, -1, [0], [1], [0, 1]])
+def test_gpus_that_are_there(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
+    pretend(monkeypatch, 2)
+    assert check_gpus(wanted) == wanted
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "message"),
+    [
+        (0, 1, "gpus is 1, but this machine has no GPU: use trainer.gpus=0"),
+        (0, -1, "gpus is -1, but this machine has no GPU: use trainer.gpus=0"),
+        (0, [0], r"gpus is \[0\], but this machine has no GPU: use trainer.gpus=0"),
+        (2, 3, r"gpus is 3, but this machine has 2 \(0: Card0, 1: Card1\): use trainer.gpus=-1"),
+        (2, [0, 2], r"gpus is \[0,2\], but this machine has 2 \(0: Card0, 1: Card1\): use trainer.gpus=-1"),
+    ],
+)
+def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch, there: int, wanted: Any, message: str) -> None:
+    pretend(monkeypatch, there)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(gpus=wanted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "accelerator", "devices", "strategy"),
+    [
+        ({"gpus": 0}, "cpu", 1, "auto"),
+        ({"gpus": "0"}, "cpu", 1, "auto"),
+        ({"gpus": 1}, "gpu", 1, "auto"),
+        ({"gpus": "2"}, "gpu", 2, DDP),
+        ({"gpus": -1}, "gpu", -1, DDP),
+        ({"gpus": [0, 1]}, "gpu", [0, 1], DDP),
+        ({"gpus": [1]}, "gpu", [1], "auto"),
+        ({"gpus": 2, "strategy": "ddp"}, "gpu", 2, "ddp"),
+        ({"gpus": 1, "num_nodes": 2}, "gpu", 1, DDP),
+        ({"gpus": 1, "accelerator": "cpu", "devices": 4}, "gpu", 1, "auto"),
+        ({"gpus": 0, "accelerator": "cpu", "devices": 2}, "cpu", 2, DDP),
+        ({"gpus": None}, "auto", 1, "auto"),
+        ({"gpus": None, "accelerator": "gpu", "devices": 2}, "gpu", 2, DDP),
+    ],
+)
+def test_gpus_in_lightnings_terms(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], accelerator: str, devices: Any, strategy: str
+) -> None:
+    pretend(monkeypatch, 4)
+    monkeypatch.setattr(module, "Trainer", dict)
+    made: Any = make_trainer(**arguments)
+    assert (made["accelerator"], made["devices"], made["strategy"]) == (accelerator, devices, strategy)
+    assert made.get("num_nodes", 1) == arguments.get("num_nodes", 1)
+
+
+def test_two_processes_on_the_cpu_as_lightning_sees_them() -> None:
+    trainer = make_trainer(gpus=0, accelerator="cpu", devices=2)
+    assert trainer.world_size == 2
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_switched_off_is_left_out(shown: bool) -> None:
+    checkpoint = ModelCheckpoint()
+    callbacks = [ProgressBar(), RichModelSummary(), checkpoint]
+    trainer = make_trainer(callbacks=callbacks, enable_progress_bar=shown, enable_model_summary=shown)
+    assert (trainer.progress_bar_callback is not None) == shown
+    assert any(isinstance(c, RichModelSummary) for c in trainer.callbacks) == shown
+    assert trainer.checkpoint_callback is checkpoint
+
+
+def test_nothing_is_written_unless_a_callback_writes_it() -> None:
+    trainer = make_trainer()
+    assert trainer.checkpoint_callback is None and trainer.loggers == []
+
+
+@pytest.mark.parametrize("name", ["max_epochs", "max_steps"])
+@pytest.mark.parametrize("value", [-3, 0, 1.5, True, "many"])
+def test_limits_are_whole_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        make_trainer(**{name: value})
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_written_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(3)}, path)
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(4)}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["x"], torch.arange(4))
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("before", [b"the old checkpoint", None])
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], before: bytes | None
+) -> None:
+    path = tmp_path / "last.ckpt"
+    if before:
+        path.write_bytes(before)
+
+    def write_half(checkpoint: object, file: Any) -> None:
+        file.write(b"half of")
+        raise error(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(error) as raised:
+        AtomicCheckpointIO().save_checkpoint({}, path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == ([("last.ckpt", before)] if before else [])
+    if error is OSError:
+        assert raised.value.filename == str(path)
