@@ -4,19 +4,28 @@ import os
 import sys
 import traceback
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent
 VERBS = ("train", "sample")
+HYDRA_FLAGS = (
+    *("--", "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
+)
 
 
 def main() -> int:
     """Runs the command line; returns the exit code: 0, 1 (the run failed), 2 (the command is wrong), 128 + signal."""
-    for name, value in dotenv_values(ROOT / ".env").items():
-        if value:
-            os.environ.setdefault(name, value)
+    try:
+        for name, value in dotenv_values(ROOT / ".env").items():
+            if value:
+                os.environ.setdefault(name, value)
+    except ValueError as error:  # also what is not UTF-8
+        print(f"error: {ROOT / '.env'} cannot be read ({error}): write NAME=value lines", file=sys.stderr)
+        return 2
     for name in ("DATA_DIR", "WANDB_API_KEY", "WANDB_MODE"):
         if os.environ.get(name) == "":  # empty means unset, as in .env.example
             del os.environ[name]
@@ -24,49 +33,83 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
 
     arguments = [as_hydra_reads_it(argument) for argument in sys.argv[1:]]
+    arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra refuses it between others
     task = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("task=")), "train")
     sys.argv[1:] = arguments
     if task not in VERBS:
         print(f"error: there is no task={task}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    if wrong := [flag for flag in flags if flag not in HYDRA_FLAGS]:
+        print(f"error: {wrong[0]} is no option: keys have no dashes, type {wrong[0][2:]}=VALUE", file=sys.stderr)
+        return 2
 
     import hydra
     from omegaconf import DictConfig
 
-    failure_dir: list[str] = []
+    reported: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=task)
     def job(config: DictConfig) -> float | None:
         from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
 
-        failure_dir[:] = [HydraConfig.get().runtime.output_dir]
         if config.get("ignore_warnings"):
             quieten()
-        if task == "train":
-            from src.train import train
+        try:
+            if task == "train":
+                from src.train import train
 
-            return train(config)
-        from src.sample import sample
+                return train(config)
+            from src.sample import sample
 
-        sample(config)
-        return None
+            sample(config)
+            return None
+        except Exception as error:
+            debugging = HydraConfig.get().runtime.choices.get("debug", "none") != "none"
+            code = report(error, show_traceback or debugging, Path(HydraConfig.get().runtime.output_dir))
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                reported.append(error)
+                raise  # Hydra goes on with the other jobs, and raises it again after the last
+            raise SystemExit(code) from error
 
     try:
         job()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception as error:
-        from src.utils.errors import explain, is_users
+        from src.utils.errors import UserError, explain_os, is_users
 
-        show_traceback = show_traceback or any(a.startswith("debug=") and a != "debug=none" for a in arguments)
-        if show_traceback:
-            traceback.print_exc()
-        print(f"error: {explain(error, known_keys(task, arguments))}", file=sys.stderr)
-        if not is_users(error) and not show_traceback:
-            print(f"where: {keep_traceback(failure_dir)}", file=sys.stderr)
-        return 2 if is_users(error) else 1
+        if error in reported:
+            return 2 if is_users(error) else 1
+        if isinstance(error, OSError) and error.errno is not None:  # the run folder could not be made
+            error = UserError(explain_os(error))
+        return report(error, show_traceback, known=known_keys(task, arguments))
     return 0
+
+
+def report(error: Exception, show_traceback: bool, folder: Path | None = None, known: Iterable[str] = ()) -> int:
+    """Says on stderr what went wrong, in one sentence; returns the exit code.
+
+    Args:
+        error: what was raised.
+        show_traceback: whether to print it, too; otherwise that of a failed run is kept in `folder`.
+        folder: the run folder, if the run has begun.
+        known: keys of the configuration, for suggestions.
+    """
+    from src.utils.errors import explain, is_users
+
+    if show_traceback:
+        traceback.print_exception(error)
+    print(f"error: {explain(error, known)}", file=sys.stderr)
+    if is_users(error):
+        return 2
+    if not show_traceback:
+        print(f"where: {keep_traceback(error, folder)}", file=sys.stderr)
+    return 1
 
 
 def as_hydra_reads_it(argument: str) -> str:
@@ -116,14 +159,16 @@ def known_keys(task: str, arguments: list[str]) -> list[str]:
     return []
 
 
-def keep_traceback(folder: list[str]) -> str:
-    """Writes the current traceback to the run folder, or else says how to see it."""
+def keep_traceback(error: Exception, folder: Path | None) -> str:
+    """Writes the traceback to the run folder, or else says how to see it."""
+    remedy = "type HYDRA_FULL_ERROR=1 before the command for the traceback"
+    if folder is None:
+        return remedy
     try:
-        path = Path(folder[0]) / "traceback.txt"
-        path.write_text(traceback.format_exc())
-        return f"{path} (or type HYDRA_FULL_ERROR=1 before the command)"
-    except (IndexError, OSError):
-        return "type HYDRA_FULL_ERROR=1 before the command for the traceback"
+        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+    except OSError:
+        return remedy
+    return f"{folder / 'traceback.txt'} (or {remedy})"
 
 
 if __name__ == "__main__":

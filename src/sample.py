@@ -1,5 +1,6 @@
 """The verb `sample`: images of chosen classes from a checkpoint, without the data set."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ def sample(config: DictConfig) -> None:
         UserError: the checkpoint cannot be used, or a class or a number is out of range.
     """
     for name, least in [("n_per_label", 1), ("batch_size", 1), ("seed", 0)]:
-        if not isinstance(config[name], int) or config[name] < least:
-            raise UserError(f"{name} must be a whole number of at least {least}, not {config[name]!r}")
+        value = config[name]
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
     path = find_checkpoint(config.ckpt_path, config.work_dir)
     model: Any = build_model(read_checkpoint(path), path)
     labels = torch.tensor(wanted_labels(config.labels, model.n_classes)).repeat_interleave(config.n_per_label)
@@ -38,9 +40,14 @@ def sample(config: DictConfig) -> None:
     )
 
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out} cannot be made ({error.strerror}): choose another folder with out=DIR") from error
     np.savez_compressed(out / "samples.npz", images=to_uint8(images), labels=labels.numpy())
-    Image.fromarray(to_grid(images, config.n_per_label)).save(out / "grid.png")
+    one_class = len(labels) == config.n_per_label  # then a square shows more than a row
+    columns = math.ceil(math.sqrt(len(labels))) if one_class else config.n_per_label
+    Image.fromarray(to_grid(images, columns)).save(out / "grid.png")
     console.print(f"{len(labels)} images from {path}")
     console.print(f"samples     {out / 'samples.npz'}")
     console.print(f"grid        {out / 'grid.png'}")
@@ -57,8 +64,8 @@ def wanted_labels(labels: Any, n_classes: int) -> list[int]:
     if labels is None:
         return list(range(n_classes))
     chosen = list(labels) if isinstance(labels, (list, ListConfig)) else [labels]
-    if not chosen or not all(isinstance(label, int) and 0 <= label < n_classes for label in chosen):
+    if not chosen or not all(type(label) is int and 0 <= label < n_classes for label in chosen):
         raise UserError(
-            f"labels={chosen} must be classes from 0 to {n_classes - 1}, such as labels=[5] or labels=[0,1]"
+            f"labels must be classes from 0 to {n_classes - 1}, such as labels=[5] or labels=[0,1], not {labels!r}"
         )
     return chosen

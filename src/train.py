@@ -1,19 +1,23 @@
 """The verb `train`: build the parts, check that they fit, train, test, and say what was made."""
 
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from src.callbacks.checkpoint import check_logged
+from src.callbacks.checkpoint import RequiredMetric, check_logged
 from src.callbacks.run_state import RunState
+from src.datamodules.image_datamodule import ImageDataModule
+from src.models.image_model import ImageModel
 from src.utils.checkpoints import check_fits, find_checkpoint, read_checkpoint
 from src.utils.errors import UserError
-from src.utils.instantiate import instantiate, instantiate_each
+from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import finish
 from src.utils.report import print_config, print_summary
 from src.utils.signals import StopRequest, stop_on_signals
@@ -31,8 +35,7 @@ def train(config: DictConfig) -> float | None:
     """
     # A configuration composed by hand may still hold Hydra's own part, which is no part of the run.
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {config.seed!r}")
+    check_run_wide(config)
     seed_everything(config.seed, verbose=False)
     datamodule = instantiate(config, "datamodule")
     model = instantiate(config, "model")
@@ -40,12 +43,18 @@ def train(config: DictConfig) -> float | None:
     check_parts(model, datamodule, trainer)
     ckpt_path = resume_from(config, model) if config.ckpt_path else None
 
-    datamodule.prepare_data()  # first, because a run on other data than asked for carries that in its name
+    with blamed_on("datamodule", folder="data_dir"):
+        datamodule.prepare_data()  # before the loggers: a run on other data than asked for carries that in its name
+        datamodule.setup("fit")
     name_run(config, datamodule)
     if config.print_config:
         print_config(config, Path(trainer.default_root_dir))
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     trainer.callbacks.insert(0, RunState(plain))
+    monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+    for key, metric in [("callbacks.model_checkpoint.monitor", monitor), ("optimized_metric", config.optimized_metric)]:
+        if metric:
+            trainer.callbacks.insert(0, RequiredMetric(key, metric))
     loggers = instantiate_each(config, "logger")
     trainer.loggers = loggers
 
@@ -92,19 +101,52 @@ def fit_and_test(
     return {name: float(value) for name, value in metrics.items()}
 
 
+def check_run_wide(config: DictConfig) -> None:
+    """Refuses values that no part will look at.
+
+    Raises:
+        UserError: names the key.
+    """
+    seed = config.seed
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}")
+    for name in ("test_after_training", "print_config", "ignore_warnings"):
+        if not isinstance(config[name], bool):
+            raise UserError(f"{name} must be true or false, not {config[name]!r}")
+    if not isinstance(config.tags, ListConfig) or not all(isinstance(tag, str) for tag in config.tags):
+        raise UserError(f"tags must be a list of words such as [baseline], not {config.tags!r}")
+    metric = config.optimized_metric
+    if not isinstance(metric, (str, NoneType)):
+        raise UserError(f"optimized_metric must be a metric's name or null, not {metric!r}")
+    if metric and metric.startswith("test/") and not config.test_after_training:
+        raise UserError(f"optimized_metric={metric} needs test_after_training=true")
+
+
 def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer: Trainer) -> None:
     """Refuses parts that do not fit each other, before the first batch.
 
     Raises:
         UserError: names both keys.
     """
+    for key, part, kind in [("model", model, LightningModule), ("datamodule", datamodule, LightningDataModule)]:
+        if not isinstance(part, kind):
+            raise UserError(f"{key}._target_ must make a {kind.__name__}, not a {type(part).__name__}")
     for name in ("img_size", "channels", "n_classes"):
         ours, theirs = getattr(model, name, None), getattr(datamodule, name, None)
         if ours != theirs and None not in (ours, theirs):
-            hint = "datamodule.img_size alone, which model.img_size follows" if name == "img_size" else f"model.{name}"
+            follows = "datamodule.img_size alone, which model.img_size follows"
+            hint = follows if name == "img_size" else f"model.{name}={theirs}"
             raise UserError(f"model.{name} is {ours}, but datamodule.{name} is {theirs}: set {hint}")
+    if isinstance(model, ImageModel) and isinstance(datamodule, ImageDataModule):
+        drawn = list(model.generate(torch.zeros(1, dtype=torch.int64), torch.Generator().manual_seed(0)).shape[1:])
+        served = [datamodule.channels, datamodule.img_size, datamodule.img_size]
+        if drawn != served:
+            raise UserError(
+                f"model.generator draws images of {drawn}, but the datamodule's are {served}: set datamodule.img_size"
+                " alone, which the networks follow"
+            )
     if datamodule.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):  # type: ignore[attr-defined]
-        raise UserError("datamodule.batch_size is 1, but the model has BatchNorm, which needs 2 images or more")
+        raise UserError("datamodule.batch_size is 1, but the model has BatchNorm, which needs 2 images or more: use 64")
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise UserError(
             "a sweep runs one process a job, because each further process would repeat the whole sweep: use"
@@ -121,9 +163,13 @@ def resume_from(config: DictConfig, model: LightningModule) -> Path:
     path = find_checkpoint(config.ckpt_path, config.work_dir)
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, path)
-    if "loops" not in checkpoint or "optimizer_states" not in checkpoint:
-        raise UserError(f"ckpt_path={path} holds weights only: training cannot resume from it")
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    try:
+        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        checkpoint["optimizer_states"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"ckpt_path={path} holds weights only, from which training cannot resume: choose a ckpts/last.ckpt"
+        ) from error
     limit = config.trainer.max_epochs
     if limit is not None and 0 < limit <= epochs:
         raise UserError(f"ckpt_path={path} has trained {epochs} epochs already: set trainer.max_epochs above {epochs}")

@@ -3,33 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from src.models.mnist_gan_model import DivergedError
 from src.utils.errors import UserError
+from src.utils.instantiate import check_types
 
 
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, after every epoch and when the run is stopped; arguments as there.
 
-    It refuses a metric that nobody logs (Lightning would save nothing and say nothing), and keeps the last good
-    checkpoint when training has diverged or the disk is full.
+    It keeps the last good checkpoint when training has diverged or the disk is full.
     """
 
     def __init__(self, **kwargs: Any) -> None:
+        check_types(ModelCheckpoint, kwargs)
         # Without a version counter `last.ckpt` is rewritten in place instead of growing a `last-v1.ckpt`.
         super().__init__(save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs)
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor and self.monitor.startswith("val/"):
-            check_logged(trainer.callback_metrics, "callbacks.model_checkpoint.monitor", self.monitor)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor:
-            check_logged(trainer.callback_metrics, "callbacks.model_checkpoint.monitor", self.monitor)
-        super().on_train_epoch_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, DivergedError):
@@ -41,6 +33,34 @@ class Checkpoint(ModelCheckpoint):
         else:
             if self.best_model_path:
                 rank_zero_info(f"saved {self.best_model_path}")
+
+
+class RequiredMetric(Callback):
+    """Refuses a metric that nobody logs as soon as that shows, be it in the sanity check, instead of after hours.
+
+    Args:
+        key: where the metric is configured.
+        metric: its name.
+    """
+
+    def __init__(self, key: str, metric: str) -> None:
+        self.key = key
+        self.metric = metric
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.metric.startswith("val/") and trainer.limit_val_batches == 0:
+            raise UserError(
+                f"{self.key}={self.metric} needs the validation that trainer.limit_val_batches=0 switches off: set"
+                f" {self.key}=null"
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.metric.startswith("val/"):
+            check_logged(trainer.callback_metrics, self.key, self.metric)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.metric.startswith(("val/", "test/")):  # not every epoch has a validation
+            check_logged(trainer.callback_metrics, self.key, self.metric)
 
 
 def check_logged(metrics: Mapping[str, Any], key: str, metric: str) -> None:

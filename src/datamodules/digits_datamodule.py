@@ -10,14 +10,21 @@ N_DIGITS = 1797
 DIGITS_SPLIT = (1_412, 128, 257)  # MNIST's proportions
 
 
+def check_digits_split(split: Sequence[int]) -> None:
+    """Raises ValueError where the sizes do not add up to 1,797."""
+    if sum(split) != N_DIGITS:
+        raise ValueError(
+            f"train_val_test_split must add up to {N_DIGITS}, but {list(split)} makes {sum(split)}: try [1412,128,257]"
+        )
+
+
 def load_digits(split: Sequence[int]) -> dict[str, Split]:
     """The digits (Alpaydin & Kaynak 1998, UCI), 8x8 pixels each, in splits drawn with a fixed seed.
 
     Raises:
         ValueError: the sizes do not add up to 1,797.
     """
-    if sum(split) != N_DIGITS:
-        raise ValueError(f"train_val_test_split must add up to {N_DIGITS}, but {list(split)} makes {sum(split)}")
+    check_digits_split(split)
     from sklearn import datasets  # a second of imports that MNIST does not need
 
     digits = datasets.load_digits()
@@ -43,6 +50,10 @@ class DigitsDataModule(ImageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(train_val_test_split, batch_size, num_workers, pin_memory, img_size, seed)
+
+    def check_split(self, split: list[int]) -> None:
+        """All of the digits are used."""
+        check_digits_split(split)
 
     def load(self) -> dict[str, Split]:
         return load_digits(self.train_val_test_split)

@@ -54,6 +54,7 @@ class ImageDataModule(LightningDataModule):
         ]:
             if not _is_int(value) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        self.check_split(split)
         if batch_size > split[0]:
             raise ValueError(f"batch_size is {batch_size}, but there are only {split[0]} training images: use fewer")
         self.train_val_test_split = split
@@ -63,6 +64,13 @@ class ImageDataModule(LightningDataModule):
         self.img_size = img_size
         self.seed = seed
         self.sets: dict[str, ImageSet] = {}
+
+    def check_split(self, split: list[int]) -> None:
+        """Refuses sizes that do not suit the data set, where those are known before it is loaded.
+
+        Raises:
+            ValueError: begins with `train_val_test_split`.
+        """
 
     @abstractmethod
     def load(self) -> dict[str, Split]:

@@ -83,16 +83,21 @@ class MNISTDataModule(ImageDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(train_val_test_split, batch_size, num_workers, pin_memory, img_size, seed)
-        train, val, test = self.train_val_test_split
-        if train + val != N_TRAIN or test != N_TEST:
-            raise ValueError(
-                f"train_val_test_split is {self.train_val_test_split}, but train + val must make {N_TRAIN} and test"
-                f" {N_TEST}: try [55000, 5000, 10000]"
-            )
         self.data_dir = Path(data_dir).expanduser()
+        if self.data_dir.exists() and not self.data_dir.is_dir():
+            raise ValueError(f"data_dir is {data_dir}, which is a file: name the folder that holds MNIST")
         self.offline_fallback = offline_fallback
         self.source = "mnist"
         self._found: dict[str, Path] | None = None
+
+    def check_split(self, split: list[int]) -> None:
+        """Training and validation images are the official training images."""
+        train, val, test = split
+        if train + val != N_TRAIN or test != N_TEST:
+            raise ValueError(
+                f"train_val_test_split is {split}, but train + val must make {N_TRAIN} and test {N_TEST}: try"
+                " [55000,5000,10000]"
+            )
 
     @property
     def raw_folder(self) -> Path:
@@ -107,6 +112,8 @@ class MNISTDataModule(ImageDataModule):
             try:
                 self._download(missing)
             except OSError as error:
+                if error.errno is not None:  # not the network's fault: the folder cannot be written
+                    raise
                 self._do_without(missing, error)
                 return
             found, missing = self._find()

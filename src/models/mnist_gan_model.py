@@ -48,7 +48,7 @@ class MNISTGANModel(ImageModel):
         ema_half_life: half-life in images of G's moving average, which then draws the samples; None: no average.
 
     Raises:
-        ValueError: `ema_half_life` is not positive.
+        ValueError: a number is not positive, or an optimizer refuses its arguments.
     """
 
     def __init__(
@@ -77,6 +77,10 @@ class MNISTGANModel(ImageModel):
         self.latent_dim = latent_dim
         self.channels = channels
         self.img_size = img_size
+        for name in ("n_classes", "latent_dim", "channels", "img_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        self.configure_optimizers()  # would otherwise be refused only after the data is loaded
         self._fakes: Batch | None = None  # G's step leaves its images here for D's step on the same batch
 
     # Use ------------------------------------------------------------------------------------------------------------
@@ -144,10 +148,13 @@ class MNISTGANModel(ImageModel):
     # Training -------------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> tuple[list[Optimizer], list[Any]]:
-        return [
-            self.optimizer_g(self.generator.parameters()),
-            self.optimizer_d(self.discriminator.parameters()),
-        ], []
+        optimizers = []
+        for name, network in [("optimizer_g", self.generator), ("optimizer_d", self.discriminator)]:
+            try:
+                optimizers.append(getattr(self, name)(network.parameters()))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name} cannot be built: {error}") from error
+        return optimizers, []
 
     def step(self, batch: Batch, batch_idx: int, optimizer_idx: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The objective on one batch.

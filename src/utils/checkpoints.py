@@ -16,21 +16,27 @@ from src.utils.errors import UserError, explain_instantiation
 TRUSTED = ("src.models.", "torch.nn.", "torch.optim.")
 
 
-def find_checkpoint(ckpt_path: str, work_dir: str | Path) -> Path:
+def find_checkpoint(ckpt_path: Any, work_dir: str | Path) -> Path:
     """The file that `ckpt_path` means; `last` is the newest `ckpts/last.ckpt` of the runs in `work_dir`.
 
     Raises:
         UserError: there is no such file.
     """
+    if not isinstance(ckpt_path, str):
+        raise UserError(f"ckpt_path must be a file, or last for the newest run's, not {ckpt_path!r}")
     if ckpt_path == "last":
         found = Path(work_dir).glob("logs/runs/*/*/ckpts/last.ckpt")
         newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
-            raise UserError(f"ckpt_path=last finds no logs/runs/*/*/ckpts/last.ckpt in {work_dir}: train first")
+            raise UserError(
+                f"ckpt_path=last finds no logs/runs/*/*/ckpts/last.ckpt in {work_dir}: train first, or type"
+                " ckpt_path=FILE"
+            )
         return newest
     path = Path(ckpt_path).expanduser()
     if path.is_dir():
-        raise UserError(f"ckpt_path={ckpt_path} is a folder: name the file, such as {path / 'ckpts' / 'last.ckpt'}")
+        inside = next(iter([*path.glob("ckpts/*.ckpt"), *path.glob("*.ckpt")]), "ckpts/last.ckpt")
+        raise UserError(f"ckpt_path={ckpt_path} is a folder: name a file in it, such as {path / inside}")
     if not path.exists():
         raise UserError(
             f"ckpt_path={ckpt_path} does not exist: check the path, or type ckpt_path=last for the newest run"
@@ -44,23 +50,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is empty, damaged, not ours, or holds code.
     """
-    if path.stat().st_size == 0:
-        raise UserError(f"ckpt_path={path} is empty: choose another checkpoint")
     try:
+        if path.stat().st_size == 0:
+            raise UserError(f"ckpt_path={path} is empty: choose another checkpoint")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "WeightsUnpickler" in str(error):
-            raise UserError(
-                f"ckpt_path={path} holds more than numbers and text, or is no checkpoint; it was not loaded, and no"
-                " code in it was run"
-            ) from error
-        raise UserError(f"ckpt_path={path} is not a checkpoint") from error
-    except OSError:
+        raise UserError(
+            f"ckpt_path={path} is no checkpoint, or holds more than numbers and text; no code in it was run: choose"
+            " another one"
+        ) from error
+    except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"ckpt_path={path} cannot be read ({error.strerror or error}): choose another one") from error
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... for files that are cut or garbled
         raise UserError(f"ckpt_path={path} is damaged or not a checkpoint: choose another one") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
-        raise UserError(f"ckpt_path={path} was not written by this project: it lacks 'state_dict' or 'config'")
+    weights, config = (checkpoint.get(k) if isinstance(checkpoint, dict) else None for k in ("state_dict", "config"))
+    if not (isinstance(weights, dict) and isinstance(config, dict) and all(map(torch.is_tensor, weights.values()))):
+        raise UserError(
+            f"ckpt_path={path} was not written by this project, as it lacks 'state_dict' or 'config': choose a"
+            " ckpts/last.ckpt"
+        )
     return checkpoint
 
 
@@ -70,9 +80,9 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LightningModule:
     Raises:
         UserError: the configuration asks for something that is not a model's part, or does not fit the weights.
     """
-    config = checkpoint["config"].get("model") if isinstance(checkpoint["config"], dict) else None
+    config = checkpoint["config"].get("model")
     if not isinstance(config, dict):
-        raise UserError(f"ckpt_path={path} does not say how its model is built")
+        raise UserError(f"ckpt_path={path} does not say how its model is built: choose another checkpoint")
     refuse_untrusted(config, path)
     try:
         model = hydra.utils.instantiate(config, _convert_="all")
@@ -112,12 +122,14 @@ def refuse_untrusted(config: Any, path: Path) -> None:
         if "_target_" in config and not _is_trusted_class(config["_target_"]):
             raise UserError(
                 f"ckpt_path={path} asks for {config['_target_']!r}, which is no class of src.models, torch.nn or"
-                " torch.optim; it was not loaded"
+                " torch.optim; nothing was built: choose another checkpoint"
             )
         for value in config.values():
             refuse_untrusted(value, path)
     elif isinstance(config, str) and "${" in config:
-        raise UserError(f"ckpt_path={path} holds the interpolation {config!r}; it was not loaded")
+        raise UserError(
+            f"ckpt_path={path} asks for {config!r} to be looked up; nothing was built: choose another checkpoint"
+        )
 
 
 def _is_trusted_class(target: Any) -> bool:

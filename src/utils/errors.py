@@ -2,8 +2,10 @@
 
 import difflib
 import errno
+import importlib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -12,7 +14,8 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 
@@ -20,18 +23,28 @@ class UserError(ValueError):
     """Something the user can put right; the message is one sentence that names the key and what to type."""
 
 
-# Keys that people know from older templates and Lightning 1.x.
-RENAMED = {
-    "model.lr": "model.optimizer_g.lr and model.optimizer_d.lr",
-    "model.b1": "model.optimizer_g.betas and model.optimizer_d.betas",
-    "model.b2": "model.optimizer_g.betas and model.optimizer_d.betas",
-    "trainer.resume_from_checkpoint": "ckpt_path",
-    "trainer.progress_bar_refresh_rate": "callbacks.progress_bar.refresh_rate",
-    "trainer.weights_summary": "trainer.enable_model_summary",
-    "trainer.gradient_clip_val": "nothing: gradient clipping is not available with two optimizers",
-    "trainer.accumulate_grad_batches": "datamodule.batch_size",
-}
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXTRAS = "pip install -r requirements-extras.txt"
+# Keys that people know from older templates and Lightning 1.x, and what to do instead.
+RENAMED = {
+    "model.lr": "use model.optimizer_g.lr and model.optimizer_d.lr",
+    "model.b1": "use model.optimizer_g.betas and model.optimizer_d.betas",
+    "model.b2": "use model.optimizer_g.betas and model.optimizer_d.betas",
+    "trainer.resume_from_checkpoint": "use ckpt_path",
+    "trainer.progress_bar_refresh_rate": "use callbacks.progress_bar.refresh_rate",
+    "trainer.weights_summary": "use trainer.enable_model_summary",
+    "trainer.gradient_clip_val": "remove it, as Lightning does not clip gradients with two optimizers",
+    "trainer.accumulate_grad_batches": "remove it and raise datamodule.batch_size",
+}
+# What libraries say without saying what to type.
+REMEDIES = {
+    "must be either both floats": "write 0.0 instead of 0",
+    "Invalid learning rate": "set lr to a positive number such as 2.0e-4",
+    "Invalid beta parameter": "set betas to two numbers from 0.0 to below 1, such as [0.5, 0.999]",
+    "No quantity for top_k": "set callbacks.model_checkpoint.monitor to a metric such as val/g_loss",
+    "No supported gpu backend": "use trainer.gpus=0 for the CPU",
+}
+NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def is_users(error: BaseException) -> bool:
@@ -41,7 +54,11 @@ def is_users(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
-    """One sentence about `error`; `known_keys` are the composed configuration's, for suggestions."""
+    """One line about `error`; `known_keys` are the composed configuration's, for suggestions."""
+    return " ".join(_explain(error, list(known_keys)).split())
+
+
+def _explain(error: BaseException, known_keys: list[str]) -> str:
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if isinstance(error, MissingConfigException):
@@ -49,69 +66,122 @@ def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}: overrides are key=value, and lists are key=[1,2]"
     if isinstance(error, ConfigCompositionException):
-        if match := re.match(r"Could not override '([^']+)'", first):
+        if match := re.match(r"Could not override '([^'@]+)", first):
             return _unknown_key(match[1], known_keys)
-        if match := re.match(r"Ambiguous value for argument '([^=]+)=([^']+)'", first):
+        if match := re.search(r"Ambiguous value for argument '([^=]+)=([^']+)'", text):
             return f"{match[1]}={match[2]} is a sweep: type {match[1]}=[{match[2]}] for a list, or -m to run each value"
+        if match := re.match(r"Could not (?:append|delete)[^']*'([^']+)'", first):
+            return f"{match[1]}: {first}"
     if isinstance(error, InterpolationResolutionError) and (cause := error.__cause__ or error.__context__):
         return f"{error.full_key}: {cause}".splitlines()[0]
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        return f"the configuration has no {error.full_key or first}: do not remove it"
     if isinstance(error, InstantiationException):
         return explain_instantiation(error)
     if isinstance(error, OSError) and error.errno is not None:
-        return _os_error(error)
-    if isinstance(error, (UserError, MisconfigurationException)):
-        return text
+        return explain_os(error)
     if "Config group override" in text:
         return "a configuration group takes the name of one of its files: see configs/"
-    return f"{type(error).__name__}: {first}"
+    if type(error).__module__.startswith("src."):  # says what to do
+        return text
+    if isinstance(error, MisconfigurationException) or type(error) is ValueError:
+        return text + _remedy(text)
+    return f"{type(error).__name__}: {first}{_remedy(first)}"
 
 
-def explain_instantiation(error: InstantiationException) -> str:
-    """What a part's constructor objected to, with the part's key in front."""
+def explain_instantiation(error: InstantiationException, config: DictConfig | None = None) -> str:
+    """What a part's constructor objected to, with its key in front, and the argument's where `config` tells it."""
     key = match[1] if (match := re.search(r"full_key: (\S+)", str(error))) else ""
     cause = error.__cause__
-    if isinstance(cause, (ModuleNotFoundError, ImportError)):
-        if str(cause).startswith(("No module named 'src", "cannot import name")):
-            return f"{key}._target_: {cause}"
-        return f"{key} needs a package that is not installed ({cause}): {EXTRAS}"
-    if isinstance(cause, TypeError) and (match := re.search(r"unexpected keyword argument '(\w+)'", str(cause))):
+    text = str(cause or error).strip()
+    if isinstance(cause, ImportError):
+        if match := re.match(r"Error loading '([^']+)'", text):
+            return _bad_target(key, match[1])
+        remedy = f": {EXTRAS}" if key.startswith("logger") else ""
+        return f"{key} needs a package that is not installed ({text.splitlines()[0]}){remedy}"
+    if isinstance(cause, TypeError) and (match := re.search(r"unexpected keyword argument '(\w+)'", text)):
         return f"{key}.{match[1]} is not an option of {key}: remove it"
-    if isinstance(cause, TypeError) and (match := re.search(r"missing .* arguments?: (.*)", str(cause))):
-        return f"{key} lacks {match[1]}"
-    if isinstance(cause, ValueError):
-        # Our constructors begin their messages with the argument's name.
-        separator = "." if re.match(r"[a-z_]+ (is|must|asks|needs|cannot)\b", str(cause)) else ": "
-        return f"{key}{separator}{cause}"
-    if cause is not None:
-        return f"{key}: {explain(cause)}"
-    return str(error).splitlines()[0] + (f" ({key})" if key else "")
+    if isinstance(cause, TypeError) and (match := re.search(r"missing .* arguments?: (.*)", text)):
+        return f"{key} lacks {match[1]}: add it"
+    if isinstance(cause, UserError):
+        return text
+    if isinstance(cause, ValueError) and begins_with_argument(text):
+        return f"{key}.{text}{_remedy(text)}"
+    if cause is None:
+        return f"{key}._target_: {text.splitlines()[0]}"
+    return f"{_argument_meant(text, key, config)}: {explain(cause)}"
 
 
-def _unknown_key(key: str, known: Iterable[str]) -> str:
+def begins_with_argument(text: str) -> bool:
+    """Whether a message begins with an argument's name, as our constructors' do."""
+    return re.match(r"[a-z_]+ (?:\([^)]*\) )?(is|must|asks|needs|cannot)\b", text) is not None
+
+
+def explain_os(error: OSError, remedy: str = "choose another folder with hydra.run.dir=DIR") -> str:
+    """What the operating system refused, and `remedy`."""
+    if error.errno is None:  # not the system's: one of ours, which already says what to do
+        return str(error)
+    where = f" {error.filename!s}" if error.filename else ""
+    if error.errno in NO_SPACE:
+        return f"no space left to write{where} ({error.strerror}): make room, or write elsewhere with hydra.run.dir=DIR"
+    return f"cannot use{where} ({error.strerror}): {remedy}"
+
+
+def _argument_meant(text: str, key: str, config: DictConfig | None) -> str:
+    """`key`, or `key.argument` where a library's message speaks of one of the part's arguments or its value."""
+    part = OmegaConf.select(config, key) if config is not None and key else None
+    if not isinstance(part, DictConfig):
+        return key
+    best, score = key, 0
+    for name in map(str, part):
+        named = re.search(rf"\b{re.escape(name)}\b", text) is not None
+        valued = isinstance(part[name], str) and repr(part[name]) in text
+        if 2 * named + valued > score:
+            best, score = f"{key}.{name}", 2 * named + valued
+    return best
+
+
+def _bad_target(key: str, target: str) -> str:
+    """A `_target_` that cannot be imported: misspelt, or of a package that is not there."""
+    module, _, name = target.rpartition(".")
+    try:
+        there = [n for n, v in vars(importlib.import_module(module)).items() if getattr(v, "__module__", "") == module]
+    except (ImportError, ValueError):
+        return f"{key}._target_={target} cannot be imported: check its spelling, or install the package that has it"
+    close = difflib.get_close_matches(name, there, n=1) or there
+    return f"{key}._target_={target} does not exist: {module} has {', '.join(close) or 'nothing of its own'}"
+
+
+def _remedy(text: str) -> str:
+    return next((f": {remedy}" for sentence, remedy in REMEDIES.items() if sentence in text), "")
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
     if key in RENAMED:
-        return f"there is no key {key}: use {RENAMED[key]}"
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"there is no key {key}: " + (f"did you mean {close[0]}?" if close else "see configs/ for those there are")
+        return f"there is no key {key}: {RENAMED[key]}"
+    if key in known:  # Hydra says no more than that either
+        inside = [k for k in known if k.startswith(f"{key}.")] or [key]
+        return f"{key} cannot be replaced as a whole: set the keys in it, such as {inside[0]}=VALUE"
+    parent, _, name = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    namesakes = [k for k in known if k.endswith(f".{name}")]
+    if close := difflib.get_close_matches(name, siblings, n=1):
+        return f"there is no key {key}: did you mean {siblings[close[0]]}?"
+    if parent in known:  # the group is right
+        return f"there is no key {key}: choose one of {', '.join(sorted(siblings))}"
+    if close := namesakes[:1] or difflib.get_close_matches(key, known, n=1):
+        return f"there is no key {key}: did you mean {close[0]}?"
+    top = sorted(k for k in known if "." not in k)
+    return f"there is no key {key}: choose one of {', '.join(top) or 'those in configs/'}"
 
 
 def _missing_option(error: MissingConfigException, text: str) -> str:
-    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text):
         group, name = match[1], match[2]
         if group == "hydra/sweeper":
             return f"the sweeper {name!r} is not installed: {EXTRAS}"
-        options = sorted(error.options or [])
+        options = sorted(error.options or [path.stem for path in (CONFIGS / group).glob("*.yaml")])
         close = difflib.get_close_matches(name.removesuffix(".yaml"), options, n=1)
-        suggestion = f"did you mean {group}={close[0]}?" if close else f"there are {', '.join(options)}"
+        suggestion = f"did you mean {group}={close[0]}?" if close else f"choose one of {', '.join(options)}"
         return f"there is no {group}={name}: {suggestion}"
     return text.splitlines()[0]
-
-
-def _os_error(error: OSError) -> str:
-    where = f" {error.filename!s}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return f"no space left to write{where} ({error.strerror}): make room, or write elsewhere with hydra.run.dir=DIR"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return (
-            f"no permission for{where} ({error.strerror}): choose another folder with data_dir=DIR or hydra.run.dir=DIR"
-        )
-    return f"{error.strerror}:{where}: choose another path with data_dir=DIR or hydra.run.dir=DIR"

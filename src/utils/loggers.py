@@ -54,6 +54,8 @@ def make_wandb_logger(
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return WandbLogger(project=project, offline=True)  # Lightning never starts it
     mode = mode or os.environ.get("WANDB_MODE") or reachable_mode()
+    if mode not in ("online", "offline", "shared", "disabled", "dryrun", "run"):
+        raise ValueError(f"mode (or else WANDB_MODE) must be online, offline or disabled, not {mode!r}")
     options: dict[str, Any] = {
         "project": project,
         "dir": save_dir,
@@ -73,7 +75,9 @@ def make_wandb_logger(
         run = _start(options, "offline")
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"logger.wandb: {reason}: set WANDB_API_KEY in .env, or logger.wandb.mode=offline") from error
+        concerns_key = isinstance(error, wandb.errors.AuthenticationError) or "key" in reason.lower()
+        remedy = "set WANDB_API_KEY in .env, or logger.wandb.mode=offline" if concerns_key else "change it"
+        raise UserError(f"logger.wandb: {reason}: {remedy}") from error
     return WandbLogger(experiment=run)
 
 

@@ -10,11 +10,13 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 
+from src.utils.instantiate import check_types
+
 Gpus = int | str | Sequence[int] | None
 
 
 def make_trainer(
-    gpus: Gpus = 0,
+    gpus: Any = 0,
     callbacks: Sequence[Callback] = (),
     accelerator: str = "auto",
     devices: Any = 1,
@@ -33,8 +35,9 @@ def make_trainer(
         **kwargs: Lightning's own arguments; `max_steps` counts batches.
 
     Raises:
-        ValueError: an argument is no number, or more GPUs are asked for than there are.
+        ValueError: an argument is of the wrong kind or out of range, or more GPUs are asked for than there are.
     """
+    check_types(Trainer, kwargs)
     wanted = parse_gpus(gpus)
     if wanted is not None and wanted != 0:
         accelerator, devices = "gpu", check_gpus(wanted)
@@ -42,6 +45,9 @@ def make_trainer(
         accelerator = "cpu"
     for name in ("max_epochs", "max_steps"):
         check_limit(name, kwargs.get(name))
+    for name in ("limit_train_batches", "check_val_every_n_epoch"):
+        if kwargs.get(name) == 0:
+            raise ValueError(f"{name} must be above 0, not 0: 1 is the usual value")
 
     several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or kwargs.get("num_nodes", 1) != 1
     if strategy == "auto" and several:
