@@ -1,0 +1,81 @@
+"""The core install holds what the code and its tests import, and nothing else."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+OURS = {"src", "tests", "run", "benchmarks"}
+FILES = [ROOT / "run.py", *sorted((ROOT / "src").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+DISTRIBUTIONS = packages_distributions()
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def listed(file: str) -> set[str]:
+    """The packages of a requirements file, without those of the files it includes."""
+    lines = (ROOT / file).read_text().splitlines()
+    return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines if re.match(r"\w", line)}
+
+
+def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, bool]]:
+    """Each package that is imported, and whether only when a function is called."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").partition(".")[0], lazy
+        yield from imports(node, lazy or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)))
+
+
+def third_party(file: Path) -> set[tuple[str, bool]]:
+    """The distributions that a file needs: `PIL` is pillow's."""
+    found = imports(ast.parse(file.read_text()))
+    return {
+        (normal(DISTRIBUTIONS.get(name, [name])[0]), lazy)
+        for name, lazy in found
+        if name not in OURS and name not in sys.stdlib_module_names
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_imports_what_is_installed(file: Path) -> None:
+    core, extras = listed("requirements.txt"), listed("requirements-extras.txt")
+    for package, lazy in third_party(file):
+        assert package in core or (package in extras and lazy), (
+            f"{package}: list it in requirements.txt, or in requirements-extras.txt and import it inside a function"
+        )
+
+
+def test_nothing_is_installed_for_nothing() -> None:
+    imported = {package for file in FILES for package, _ in third_party(file)}
+    assert listed("requirements.txt") - imported == set()
+
+
+def test_every_requirement_states_a_range() -> None:
+    for name in ("requirements.txt", "requirements-extras.txt", "requirements-dev.txt"):
+        for line in (ROOT / name).read_text().splitlines():
+            if re.match(r"\w", line):
+                assert re.match(r"[\w.-]+(>=|==)\d", line), f"{name}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import a.b, c", {("a", False), ("c", False)}),
+        ("from a.b import c\nfrom . import d", {("a", False)}),
+        ("def f():\n    if x:\n        import a", {("a", True)}),
+        ("class C:\n    import a\n    def f(self):\n        from b import c", {("a", False), ("b", True)}),
+        ("try:\n    import a\nexcept ImportError:\n    pass", {("a", False)}),
+    ],
+)
+def test_imports_are_found(code: str, found: set[tuple[str, bool]]) -> None:
+    assert set(imports(ast.parse(code))) == found
