@@ -39,6 +39,8 @@ def sample(config: DictConfig) -> None:
         [model.generate(some, noise=its_noise) for some, its_noise in track(parts, "drawing", console=console)]
     )
 
+    if not isinstance(config.out, str):
+        raise UserError(f"out must be a folder, not {config.out!r}")
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -165,14 +165,14 @@ def resume_from(config: DictConfig, model: LightningModule) -> Path:
     check_fits(checkpoint, model, path)
     try:
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        checkpoint["optimizer_states"]
+        checkpoint["optimizer_states"], checkpoint["pytorch-lightning_version"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"ckpt_path={path} holds weights only, from which training cannot resume: choose a ckpts/last.ckpt"
         ) from error
     limit = config.trainer.max_epochs
     if limit is not None and 0 < limit <= epochs:
-        raise UserError(f"ckpt_path={path} has trained {epochs} epochs already: set trainer.max_epochs above {epochs}")
+        raise UserError(f"ckpt_path={path} is at epoch {epochs} already: set trainer.max_epochs above {epochs}")
     wandb_config = (config.get("logger") or {}).get("wandb")
     if wandb_config is not None and wandb_config.id is None:
         wandb_config.id = checkpoint.get("wandb_id")

@@ -1,15 +1,17 @@
 """When a checkpoint is written, and what is checked about it before hours are spent."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from src.models.mnist_gan_model import DivergedError
 from src.utils.errors import UserError
 from src.utils.instantiate import check_types
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoint(ModelCheckpoint):
@@ -29,10 +31,7 @@ class Checkpoint(ModelCheckpoint):
         try:
             super().on_exception(trainer, pl_module, exception)
         except OSError as error:
-            rank_zero_warn(f"the last moment could not be saved ({error}); {self.last_model_path} stands as it was")
-        else:
-            if self.best_model_path:
-                rank_zero_info(f"saved {self.best_model_path}")
+            log.warning("the last moment could not be saved (%s); earlier checkpoints stand as they were", error)
 
 
 class RequiredMetric(Callback):

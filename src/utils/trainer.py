@@ -134,6 +134,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(partial, path)
         except BaseException as error:
             partial.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.filename is None:
-                error.filename = str(path)
+            # torch hides what the system said, such as that the disk is full, behind a RuntimeError of its own.
+            refused = error if isinstance(error, OSError) else error.__context__
+            if isinstance(refused, OSError) and refused.errno is not None:
+                raise OSError(refused.errno, refused.strerror, str(path)) from error
             raise
