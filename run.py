@@ -128,6 +128,8 @@ def quieten() -> None:
     """Hides the libraries' warnings and tips; our own go through the logger or the console."""
     import logging
 
+    import pytorch_lightning  # noqa: F401  (it sets its loggers' levels when it is imported)
+
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from rich.console import Console
@@ -53,7 +54,9 @@ def sample(config: DictConfig) -> None:
     console.print(f"{len(labels)} images from {path}")
     console.print(f"samples     {out / 'samples.npz'}")
     console.print(f"grid        {out / 'grid.png'}")
-    other = f"python run.py task=sample ckpt_path={shlex.quote(str(path))} seed={config.seed + 1}"
+    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ["task=sample"]
+    kept = [override for override in typed if override.partition("=")[0] not in ("seed", "ckpt_path")]
+    other = shlex.join(["python", "run.py", *kept, f"ckpt_path={path}", f"seed={config.seed + 1}"])
     console.print(f"others      {other}", highlight=False)
 
 

@@ -19,7 +19,7 @@ from src.utils.checkpoints import check_fits, find_checkpoint, read_checkpoint
 from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import finish
-from src.utils.report import print_config, print_summary
+from src.utils.report import print_summary, record_config
 from src.utils.signals import StopRequest, stop_on_signals
 
 
@@ -47,8 +47,7 @@ def train(config: DictConfig) -> float | None:
         datamodule.prepare_data()  # before the loggers: a run on other data than asked for carries that in its name
         datamodule.setup("fit")
     name_run(config, datamodule)
-    if config.print_config:
-        print_config(config, Path(trainer.default_root_dir))
+    record_config(config, Path(trainer.default_root_dir))
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     trainer.callbacks.insert(0, RunState(plain))
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)

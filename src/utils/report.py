@@ -17,8 +17,8 @@ from rich.tree import Tree
 
 
 @rank_zero_only
-def print_config(config: DictConfig, run_dir: Path) -> None:
-    """Prints the composed configuration as a tree, and keeps it as `config_tree.txt` in the run folder."""
+def record_config(config: DictConfig, run_dir: Path) -> None:
+    """Keeps the composed configuration as `config_tree.txt` in the run folder; with `print_config` shows it, too."""
     tree = Tree("CONFIG", guide_style="dim")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for key, value in plain.items():
@@ -28,7 +28,8 @@ def print_config(config: DictConfig, run_dir: Path) -> None:
             )
         else:
             tree.add(f"{key}: {value}")
-    Console().print(tree)
+    if config.print_config:
+        Console().print(tree)
     with open(run_dir / "config_tree.txt", "w") as file:
         Console(file=file, width=120).print(tree)
 
