@@ -19,6 +19,7 @@ from benchmarks.record import provenance
 
 def main(run_dir: Path) -> None:
     images = ROOT / "images"
+    images.mkdir(exist_ok=True)
     for epoch in (1, 3, 10):
         shutil.copy(run_dir / "samples" / f"epoch_{epoch - 1:04d}.png", images / f"mnist_gan_epoch_{epoch:02d}.png")
     out = run_dir / "fives"

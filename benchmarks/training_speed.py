@@ -232,6 +232,7 @@ def main() -> None:
     )
     print(report)
     if args.out:
+        args.out.parent.mkdir(exist_ok=True)
         args.out.write_text(report)
         print(f"wrote {args.out}")
 
