@@ -138,7 +138,7 @@ def fits(value: Any, hint: Any) -> bool:
             return len(value) == len(inner) and all(map(fits, value, inner))
         return kind in LISTS and (not inner or all(fits(each, inner[0]) for each in value))
     # A number or text can be a path or an option's name, but no network and no list.
-    return issubclass(kind, Enum) or (issubclass(kind, Path) and isinstance(value, str))
+    return issubclass(kind, Enum) or (issubclass(kind, Path) and isinstance(value, (str, Path)))
 
 
 def in_words(hint: Any) -> str:
