@@ -1,8 +1,9 @@
 """Training speed of the baseline against bare PyTorch, as ratios of one run.
 
-    python benchmarks/training_speed.py [--batches 800] [--rounds 5] [--threads 2]
+    python benchmarks/training_speed.py [--batches 400] [--rounds 7] [--threads 2] [--out docs/speed.md]
 
-Three ways to train the same two networks on the same images, in turns, so that a busy machine hits all alike:
+Three ways to train the same two networks on the same images, each in a process of its own, in turns, so that a busy
+machine hits all alike. MNIST must be in `DATA_DIR` or `data/`:
 
 - project:  `src.train.train` as `python run.py experiment=train_mnist_gan.yaml` runs it, with its default logging
 - bare:     a plain loop over the same tensors with the same arithmetic and fused Adam
@@ -35,6 +36,7 @@ from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
 
 BATCH = 64
+KINDS = ("project", "bare", "template")
 TABLE = """# Speed
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions} and {threads} threads.
@@ -52,7 +54,7 @@ noisy, so compare the ratios.
 | importing torch, pytorch_lightning and wandb | {imports:.2f} | |
 | to the first training batch on MNIST | {first:.2f} | {start_ratio:.2f} |
 
-Peak memory of the training process: {memory:,.0f} MiB.
+Peak memory of the training process: {memory:,.0f} MiB; of the bare loop's: {bare_memory:,.0f} MiB.
 """
 
 
@@ -156,10 +158,7 @@ def project(batches: int) -> float:
         HydraConfig.instance().set_config(config)
         original = verb.instantiate_each
         verb.instantiate_each = lambda c, g: original(c, g) + ([clock] if g == "callbacks" else [])
-        try:
-            verb.train(config)
-        finally:
-            verb.instantiate_each = original
+        verb.train(config)
     return batches * BATCH / clock.seconds
 
 
@@ -186,48 +185,64 @@ def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
     return a, b, b / a
 
 
+def measure_one(kind: str, batches: int) -> None:
+    """Prints images/s and the process's peak memory in MiB."""
+    if kind == "project":
+        speed = project(batches)
+    else:
+        datamodule = MNISTDataModule(os.environ.get("DATA_DIR", "data"), offline_fallback=False)
+        datamodule.setup()
+        loop = {"bare": bare_loop, "template": template_loop}[kind]
+        loop(datamodule.sets["train"], 20)
+        speed = loop(datamodule.sets["train"], batches)
+    print(f"\n{speed} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=800)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batches", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="also write the report to this file, such as docs/speed.md")
+    parser.add_argument("--only", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    os.environ.setdefault("WANDB_SILENT", "true")
-
-    data_dir = os.environ.get("DATA_DIR", "data")
-    datamodule = MNISTDataModule(data_dir, offline_fallback=False)
-    datamodule.setup()
-    data = datamodule.sets["train"]
+    if args.only:
+        return measure_one(args.only, args.batches)
 
     started = time.perf_counter()
-    bare_loop(data, 50)
-    speeds: dict[str, list[float]] = {"project": [], "bare": [], "template": []}
-    memory = 0.0
+    speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    memory: dict[str, float] = {}
     for round_ in range(args.rounds):
-        speeds["project"].append(project(args.batches))
-        memory = memory or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # of the project alone
-        speeds["bare"].append(bare_loop(data, args.batches))
-        speeds["template"].append(template_loop(data, args.batches // 4))
+        for kind in KINDS:  # each in a process of its own, as they would run
+            command = [
+                sys.executable,
+                __file__,
+                "--only",
+                kind,
+                f"--batches={args.batches}",
+                f"--threads={args.threads}",
+            ]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            speed, memory[kind] = map(float, done.stdout.splitlines()[-1].split())
+            speeds[kind].append(speed)
         print(f"round {round_ + 1}/{args.rounds}: " + "  ".join(f"{k} {v[-1]:,.0f}" for k, v in speeds.items()))
     imports, first, start_ratio = first_batch_ratio(args.rounds)
-    median = {name: statistics.median(values) for name, values in speeds.items()}
     ratio = {
-        other: statistics.median(p / o for p, o in zip(speeds["project"], speeds[other], strict=True))
-        for other in ("bare", "template")
+        kind: statistics.median(p / o for p, o in zip(speeds["project"], speeds[kind], strict=True)) for kind in KINDS
     }
     report = TABLE.format(
         **provenance(command_line()),
-        **{f"{name}_speed": value for name, value in median.items()},
-        **{f"{name}_ratio": value for name, value in ratio.items()},
+        **{f"{kind}_speed": statistics.median(values) for kind, values in speeds.items()},
+        **{f"{kind}_ratio": value for kind, value in ratio.items()},
         rounds=args.rounds,
         batches=args.batches,
         threads=args.threads,
         imports=imports,
         first=first,
         start_ratio=start_ratio,
-        memory=memory,
+        memory=memory["project"],
+        bare_memory=memory["bare"],
         seconds=time.perf_counter() - started,
     )
     print(report)

@@ -1,5 +1,6 @@
 """The progress bar."""
 
+import time
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
@@ -13,11 +14,21 @@ class ProgressBar(RichProgressBar):
     """Lightning's rich progress bar with losses and images/s; a line an epoch where the output is no terminal.
 
     Args:
-        refresh_rate: batches between two updates.
+        refresh_rate: updates a second.
     """
 
-    def __init__(self, refresh_rate: int = 20) -> None:
+    def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate=refresh_rate)
+        self._updated = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Lightning prepares an update every batch, most of which nobody sees.
+        now = time.perf_counter()
+        if trainer.is_last_batch or (self.refresh_rate > 0 and now - self._updated >= 1 / self.refresh_rate):
+            self._updated = now
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         shown = {name: trainer.callback_metrics.get(key) for key, name in SHOWN.items()}

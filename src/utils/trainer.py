@@ -43,6 +43,9 @@ def make_trainer(
         accelerator, devices = "gpu", check_gpus(wanted)
     elif wanted == 0 and accelerator == "auto":
         accelerator = "cpu"
+    if accelerator == "cpu":
+        # Lightning sets this to 1, and torch, which looks for GPUs before every optimizer step, loads NVML each time.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     for name in ("max_epochs", "max_steps"):
         check_limit(name, kwargs.get(name))
     for name in ("limit_train_batches", "check_val_every_n_epoch"):
