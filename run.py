@@ -54,6 +54,9 @@ def main() -> int:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        if "wandb" in (config.get("logger") or {}):
+            # It is imported by wandb.init in any case, and slower the more modules are loaded by then.
+            import wandb.apis.public  # noqa: F401
         if config.get("ignore_warnings"):
             quieten()
         try:
