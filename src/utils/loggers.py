@@ -90,16 +90,22 @@ def _start(options: dict[str, Any], mode: Any) -> Any:
 def reachable_mode() -> str:
     """`online` if there is a key and W&B answers within seconds, else `offline`; says why where there is a key."""
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    if not has_wandb_key(url):
-        return "offline"
+    if has_wandb_key(url) and _answers(url):
+        return "online"
+    # For the whole process: what else wandb sends (telemetry) would wait for an answer when the process ends.
+    os.environ["WANDB_MODE"] = "offline"
+    return "offline"
+
+
+def _answers(url: str) -> bool:
     try:
         urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S)
     except urllib.error.HTTPError:
         pass  # it answers
     except OSError as error:
         log.warning("W&B does not answer at %s (%s): recording offline", url, error)
-        return "offline"
-    return "online"
+        return False
+    return True
 
 
 def has_wandb_key(url: str) -> bool:
