@@ -1,6 +1,7 @@
 """Composes a run from configs/ and hands it to one verb: `python run.py experiment=train_mnist_gan.yaml`."""
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent
 VERBS = ("train", "sample")
+PATHS = ("ckpt_path", "data_dir", "work_dir", "out", "hydra.run.dir")
 HYDRA_FLAGS = (
     *("--", "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
@@ -32,7 +34,7 @@ def main() -> int:
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
 
-    arguments = [as_hydra_reads_it(argument) for argument in sys.argv[1:]]
+    arguments = [as_hydra_reads_it(argument) for argument in sys.argv[1:] if not is_default(argument)]
     arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra refuses it between others
     task = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("task=")), "train")
     sys.argv[1:] = arguments
@@ -115,6 +117,12 @@ def report(error: Exception, show_traceback: bool, folder: Path | None = None, k
     return 1
 
 
+def is_default(argument: str) -> bool:
+    """Whether an argument asks for no experiment or no search, which is how it is without it."""
+    key, _, value = argument.partition("=")
+    return key in ("experiment", "hparams_search") and value.lower() in ("", "null", "none")
+
+
 def as_hydra_reads_it(argument: str) -> str:
     """What people have typed for years, in Hydra's terms: it takes no booleans and no null for a group's file."""
     key, equals, value = argument.partition("=")
@@ -124,6 +132,8 @@ def as_hydra_reads_it(argument: str) -> str:
         return {"true": "debug=default", "false": "debug=none", "null": "debug=none"}.get(value.lower(), argument)
     if key in ("logger", "callbacks") and value.lower() in ("null", "false"):
         return f"{key}=none"
+    if key in PATHS and re.search(r"[(){}\[\]=]", value) and not value.startswith(("'", '"', "$")):
+        return f"{key}='{value}'"  # Hydra's grammar has a meaning for these
     return argument
 
 

@@ -157,7 +157,7 @@ def project(batches: int) -> float:
         config.hydra.runtime.output_dir = folder
         HydraConfig.instance().set_config(config)
         original = verb.instantiate_each
-        verb.instantiate_each = lambda c, g: original(c, g) + ([clock] if g == "callbacks" else [])
+        verb.instantiate_each = lambda c, g: [*original(c, g), *([clock] if g == "callbacks" else [])]
         verb.train(config)
     return batches * BATCH / clock.seconds
 

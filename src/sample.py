@@ -1,7 +1,6 @@
 """The verb `sample`: images of chosen classes from a checkpoint, without the data set."""
 
 import math
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.progress import track
 from src.utils.checkpoints import build_model, find_checkpoint, read_checkpoint
 from src.utils.errors import UserError
 from src.utils.images import to_grid, to_uint8
+from src.utils.report import next_command
 
 
 def sample(config: DictConfig) -> None:
@@ -56,7 +56,7 @@ def sample(config: DictConfig) -> None:
     console.print(f"grid        {out / 'grid.png'}")
     typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ["task=sample"]
     kept = [override for override in typed if override.partition("=")[0] not in ("seed", "ckpt_path")]
-    other = shlex.join(["python", "run.py", *kept, f"ckpt_path={path}", f"seed={config.seed + 1}"])
+    other = next_command(*kept, f"ckpt_path={path}", f"seed={config.seed + 1}")
     console.print(f"others      {other}", highlight=False)
 
 

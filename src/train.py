@@ -1,5 +1,6 @@
 """The verb `train`: build the parts, check that they fit, train, test, and say what was made."""
 
+import logging
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -9,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from pytorch_lightning.loggers import Logger
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.callbacks.checkpoint import RequiredMetric, check_logged
@@ -21,6 +23,11 @@ from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import finish
 from src.utils.report import print_summary, record_config
 from src.utils.signals import StopRequest, stop_on_signals
+
+log = logging.getLogger(__name__)
+
+# What does not change what is learnt.
+WHERE_AND_HOW_FAST = ("data_dir", "num_workers", "pin_memory", "offline_fallback")
 
 
 def train(config: DictConfig) -> float | None:
@@ -39,7 +46,7 @@ def train(config: DictConfig) -> float | None:
     seed_everything(config.seed, verbose=False)
     datamodule = instantiate(config, "datamodule")
     model = instantiate(config, "model")
-    trainer = instantiate(config, "trainer", callbacks=instantiate_each(config, "callbacks"))
+    trainer = instantiate(config, "trainer", callbacks=list(instantiate_each(config, "callbacks")))
     check_parts(model, datamodule, trainer)
     ckpt_path = resume_from(config, model) if config.ckpt_path else None
 
@@ -54,14 +61,14 @@ def train(config: DictConfig) -> float | None:
     for key, metric in [("callbacks.model_checkpoint.monitor", monitor), ("optimized_metric", config.optimized_metric)]:
         if metric:
             trainer.callbacks.insert(0, RequiredMetric(key, metric))
-    loggers = instantiate_each(config, "logger")
-    trainer.loggers = loggers
-
+    loggers: list[Logger] = []
     exit_code = 1
     with stop_on_signals(trainer) as stop:
         try:
-            for logger in loggers:
+            for logger in instantiate_each(config, "logger"):
+                loggers.append(logger)
                 logger.log_hyperparams(plain)
+            trainer.loggers = loggers
             metrics = fit_and_test(config, trainer, model, datamodule, ckpt_path, stop)
             exit_code = 0
         except (SystemExit, KeyboardInterrupt):
@@ -90,6 +97,10 @@ def fit_and_test(
     if stop.is_made(trainer):  # it came during the last moments of training
         raise SystemExit
     metrics = dict(trainer.callback_metrics)
+    if trainer.enable_validation and not any(name.startswith("val/") for name in metrics):
+        # It ended before its first validation, by `max_steps` for instance.
+        trainer.validate(model, datamodule=datamodule, verbose=False)
+        metrics |= trainer.callback_metrics
     if config.test_after_training:
         checkpoints = trainer.checkpoint_callback
         best = getattr(checkpoints, "best_model_path", None) or getattr(checkpoints, "last_model_path", None)
@@ -144,9 +155,10 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
                 f"model.generator draws images of {drawn}, but the datamodule's are {served}: set datamodule.img_size"
                 " alone, which the networks follow"
             )
-    if datamodule.batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):  # type: ignore[attr-defined]
+    batch_size = getattr(datamodule, "batch_size", None)
+    if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UserError("datamodule.batch_size is 1, but the model has BatchNorm, which needs 2 images or more: use 64")
-    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if trainer.world_size > 1 and is_sweep():
         raise UserError(
             "a sweep runs one process a job, because each further process would repeat the whole sweep: use"
             " trainer.gpus=1 or 0 and trainer.devices=1, or start the jobs one by one"
@@ -172,12 +184,35 @@ def resume_from(config: DictConfig, model: LightningModule) -> Path:
     limit = config.trainer.max_epochs
     if limit is not None and 0 < limit <= epochs:
         raise UserError(f"ckpt_path={path} is at epoch {epochs} already: set trainer.max_epochs above {epochs}")
+    steps = config.trainer.max_steps
+    if 0 < steps <= checkpoint["global_step"]:
+        done = checkpoint["global_step"]
+        raise UserError(f"ckpt_path={path} is at batch {done} already: set trainer.max_steps above {done}")
     wandb_config = (config.get("logger") or {}).get("wandb")
-    if wandb_config is not None and wandb_config.id is None:
+    if wandb_config is not None and wandb_config.id is None and not is_sweep():
         wandb_config.id = checkpoint.get("wandb_id")
     with open_dict(config):
         config.ckpt_path = str(path)
+    if differences := changed_keys(checkpoint["config"], OmegaConf.to_container(config, resolve=True)):
+        log.warning("not the run that was stopped: the checkpoint had other %s", ", ".join(differences))
     return path
+
+
+def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """The keys of the model, the data and the seed that differ between two configurations."""
+    changed = []
+    for key in before.keys() | now.keys():
+        name, a, b = f"{prefix}{key}", before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict) and (prefix or key in ("model", "datamodule")):
+            changed += changed_keys(a, b, f"{name}.")
+        elif a != b and (prefix or key == "seed") and key not in WHERE_AND_HOW_FAST:
+            changed.append(name)
+    return sorted(changed)
+
+
+def is_sweep() -> bool:
+    """Whether this is one of several jobs of a `-m` command."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
@@ -185,10 +220,9 @@ def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     experiment = str(choices.get("experiment") or choices.get("model") or "train").removesuffix(".yaml")
     source = getattr(datamodule, "source", type(datamodule).__name__)
-    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     with open_dict(config):
         config.data_source = source
         config.name = config.name or "-".join(
-            [experiment, source, f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if sweep else [])
+            [experiment, source, f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
         )
         config.tags = [*config.tags, source]

@@ -127,7 +127,7 @@ def test_datamodules(name: str, tmp_path: Path) -> None:
 @options("callbacks")
 def test_callbacks(name: str, tmp_path: Path) -> None:
     config = compose_config("train", f"callbacks={name}", run_dir=tmp_path)
-    built = instantiate_each(config, "callbacks")
+    built = list(instantiate_each(config, "callbacks"))
     assert len(built) == len(config.get("callbacks") or {})
     assert all(isinstance(callback, Callback) for callback in built)
     instantiate(config, "trainer", callbacks=built)  # Lightning takes them together
@@ -142,9 +142,9 @@ def test_loggers(name: str, tmp_path: Path) -> None:
     missing = [extra for extra in ("tensorboard", "mlflow") if extra in config.logger and find_spec(extra) is None]
     if missing:
         with pytest.raises(UserError, match=f"{missing[0]}.*{EXTRAS}"):
-            instantiate_each(config, "logger")
+            list(instantiate_each(config, "logger"))
         return
-    built = instantiate_each(config, "logger")
+    built = list(instantiate_each(config, "logger"))
     finish(built, 0)
     assert len(built) == len(config.logger)
     assert all(isinstance(logger, Logger) for logger in built)

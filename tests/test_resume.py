@@ -1,5 +1,6 @@
 """A stopped and resumed run is the run that was never stopped, bit for bit."""
 
+import csv
 import os
 import signal
 from collections.abc import Callable
@@ -63,6 +64,42 @@ def interrupt_after(patch: pytest.MonkeyPatch, batch: int) -> None:
     original = src.train.instantiate_each
 
     def with_interrupt(config, group):  # type: ignore[no-untyped-def]
-        return original(config, group) + ([PressCtrlC()] if group == "callbacks" else [])
+        return [*original(config, group), *([PressCtrlC()] if group == "callbacks" else [])]
 
     patch.setattr(src.train, "instantiate_each", with_interrupt)
+
+
+def test_max_steps_may_end_inside_an_epoch(train_here: Train) -> None:
+    whole = train_here("whole", EMA, "trainer.max_epochs=3", "logger=csv")
+    first = train_here("first", EMA, "trainer.max_steps=30", "logger=csv")
+    assert load(first)["global_step"] == 30
+
+    rest = train_here("rest", EMA, "trainer.max_epochs=3", "ckpt_path=last", "logger=csv")
+
+    assert_same_training(whole, rest)
+    # Curves go on where they stopped: the same batches have the same numbers.
+    assert curve(whole, "train/g_loss").items() >= curve(rest, "train/g_loss").items()
+    assert list(curve(rest, "train/g_loss")) == [43, 65]
+
+
+def curve(run_dir: Path, key: str) -> dict[int, str]:
+    with open(run_dir / "csv" / "metrics.csv") as file:
+        return {int(row["step"]): row[key] for row in csv.DictReader(file) if row[key]}
+
+
+def test_a_resumed_run_leaves_the_first_ones_files_alone(train_here: Train) -> None:
+    first = train_here("first", "trainer.max_epochs=1", "logger=none")
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    train_here("second", "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt")
+
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_with_other_settings_names_them(train_here: Train, caplog: pytest.LogCaptureFixture) -> None:
+    first = train_here("first", "trainer.max_epochs=1", "logger=none")
+    changed = ["seed=7", "datamodule.batch_size=32", "model.optimizer_g.lr=1e-4", "datamodule.num_workers=1"]
+    train_here("rest", "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *changed)
+
+    (warning,) = [record.message for record in caplog.records if record.name == "src.train"]
+    names = "datamodule.batch_size, datamodule.seed, model.optimizer_g.lr, seed"
+    assert warning == f"not the run that was stopped: the checkpoint had other {names}"

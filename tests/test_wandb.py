@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from src.train import train
+from src.utils.errors import UserError
 from tests.conftest import QUICK, compose_config, run_cli, wandb_records, wandb_run
 
 Train = Callable[..., Path]
@@ -153,3 +154,11 @@ def test_a_run_on_the_fallback_says_so_everywhere(monkeypatch: pytest.MonkeyPatc
     assert "digits-fallback" in run["tags"]
     assert run["config"]["data_source"] == "digits-fallback"
     assert "NOT MNIST" in capfd.readouterr().err
+
+
+def test_a_logger_that_cannot_start_fails_the_run(train_here: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"logger\.broken"):
+        train_here("broken", "+logger.broken._target_=src.utils.loggers.nope")
+
+    run = wandb_run(next(tmp_path.glob("logs/runs/*/broken")))
+    assert (run["state"], run["exit_code"]) == ("failed", 1)

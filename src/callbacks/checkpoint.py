@@ -2,36 +2,91 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 
-from src.models.mnist_gan_model import DivergedError
+from src.models.image_model import DivergedError
 from src.utils.errors import UserError
-from src.utils.instantiate import check_types
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, after every epoch and when the run is stopped; arguments as there.
+    """Keeps `last.ckpt` current, and with a `monitor` the best checkpoints beside it.
 
-    It keeps the last good checkpoint when training has diverged or the disk is full.
+    `last.ckpt` is rewritten in place after every epoch, when the run is stopped or raises, and when `max_steps` ends it
+    inside an epoch. It stays as it was when training has diverged or the disk is full.
+
+    Args:
+        dirpath: where checkpoints go.
+        monitor: the metric by which the best are chosen; None: only `last.ckpt` is kept.
+        mode: `min` or `max`.
+        filename: of the best, without its ending.
+        save_top_k: how many of the best are kept.
+        every_n_epochs: how often both are written.
+
+    Raises:
+        ValueError: `every_n_epochs` is not positive.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        check_types(ModelCheckpoint, kwargs)
-        # Without a version counter `last.ckpt` is rewritten in place instead of growing a `last-v1.ckpt`.
-        super().__init__(save_on_exception=True, save_on_train_epoch_end=True, enable_version_counter=False, **kwargs)
+    def __init__(
+        self,
+        dirpath: str,
+        monitor: str | None = None,
+        mode: str = "min",
+        filename: str = "best",
+        save_top_k: int = 1,
+        every_n_epochs: int = 1,
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be a whole number of at least 1, not {every_n_epochs}")
+        super().__init__(
+            dirpath=dirpath,
+            monitor=monitor,
+            mode=mode,
+            filename=filename,
+            save_top_k=save_top_k if monitor else 0,
+            every_n_epochs=every_n_epochs,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self._step_written = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # Lightning would save this as the end of an epoch, whose other batches a resumed run would then leave out.
+        if trainer.global_step == trainer.max_steps and batch_idx + 1 < trainer.num_training_batches:
+            self.write_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+            self.write_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, DivergedError):
+        # While testing, the model holds the weights that are tested, not those of the last batch.
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or isinstance(exception, DivergedError):
             return
         try:
-            super().on_exception(trainer, pl_module, exception)
+            self.write_last(trainer)
         except OSError as error:
             log.warning("the last moment could not be saved (%s); earlier checkpoints stand as they were", error)
+
+    def write_last(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`, unless it holds this batch already."""
+        if trainer.fast_dev_run or trainer.global_step == self._step_written:  # type: ignore[attr-defined]
+            return
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / "last.ckpt"
+        self.last_model_path = str(path)  # before saving, as it is part of what is saved
+        trainer.save_checkpoint(path)
+        self._step_written = trainer.global_step
 
 
 class RequiredMetric(Callback):

@@ -14,7 +14,7 @@ class RunState(Callback):
 
     The random numbers of a batch (noise, dropout) are a function of the run's seed, the process and the number of
     batches before it. So there is no generator state to save: a resumed run draws what the uninterrupted one would
-    have drawn, on any number of processes.
+    have drawn, on the same number of processes.
 
     Args:
         config: the whole configuration as plain values.

@@ -66,19 +66,18 @@ class ResumableDataLoader(DataLoader[Batch]):
         # A generator, so that nothing happens before the first batch: Lightning sets the sampler's epoch late.
         resume, self._resume = self._resume, None
         self._served = 0
-        if resume and resume["epoch"] == self._epoch:
-            self._served = resume["batches"]
-            self.sampler.start = self._served * (self.batch_size or 1)  # type: ignore[attr-defined]
+        if resume and resume["epoch"] == self._epoch and isinstance(self.sampler, EpochSampler):
+            self._served = self.sampler.start = resume["images"]
         for batch in super().__iter__():
-            self._served += 1
+            self._served += len(batch[0])
             yield batch
 
     @property
     def _epoch(self) -> int:
-        return self.sampler.epoch  # type: ignore[attr-defined]
+        return getattr(self.sampler, "epoch", 0)  # `trainer.overfit_batches` puts a plain sampler here
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "batches": self._served}
+        return {"epoch": self._epoch, "images": self._served}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resume = dict(state)

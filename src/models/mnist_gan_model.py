@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Adam, Optimizer
 
-from src.models.image_model import ImageModel
+from src.models.image_model import DivergedError, ImageModel
 from src.models.losses import LSGANLoss
 from src.models.modules.ema import EMA
 
@@ -26,10 +26,6 @@ class AdversarialLoss(Protocol):
     def generator(self, fake: Tensor) -> Tensor: ...
 
     def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class DivergedError(RuntimeError):
-    """Training produced weights that are not finite."""
 
 
 class MNISTGANModel(ImageModel):

@@ -25,7 +25,8 @@ def find_checkpoint(ckpt_path: Any, work_dir: str | Path) -> Path:
     if not isinstance(ckpt_path, str):
         raise UserError(f"ckpt_path must be a file, or last for the newest run's, not {ckpt_path!r}")
     if ckpt_path == "last":
-        found = Path(work_dir).glob("logs/runs/*/*/ckpts/last.ckpt")
+        logs = Path(work_dir) / "logs"
+        found = [*logs.glob("runs/*/*/ckpts/last.ckpt"), *logs.glob("multiruns/*/*/*/ckpts/last.ckpt")]
         newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
         if newest is None:
             raise UserError(

@@ -43,10 +43,10 @@ def instantiate(config: DictConfig, key: str, **kwargs: Any) -> Any:
         raise UserError(explain_instantiation(error, config)) from error
 
 
-def instantiate_each(config: DictConfig, group: str) -> list[Any]:
-    """Builds every entry of a group such as `callbacks`; an entry set to null is left out."""
+def instantiate_each(config: DictConfig, group: str) -> Iterator[Any]:
+    """Builds the entries of a group such as `callbacks`, one by one; an entry set to null is left out."""
     parts: Any = config.get(group) or {}
-    return [instantiate(config, f"{group}.{name}") for name in parts if parts[name] is not None]
+    return (instantiate(config, f"{group}.{name}") for name in parts if parts[name] is not None)
 
 
 @contextmanager

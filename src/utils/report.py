@@ -30,6 +30,7 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
             tree.add(f"{key}: {value}")
     if config.print_config:
         Console().print(tree)
+    run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / "config_tree.txt", "w") as file:
         Console(file=file, width=120).print(tree)
 
@@ -60,8 +61,8 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
             commands += _wandb_commands(logger)
     if checkpoint.exists():
         commands += [
-            ("resume", _python("run.py", *_resume_overrides(config, trainer, checkpoint))),
-            ("sample", _python("run.py", "task=sample", f"ckpt_path={checkpoint}", "labels=[5]")),
+            ("resume", next_command(*_resume_overrides(config, trainer, checkpoint))),
+            ("sample", next_command("task=sample", f"ckpt_path={checkpoint}", "labels=[5]")),
         ]
     for label, command in commands:
         console.print(f"{label:<11} {command}", highlight=False)
@@ -78,15 +79,18 @@ def _wandb_commands(logger: WandbLogger) -> list[tuple[str, str]]:
 
 
 def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path) -> list[str]:
-    """What was typed for this run, with the checkpoint, and more epochs where it has had all of its own."""
+    """What was typed for this run, with the checkpoint, and a higher limit where it has reached its own."""
     typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     replaced = {"ckpt_path": str(checkpoint)}
-    limit = config.trainer.max_epochs
-    if limit is not None and 0 < limit <= trainer.current_epoch:
-        replaced["trainer.max_epochs"] = str(2 * limit)
+    for key, done in [("max_epochs", trainer.current_epoch), ("max_steps", trainer.global_step)]:
+        limit = config.trainer[key]
+        if limit is not None and 0 < limit <= done:
+            replaced[f"trainer.{key}"] = str(2 * limit)
     kept = [override for override in typed if override.partition("=")[0] not in replaced]
     return kept + [f"{key}={value}" for key, value in replaced.items()]
 
 
-def _python(*words: str) -> str:
-    return shlex.join([Path(sys.executable).name, *words])
+def next_command(*overrides: str) -> str:
+    """What to type to run this project again, from where it was run now."""
+    script = sys.argv[0] if Path(sys.argv[0]).name == "run.py" else "run.py"
+    return shlex.join(["python", script, *overrides])

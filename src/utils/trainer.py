@@ -31,12 +31,19 @@ def make_trainer(
         callbacks: those that `enable_progress_bar` and `enable_model_summary` switch off are left out.
         accelerator: as in Lightning; `gpus` wins where it names GPUs.
         devices: processes where `gpus` names no GPUs.
-        strategy: as in Lightning; "auto" on several devices is DDP with the setting that two optimizers need.
+        strategy: as in Lightning; "ddp", and "auto" on several devices, is DDP with what two optimizers need.
         **kwargs: Lightning's own arguments; `max_steps` counts batches.
 
     Raises:
         ValueError: an argument is of the wrong kind or out of range, or more GPUs are asked for than there are.
     """
+    for name, remedy in [
+        ("logger", "logger=csv"),
+        ("enable_checkpointing", "callbacks=none"),
+        ("plugins", "a callback"),
+    ]:
+        if name in kwargs:
+            raise ValueError(f"{name} cannot be set here: use {remedy}")
     check_types(Trainer, kwargs)
     wanted = parse_gpus(gpus)
     if wanted is not None and wanted != 0:
@@ -53,7 +60,7 @@ def make_trainer(
             raise ValueError(f"{name} must be above 0, not 0: 1 is the usual value")
 
     several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or kwargs.get("num_nodes", 1) != 1
-    if strategy == "auto" and several:
+    if strategy == "ddp" or (strategy == "auto" and several):
         # Each optimizer's backward pass leaves the other network's parameters without gradients.
         strategy = "ddp_find_unused_parameters_true"
     if not kwargs.get("enable_progress_bar", True):

@@ -112,18 +112,18 @@ def test_the_remaining_batches_follow_exactly(num_workers: int) -> None:
     batches = iter(first)
     assert [next(batches)[1].tolist() for _ in range(2)] == whole[:2]
     state = first.state_dict()
-    assert state == {"epoch": 6, "batches": 2}
+    assert state == {"epoch": 6, "images": 2 * BATCH}
 
     rest.load_state_dict(state)
     assert pass_over(rest, epoch=6) == whole[2:]
-    assert rest.state_dict() == {"epoch": 6, "batches": len(whole)}
+    assert rest.state_dict() == {"epoch": 6, "images": len(whole) * BATCH}
     assert pass_over(rest, epoch=7) == pass_over(make_loader(), epoch=7)
 
 
 def test_a_second_stop_counts_from_the_epochs_beginning() -> None:
     whole = pass_over(make_loader(), epoch=1)
     second, third = make_loader(), make_loader()
-    second.load_state_dict({"epoch": 1, "batches": 1})
+    second.load_state_dict({"epoch": 1, "images": BATCH})
     second.sampler.set_epoch(1)
     batches = iter(second)
     assert [next(batches)[1].tolist() for _ in range(2)] == whole[1:3]
