@@ -152,6 +152,8 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("callbacks.sample_grid.seed=abc", "callbacks.sample_grid.seed", "a whole number"),
     ("callbacks.progress_bar.refresh_rate=abc", "callbacks.progress_bar.refresh_rate", "a whole number"),
     ("callbacks.model_checkpoint.save_top_k=abc", "callbacks.model_checkpoint.save_top_k", "a whole number"),
+    ("callbacks.model_checkpoint.every_n_epochs=0", "callbacks.model_checkpoint.every_n_epochs", "at least 1"),
+    ("+trainer.logger=true", "trainer.logger", "use logger=csv"),
     ("callbacks.model_checkpoint.save_top_k=3", "callbacks.model_checkpoint.monitor", "such as val/g_loss"),
     ("callbacks.model_checkpoint.mode=banana", "callbacks.model_checkpoint.mode", "min, max"),
     ("callbacks.model_checkpoint.monitor=val/nonsense", "callbacks.model_checkpoint.monitor", "val/g_loss"),

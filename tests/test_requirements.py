@@ -37,10 +37,10 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, bool]]:
 
 
 def third_party(file: Path) -> set[tuple[str, bool]]:
-    """The distributions that a file needs: `PIL` is pillow's."""
+    """The distributions that a file needs: `PIL` is pillow's, and `mlflow` is in mlflow-skinny, too."""
     found = imports(ast.parse(file.read_text()))
     return {
-        (normal(DISTRIBUTIONS.get(name, [name])[0]), lazy)
+        (normal(name if name in DISTRIBUTIONS.get(name, [name]) else DISTRIBUTIONS[name][0]), lazy)
         for name, lazy in found
         if name not in OURS and name not in sys.stdlib_module_names
     }

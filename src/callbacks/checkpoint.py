@@ -30,7 +30,7 @@ class Checkpoint(ModelCheckpoint):
         every_n_epochs: how often both are written.
 
     Raises:
-        ValueError: `every_n_epochs` is not positive.
+        ValueError: `every_n_epochs` is not positive, or `save_top_k` is set without a `monitor`.
     """
 
     def __init__(
@@ -44,6 +44,11 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be a whole number of at least 1, not {every_n_epochs}")
+        if save_top_k != 1 and not monitor:
+            raise ValueError(
+                f"save_top_k is {save_top_k}, but nothing says which are the best: set"
+                " callbacks.model_checkpoint.monitor to a metric such as val/g_loss"
+            )
         super().__init__(
             dirpath=dirpath,
             monitor=monitor,

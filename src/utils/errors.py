@@ -41,7 +41,6 @@ REMEDIES = {
     "must be either both floats": "write 0.0 instead of 0",
     "Invalid learning rate": "set lr to a positive number such as 2.0e-4",
     "Invalid beta parameter": "set betas to two numbers from 0.0 to below 1, such as [0.5, 0.999]",
-    "No quantity for top_k": "set callbacks.model_checkpoint.monitor to a metric such as val/g_loss",
     "No supported gpu backend": "use trainer.gpus=0 for the CPU",
 }
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
