@@ -10,8 +10,6 @@ class LSGANLoss:
     Scores are [N, 1] and unbounded; above 0.5 D takes an image for real. All losses are scalars.
     """
 
-    threshold = 0.5
-
     def generator(self, fake: Tensor) -> Tensor:
         return (fake - 1).square().mean()
 
@@ -25,8 +23,6 @@ class NonSaturatingLoss:
 
     Scores are logits [N, 1]; above 0 D takes an image for real. All losses are scalars.
     """
-
-    threshold = 0.0
 
     def generator(self, fake: Tensor) -> Tensor:
         return softplus(-fake).mean()
