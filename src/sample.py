@@ -15,6 +15,7 @@ from rich.progress import track
 from src.utils.checkpoints import build_model, find_checkpoint, read_checkpoint
 from src.utils.errors import UserError
 from src.utils.images import to_grid, to_uint8
+from src.utils.numbers import is_whole
 from src.utils.report import next_command
 
 
@@ -26,7 +27,7 @@ def sample(config: DictConfig) -> None:
     """
     for name, least in [("n_per_label", 1), ("batch_size", 1), ("seed", 0)]:
         value = config[name]
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+        if not is_whole(value, least) or value >= 2**63:
             raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
     path = find_checkpoint(config.ckpt_path, config.work_dir)
     model: Any = build_model(read_checkpoint(path), path)

@@ -21,6 +21,7 @@ from src.utils.checkpoints import check_fits, find_checkpoint, read_checkpoint
 from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import finish
+from src.utils.numbers import is_whole
 from src.utils.report import print_summary, record_config
 from src.utils.signals import StopRequest, stop_on_signals
 
@@ -106,7 +107,7 @@ def fit_and_test(
         best = getattr(checkpoints, "best_model_path", None) or getattr(checkpoints, "last_model_path", None)
         trainer.test(model, datamodule=datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
         metrics |= trainer.callback_metrics
-    if config.optimized_metric and config.optimized_metric not in metrics:
+    if config.optimized_metric:
         check_logged(metrics, "optimized_metric", config.optimized_metric)
     return {name: float(value) for name, value in metrics.items()}
 
@@ -118,7 +119,7 @@ def check_run_wide(config: DictConfig) -> None:
         UserError: names the key.
     """
     seed = config.seed
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+    if not is_whole(seed, least=0) or seed >= 2**32:
         raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}")
     for name in ("test_after_training", "print_config", "ignore_warnings"):
         if not isinstance(config[name], bool):

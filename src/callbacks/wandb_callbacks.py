@@ -11,6 +11,7 @@ from torch import Tensor
 from src.models.image_model import ImageModel
 from src.utils.images import to_grid
 from src.utils.loggers import log_picture
+from src.utils.numbers import is_whole
 
 
 class LogSampleGrid(Callback):
@@ -27,7 +28,7 @@ class LogSampleGrid(Callback):
 
     def __init__(self, n_per_class: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
         for name, value in [("n_per_class", n_per_class), ("every_n_epochs", every_n_epochs)]:
-            if not isinstance(value, int) or value < 1:
+            if not is_whole(value, least=1):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         self.n_per_class = n_per_class
         self.every_n_epochs = every_n_epochs

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataLoader, collated
+from src.utils.numbers import is_whole
 
 SPLIT_SEED = 42  # of the one split into train and val that everybody compares on; not the run's seed
 
@@ -45,14 +46,14 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         split = list(train_val_test_split) if isinstance(train_val_test_split, Sequence) else [train_val_test_split]
-        if len(split) != 3 or not all(_is_int(n) and n > 0 for n in split):
+        if len(split) != 3 or not all(is_whole(n, least=1) for n in split):
             raise ValueError(f"train_val_test_split must be three positive whole numbers, not {train_val_test_split!r}")
         for name, value, least in [
             ("batch_size", batch_size, 1),
             ("img_size", img_size, 1),
             ("num_workers", num_workers, 0),
         ]:
-            if not _is_int(value) or value < least:
+            if not is_whole(value, least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
         self.check_split(split)
         if batch_size > split[0]:
@@ -109,7 +110,3 @@ def split_off(images: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[Spli
     """Parts of the given sizes, drawn at random without overlap; always the same ones."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
     return [(images[part], labels[part]) for part in order[: sum(sizes)].split(list(sizes))]
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

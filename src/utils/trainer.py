@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 
 from src.utils.instantiate import check_types
+from src.utils.numbers import is_whole
 
 Gpus = int | str | Sequence[int] | None
 
@@ -90,10 +91,10 @@ def parse_gpus(gpus: Gpus) -> int | list[int] | None:
         parts = [part.strip() for part in gpus.strip("[] ").split(",")]
         if all(part.lstrip("-").isdigit() for part in parts):
             numbers = int(parts[0]) if len(parts) == 1 and "[" not in gpus else [int(part) for part in parts]
-    if numbers is None or (_is_int(numbers) and numbers >= -1):
+    if numbers is None or (is_whole(numbers, least=-1)):
         return numbers
     is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) > 0
-    if is_list and all(_is_int(n) and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers):
+    if is_list and all(is_whole(n, least=0) for n in numbers) and len(set(numbers)) == len(numbers):
         return list(numbers)
     raise ValueError(
         f"gpus must be 0 (the CPU), a number of GPUs, -1 (all of them) or a list such as [0,1], not {gpus!r}"
@@ -121,12 +122,8 @@ def check_gpus(wanted: int | list[int]) -> int | list[int]:
 
 def check_limit(name: str, value: Any) -> None:
     """Refuses what is not a positive number, -1 or None (no limit)."""
-    if value is not None and not (_is_int(value) and (value >= 1 or value == -1)):
+    if value is not None and not (is_whole(value) and (value >= 1 or value == -1)):
         raise ValueError(f"{name} must be a whole number of at least 1, or -1 for no limit, not {value!r}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
