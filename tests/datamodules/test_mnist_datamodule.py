@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import MNIST, utils
+from torchvision.datasets import utils
 
-from src.datamodules import mnist_datamodule
-from src.datamodules.mnist_datamodule import FILES, MNISTDataModule
+from src.datamodules.mnist_datamodule import MNISTDataModule
 
 DATA_DIR = Path(os.environ.get("DATA_DIR") or "data")
+FILES = MNISTDataModule.files
 HAS_MNIST = all((DATA_DIR / "MNIST" / "raw" / name).is_file() for name in FILES)
 SPLIT, MADE_SPLIT = [55_000, 5_000, 10_000], [100, 20, 40]
 
@@ -47,13 +47,9 @@ def md5(content: bytes) -> str:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The data module takes the made files for MNIST."""
-    table = {}
-    for name, (shape, _, _) in FILES.items():
-        n = MADE_SPLIT[2] if "t10k" in name else sum(MADE_SPLIT[:2])
-        table[name] = ((n, *shape[1:]), md5(MADE[name]), md5(GZIPPED[name]))
-    monkeypatch.setattr(mnist_datamodule, "FILES", table)
-    monkeypatch.setattr(mnist_datamodule, "N_TRAIN", sum(MADE_SPLIT[:2]))
-    monkeypatch.setattr(mnist_datamodule, "N_TEST", MADE_SPLIT[2])
+    monkeypatch.setattr(MNISTDataModule, "files", {name: (md5(MADE[name]), md5(GZIPPED[name])) for name in FILES})
+    monkeypatch.setattr(MNISTDataModule, "n_train", sum(MADE_SPLIT[:2]))
+    monkeypatch.setattr(MNISTDataModule, "n_test", MADE_SPLIT[2])
 
 
 @pytest.fixture
@@ -244,7 +240,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch, made: None) -> Iterator[ThreadingHTT
         monkeypatch.delenv(name, raising=False)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
     server.asked = []
-    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/mnist/"])
+    monkeypatch.setattr(MNISTDataModule, "mirrors", [f"http://127.0.0.1:{server.server_port}/mnist/"])
     thread = threading.Thread(target=server.serve_forever, args=[0.02], daemon=True)
     thread.start()
     yield server
