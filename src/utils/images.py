@@ -4,10 +4,14 @@ import numpy as np
 from torch import Tensor
 
 
+def to_pixels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] -> uint8 of the same shape, rounded to the nearest of 256 levels."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).byte()
+
+
 def to_uint8(images: Tensor) -> np.ndarray:
     """Images [N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C], rounded to the nearest of 256 levels."""
-    pixels = images.float().add(1).mul(127.5).round().clamp(0, 255).byte()
-    return pixels.permute(0, 2, 3, 1).cpu().numpy()
+    return to_pixels(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def to_grid(images: Tensor, columns: int, border: int = 2) -> np.ndarray:
