@@ -1,32 +1,84 @@
-"""Adversarial losses. Each class says what D's scores cost each network; swap them with `model.loss._target_`."""
+"""Adversarial losses. Each class says what D's scores cost each network; swap them with `model/objective`.
+
+Scores are [N, 1], higher for what D takes for real; all losses are scalars. `discriminator` returns the loss on real
+and on generated images; D minimises their mean, which is half of the sum that most papers write.
+"""
 
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 
 class LSGANLoss:
     """Least squares (Mao et al. 2017): D is pulled to 1 on real images and 0 on generated ones, G pulls it to 1.
 
-    Scores are [N, 1] and unbounded; above 0.5 D takes an image for real. All losses are scalars.
+    Above 0.5 D takes an image for real.
     """
+
+    has_targets = True  # label smoothing can move them
 
     def generator(self, fake: Tensor) -> Tensor:
         return (fake - 1).square().mean()
 
     def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss on real and on generated images; D minimises their mean."""
         return (real - 1).square().mean(), fake.square().mean()
 
 
 class NonSaturatingLoss:
     """Binary cross-entropy on logits, with the generator loss that does not saturate (Goodfellow et al. 2014).
 
-    Scores are logits [N, 1]; above 0 D takes an image for real. All losses are scalars.
+    Above 0 D takes an image for real.
     """
+
+    has_targets = True
 
     def generator(self, fake: Tensor) -> Tensor:
         return softplus(-fake).mean()
 
     def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss on real and on generated images; D minimises their mean."""
         return softplus(-real).mean(), softplus(fake).mean()
+
+
+class HingeLoss:
+    """The hinge loss (Lim & Ye 2017, Tran et al. 2017): D stops where real is above 1 and generated below -1.
+
+    Above 0 D takes an image for real.
+    """
+
+    def generator(self, fake: Tensor) -> Tensor:
+        return -fake.mean()
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        return relu(1 - real).mean(), relu(1 + fake).mean()
+
+
+class WassersteinLoss:
+    """The difference of D's mean scores (Arjovsky et al. 2017), which estimates a distance only if D is Lipschitz.
+
+    Only differences of scores mean something: there is no threshold.
+    """
+
+    needs_lipschitz = True  # a gradient penalty or spectral norm must see to it
+
+    def generator(self, fake: Tensor) -> Tensor:
+        return -fake.mean()
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        return -real.mean(), fake.mean()
+
+
+class RelativisticLoss:
+    """Relativistic pairing (Jolicoeur-Martineau 2018; Huang et al. 2024, R3GAN): real against generated, pair by pair.
+
+    A pair shares its label, as generated images take the batch's labels. G is judged against real images, too. Only
+    differences of scores mean something: there is no threshold.
+    """
+
+    paired = True  # `generator` also takes the scores of the real images
+
+    def generator(self, fake: Tensor, real: Tensor) -> Tensor:
+        return softplus(real - fake).mean()
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """One loss of both, returned twice: it has no part of real images alone."""
+        loss = softplus(fake - real).mean()
+        return loss, loss

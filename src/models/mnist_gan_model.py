@@ -1,6 +1,7 @@
 """The conditional GAN: two networks, one loss, and the step that trains them in turn."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -8,22 +9,34 @@ from typing import Any, Protocol
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import clip_grad_norm_, get_total_norm, parametrizations
 from torch.optim import Adam, Optimizer
 
 from src.models.image_model import DivergedError, ImageModel
 from src.models.losses import LSGANLoss
 from src.models.modules.ema import EMA
+from src.models.penalties import Penalty
+from src.models.schedules import Schedule
+from src.utils.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], Optimizer]
+Augmentation = Callable[[Tensor, float], Tensor]  # images, progress of the run from 0 to 1 -> images
 GENERATOR, DISCRIMINATOR = 0, 1  # optimizer_idx
 
 
 class AdversarialLoss(Protocol):
-    """What `src/models/losses.py` offers and a loss of your own must offer too."""
+    """What `src/models/losses.py` offers and a loss of your own must offer too.
 
-    def generator(self, fake: Tensor) -> Tensor: ...
+    It may also say of itself, with a class attribute set to True, that its G loss takes the scores of real images as
+    a second argument (`paired`), that it pulls scores to targets which can be smoothed (`has_targets`), or that it
+    makes no sense unless D is Lipschitz (`needs_lipschitz`).
+    """
+
+    @property
+    def generator(self) -> Callable[..., Tensor]: ...
 
     def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -42,9 +55,18 @@ class MNISTGANModel(ImageModel):
         channels: image channels.
         img_size: height and width of the images in pixels.
         ema_half_life: half-life in images of G's moving average, which then draws the samples; None: no average.
+        penalties: on D's gradients, by name (`src/models/penalties.py`); one that is None is left out.
+        augment: what is done to all images before D sees them in training, by name and in this order
+            (`src/models/augment.py`); one that is None is left out.
+        schedule: of both learning rates (`src/models/schedules.py`); None: constant.
+        schedule_batches: batches over which `schedule` and `augment` run their course; None: those of the whole run.
+        d_steps: D's steps for each step of G, which then is trained on every `d_steps`-th batch.
+        spectral_norm: whether every weight matrix of D is divided by its largest singular value (Miyato et al. 2018).
+        label_smoothing: share of real images that D is to take for generated ones (one-sided, Salimans et al. 2016).
+        clip_grad_norm: largest norm of each network's gradients; None: any.
 
     Raises:
-        ValueError: a number is not positive, or an optimizer refuses its arguments.
+        ValueError: a number is out of range, an optimizer refuses its arguments, or options contradict each other.
     """
 
     def __init__(
@@ -59,6 +81,14 @@ class MNISTGANModel(ImageModel):
         channels: int = 1,
         img_size: int = 32,
         ema_half_life: float | None = None,
+        penalties: Mapping[str, Penalty | None] | None = None,
+        augment: Mapping[str, Augmentation | None] | None = None,
+        schedule: Schedule | None = None,
+        schedule_batches: int | None = None,
+        d_steps: int = 1,
+        spectral_norm: bool = False,
+        label_smoothing: float = 0.0,
+        clip_grad_norm: float | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False  # Lightning steps several optimizers only by hand
@@ -73,11 +103,52 @@ class MNISTGANModel(ImageModel):
         self.latent_dim = latent_dim
         self.channels = channels
         self.img_size = img_size
-        for name in ("n_classes", "latent_dim", "channels", "img_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
+        self.penalties = {name: penalty for name, penalty in (penalties or {}).items() if penalty is not None}
+        self.augment = {name: each for name, each in (augment or {}).items() if each is not None}
+        self.schedule = schedule
+        self.schedule_batches = schedule_batches
+        self.d_steps = d_steps
+        self.spectral_norm = spectral_norm
+        self.label_smoothing = label_smoothing
+        self.clip_grad_norm = clip_grad_norm
+        self._check_options()
+        if spectral_norm:
+            for module in [*discriminator.modules()]:
+                if isinstance(module, (nn.Linear, nn.Embedding, _ConvNd)):
+                    parametrizations.spectral_norm(module)
         self.configure_optimizers()  # would otherwise be refused only after the data is loaded
         self._fakes: Batch | None = None  # G's step leaves its images here for D's step on the same batch
+        self._last_batch = math.inf  # of what `schedule` and `augment` follow
+
+    def _check_options(self) -> None:
+        for name in ("n_classes", "latent_dim", "channels", "img_size", "d_steps", "schedule_batches"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must be a number from 0 to below 0.5, not {self.label_smoothing}")
+        if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
+            raise ValueError(f"clip_grad_norm must be a positive number or null, not {self.clip_grad_norm}")
+        loss = type(self.loss).__name__
+        if self.label_smoothing and not getattr(self.loss, "has_targets", False):
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing}, but {loss} has no targets to smooth: set it to 0"
+            )
+        if getattr(self.loss, "needs_lipschitz", False) and not (self.penalties or self.spectral_norm):
+            raise ValueError(
+                f"loss is {loss}, which needs a Lipschitz discriminator: use model/objective=wasserstein, which has a"
+                " gradient penalty, or set model.spectral_norm=true"
+            )
+        if self.penalties and any(isinstance(module, _BatchNorm) for module in self.discriminator.modules()):
+            raise ValueError(
+                f"penalties ({', '.join(self.penalties)}) cannot be used with BatchNorm in the discriminator, as an"
+                " image's score then has no gradient of its own: set them to null, or use another network"
+            )
+        for name, augmentation in self.augment.items():
+            try:
+                augmentation(torch.zeros(2, self.channels, self.img_size, self.img_size), 0.0)
+            except ValueError as error:
+                raise ValueError(f"augment cannot use {name}: {error}") from error
 
     # Use ------------------------------------------------------------------------------------------------------------
 
@@ -147,10 +218,39 @@ class MNISTGANModel(ImageModel):
         optimizers = []
         for name, network in [("optimizer_g", self.generator), ("optimizer_d", self.discriminator)]:
             try:
-                optimizers.append(getattr(self, name)(network.parameters()))
+                optimizer = getattr(self, name)(network.parameters())
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{name} cannot be built: {error}") from error
+            for group in optimizer.param_groups:
+                group["base_lr"] = group["lr"]  # what the schedule scales, kept in the checkpoint
+            optimizers.append(optimizer)
         return optimizers, []
+
+    def on_train_start(self) -> None:
+        """Finds out how long the run is.
+
+        Raises:
+            UserError: something follows the run's progress, but the run has no end.
+        """
+        self._last_batch = self.schedule_batches or self.trainer.estimated_stepping_batches
+        if math.isinf(self._last_batch) and (self.schedule or self.augment):
+            raise UserError(
+                "model.schedule and model.augment follow the run's progress, but it has no end: set"
+                " trainer.max_epochs, trainer.max_steps or model.schedule_batches"
+            )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.schedule is None:
+            return
+        factor = self.schedule(self.progress)
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+
+    @property
+    def progress(self) -> float:
+        """How much of `schedule` and `augment` has run its course, from 0 to 1, a function of the batches alone."""
+        return min(1.0, self.trainer.global_step / self._last_batch) if self._trainer else 0.0
 
     def step(self, batch: Batch, batch_idx: int, optimizer_idx: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """The objective on one batch.
@@ -165,7 +265,9 @@ class MNISTGANModel(ImageModel):
 
         Returns:
             The losses and D's mean scores that were computed, detached, under `g_loss`, `d_loss`, `d_real_loss`,
-            `d_fake_loss`, `d_real`, `d_fake`; and the loss of the network being optimised, or the sum of both.
+            `d_fake_loss`, `d_real`, `d_fake`, with `d_pair_accuracy`, the share of pairs of a label whose real image
+            has the higher score, and `penalty_<name>` of each penalty that was due; and the loss of the network being
+            optimised, penalties included, or the sum of both.
         """
         real, labels = batch
         losses: dict[str, Tensor] = {}
@@ -176,24 +278,53 @@ class MNISTGANModel(ImageModel):
             # training stays what it would have been without validation.
             rng = None if optimizer_idx == GENERATOR else torch.Generator(real.device).manual_seed(batch_idx)
             fake = self.generator(self.draw_noise(len(real), rng), labels)
-            g_loss = self.loss.generator(self.discriminator(fake, labels))
+            scores = [self.discriminator(self._as_seen(fake, optimizer_idx), labels)]
+            if getattr(self.loss, "paired", False):
+                with torch.no_grad():
+                    scores.append(self.discriminator(self._as_seen(real, optimizer_idx), labels))
+            g_loss = self.loss.generator(*scores)
             losses["g_loss"] = g_loss.detach()
             objective = objective + g_loss
             self._fakes = fake.detach(), labels
 
         if optimizer_idx in (DISCRIMINATOR, None):
-            fake = self._take_fakes(labels)
             # One pass over both halves costs less than two; without BatchNorm in D the scores are the same.
-            scores = self.discriminator(torch.cat([real, fake]), torch.cat([labels, labels]))
-            d_real, d_fake = scores.chunk(2)
+            images = self._as_seen(torch.cat([real, self._take_fakes(labels)]), optimizer_idx)
+            d_real, d_fake = self.discriminator(images, torch.cat([labels, labels])).chunk(2)
             d_real_loss, d_fake_loss = self.loss.discriminator(d_real, d_fake)
+            if self.label_smoothing:
+                _, taken_for_fake = self.loss.discriminator(d_real, d_real)
+                d_real_loss = torch.lerp(d_real_loss, taken_for_fake, self.label_smoothing)
             d_loss = (d_real_loss + d_fake_loss) / 2
             losses["d_loss"] = d_loss.detach()
             losses["d_real_loss"], losses["d_fake_loss"] = d_real_loss.detach(), d_fake_loss.detach()
             losses["d_real"], losses["d_fake"] = d_real.detach().mean(), d_fake.detach().mean()
+            losses["d_pair_accuracy"] = (d_real > d_fake).float().mean()
             objective = objective + d_loss
+            if optimizer_idx == DISCRIMINATOR:
+                real_seen, fake_seen = images.chunk(2)
+                for name, penalty in self._penalties_on(real_seen, fake_seen, labels):
+                    losses[f"penalty_{name}"] = penalty.detach()
+                    # Halved as the losses are. Lazily, it makes up for the batches that it leaves out.
+                    objective = objective + self.penalties[name].every * penalty / 2
 
         return losses, objective
+
+    def _as_seen(self, images: Tensor, optimizer_idx: int | None) -> Tensor:
+        """What D is shown of images: while training, distorted by `augment`."""
+        if optimizer_idx is not None:
+            for augmentation in self.augment.values():
+                images = augmentation(images, self.progress)
+        return images
+
+    def _penalties_on(self, real: Tensor, fake: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The penalties that are due on this batch."""
+        batches = self.trainer.global_step + 1 if self._trainer else 0
+        for name, penalty in self.penalties.items():
+            if batches % penalty.every == 0:
+                # Squared gradients overflow or vanish in half precision.
+                with torch.autocast(real.device.type, enabled=False):
+                    yield name, penalty(self.discriminator, real.float(), fake.float(), labels)
 
     def _take_fakes(self, labels: Tensor) -> Tensor:
         """The images of G's step on this batch, so that G runs once a batch; drawn where G had no step."""
@@ -211,16 +342,23 @@ class MNISTGANModel(ImageModel):
         due = log_every > 0 and (self.trainer.global_step + 1) % log_every == 0
         metrics: dict[str, Tensor | float] = {}
 
+        trains_g = (self.trainer.global_step + 1) % self.d_steps == 0
         for optimizer_idx, (name, optimizer) in enumerate(zip("gd", optimizers, strict=True)):
+            if optimizer_idx == GENERATOR and not trains_g:
+                continue
             assert isinstance(optimizer, LightningOptimizer)
             self.toggle_optimizer(optimizer)  # the other network needs no gradients
             losses, loss = self.step(batch, batch_idx, optimizer_idx)
             optimizer.zero_grad()
             self.manual_backward(loss)
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if self.clip_grad_norm is not None:
+                norm = clip_grad_norm_(parameters, self.clip_grad_norm)
+            elif due:
+                norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
             if due:
                 metrics |= losses
-                gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-                metrics[f"grad_norm_{name}"] = get_total_norm(gradients)
+                metrics[f"grad_norm_{name}"] = norm
                 metrics[f"lr_{name}"] = optimizer.param_groups[0]["lr"]
             if optimizer_idx < len(optimizers) - 1:
                 # Lightning counts optimizer steps. Only D's goes through its counter, so that `global_step`,
@@ -230,8 +368,8 @@ class MNISTGANModel(ImageModel):
                 optimizer.step()
             self.untoggle_optimizer(optimizer)
 
-        if self.ema is not None:
-            self.ema.update(self.generator, len(batch[0]) * self.trainer.world_size)
+        if self.ema is not None and trains_g:
+            self.ema.update(self.generator, len(batch[0]) * self.d_steps * self.trainer.world_size)
         if due:
             self.log_dict({f"train/{key}": value for key, value in metrics.items()}, batch_size=len(batch[0]))
 

@@ -33,7 +33,7 @@ RENAMED = {
     "trainer.resume_from_checkpoint": "use ckpt_path",
     "trainer.progress_bar_refresh_rate": "use callbacks.progress_bar.refresh_rate",
     "trainer.weights_summary": "use trainer.enable_model_summary",
-    "trainer.gradient_clip_val": "remove it, as Lightning does not clip gradients with two optimizers",
+    "trainer.gradient_clip_val": "use model.clip_grad_norm",
     "trainer.accumulate_grad_batches": "remove it and raise datamodule.batch_size",
 }
 # What libraries say without saying what to type.

@@ -79,8 +79,10 @@ def check_part(part: Mapping[str, Any], key: str) -> None:
     for name, value in part.items():
         if f"{key}.{name}" in RENAMED and value is not None:
             raise UserError(f"{key}.{name} cannot be set: {RENAMED[f'{key}.{name}']}")
-        if isinstance(value, dict) and "_target_" in value:
+        if isinstance(value, dict):
             check_part(value, f"{key}.{name}")
+    if "_target_" not in part:  # parts by name, such as `model.penalties`
+        return
     try:
         target = hydra.utils.get_object(str(part["_target_"]))
     except Exception:  # building the part says what is wrong with it

@@ -21,7 +21,7 @@ from src.utils.instantiate import instantiate
 from src.utils.trainer import make_trainer
 from tests.conftest import compose_config
 
-D_KEYS = {"d_loss", "d_real_loss", "d_fake_loss", "d_real", "d_fake"}
+D_KEYS = {"d_loss", "d_real_loss", "d_fake_loss", "d_real", "d_fake", "d_pair_accuracy"}
 N_CLASSES, LATENT_DIM, IMG_SIZE, BATCH, BATCHES = 3, 5, 8, 8, 5
 
 
@@ -207,7 +207,7 @@ def test_evaluation_leaves_the_random_numbers_of_training_alone(tmp_path: Path, 
     before = states()
     metrics = getattr(trainer, verb)(model, loader(), verbose=False)
     assert states() == before
-    assert len(metrics[0]) == 6
+    assert len(metrics[0]) == 7
 
 
 def test_on_epoch_end_runs_once_an_epoch_of_training(tmp_path: Path) -> None:
