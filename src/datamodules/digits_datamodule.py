@@ -48,8 +48,12 @@ class DigitsDataModule(ImageDataModule):
         pin_memory: bool = False,
         img_size: int = 32,
         seed: int = 0,
+        subset: int | None = None,
+        subset_per_class: int | None = None,
     ) -> None:
-        super().__init__(train_val_test_split, batch_size, num_workers, pin_memory, img_size, seed)
+        super().__init__(
+            train_val_test_split, batch_size, num_workers, pin_memory, img_size, seed, subset, subset_per_class
+        )
 
     def check_split(self, split: list[int]) -> None:
         """All of the digits are used."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -33,9 +34,17 @@ class ImageSet(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Images float32 [B, C, img_size, img_size] in [-1, 1] and labels int64 [B]."""
+        """Images float32 [B, C, img_size, img_size] in [-1, 1] and labels int64 [B].
+
+        Args:
+            indices: i, or ~i for image i mirrored left to right.
+        """
         index = torch.as_tensor(indices)
+        mirrored = index < 0
+        index = torch.where(mirrored, ~index, index)
         images = self.images[index].float()
+        if mirrored.any():
+            images[mirrored] = images[mirrored].flip(-1)
         size, wanted = images.shape[-2:], (self.img_size, self.img_size)
         if size != wanted:
             shrinks = self.img_size < max(size)  # only then is there anything to smooth, and it is slow
@@ -46,14 +55,25 @@ class ImageSet(Dataset[Batch]):
 class EpochSampler(DistributedSampler):
     """A new random order each epoch, a function of seed and epoch alone, shared out among the processes.
 
+    With `flip` a coin is tossed for each image and epoch, and index i becomes ~i, which asks for the image mirrored.
+    The coins, too, are a function of seed and epoch alone: worker processes and resumed runs see the same ones.
+
     `start` leaves out the first images of the next pass.
     """
 
     start = 0
 
+    def __init__(self, data: ImageSet, num_replicas: int, rank: int, seed: int, flip: bool = False) -> None:
+        super().__init__(data, num_replicas=num_replicas, rank=rank, seed=seed)
+        self.flip = flip
+
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
-        return iter(list(super().__iter__())[start:])
+        indices: list[int] = list(super().__iter__())[start:]
+        if self.flip:
+            coins = np.random.default_rng((self.seed, self.epoch)).integers(2, size=len(self.dataset)).tolist()  # type: ignore[arg-type]
+            indices = [~i if coins[i] else i for i in indices]
+        return iter(indices)
 
 
 class ResumableDataLoader(DataLoader[Batch]):

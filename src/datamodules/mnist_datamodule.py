@@ -25,6 +25,8 @@ class MNISTDataModule(IdxDataModule):
         img_size: height and width of the images served, in pixels.
         offline_fallback: without files and network, serve scikit-learn's 1,797 digits instead of raising.
         seed: of the order of the training images.
+        subset: train on this many of the training images, with as many of each class as there can be; null: on all.
+        subset_per_class: train on this many images of each class; takes the place of `subset`.
 
     Raises:
         ValueError: an argument is not a number of the right kind, the split does not add up, or a file is damaged.
@@ -52,8 +54,20 @@ class MNISTDataModule(IdxDataModule):
         img_size: int = 32,
         offline_fallback: bool = True,
         seed: int = 0,
+        subset: int | None = None,
+        subset_per_class: int | None = None,
     ) -> None:
-        super().__init__(data_dir, train_val_test_split, batch_size, num_workers, pin_memory, img_size, seed)
+        super().__init__(
+            data_dir,
+            train_val_test_split,
+            batch_size,
+            num_workers,
+            pin_memory,
+            img_size,
+            seed,
+            subset,
+            subset_per_class,
+        )
         self.offline_fallback = offline_fallback
         self.source = "mnist"
 
@@ -73,8 +87,6 @@ class MNISTDataModule(IdxDataModule):
             super().do_without(files, error, or_else)
         self.source = "digits-fallback"
         self.train_val_test_split = list(DIGITS_SPLIT)
-        if self.batch_size > DIGITS_SPLIT[0]:
-            raise ValueError(f"batch_size is {self.batch_size}, but the digits only have {DIGITS_SPLIT[0]} images")
         warn_of_fallback(
             f"NOT MNIST. It is not in {self.folder} and could not be downloaded ({error}).\n"
             f"This run uses the 1,797 digits of scikit-learn instead: {DIGITS_SPLIT[0]} training images of 8x8 pixels,"
@@ -82,6 +94,7 @@ class MNISTDataModule(IdxDataModule):
             f"For MNIST put {files} into that folder, or set DATA_DIR in .env.\n"
             "To stop here instead of falling back: datamodule.offline_fallback=false."
         )
+        self.check_enough(DIGITS_SPLIT[0])
 
 
 @rank_zero_only

@@ -49,8 +49,13 @@ class PublishedDataModule(ImageDataModule):
         pin_memory: bool = False,
         img_size: int = 32,
         seed: int = 0,
+        subset: int | None = None,
+        subset_per_class: int | None = None,
+        flip: bool = False,
     ) -> None:
-        super().__init__(train_val_test_split, batch_size, num_workers, pin_memory, img_size, seed)
+        super().__init__(
+            train_val_test_split, batch_size, num_workers, pin_memory, img_size, seed, subset, subset_per_class, flip
+        )
         self.data_dir = Path(data_dir).expanduser()
         if self.data_dir.exists() and not self.data_dir.is_dir():
             raise ValueError(f"data_dir is {data_dir}, which is a file: name the folder that holds {self.title}")

@@ -21,12 +21,12 @@ def image_set(size: int = 8, img_size: int = 8, n: int = N) -> ImageSet:
     return ImageSet(torch.randint(256, (n, 1, size, size), generator=rng).byte(), torch.arange(n), img_size)
 
 
-def make_loader(num_workers: int = 0) -> ResumableDataLoader:
+def make_loader(num_workers: int = 0, flip: bool = False) -> ResumableDataLoader:
     data = image_set()
     return ResumableDataLoader(
         data,
         batch_size=BATCH,
-        sampler=EpochSampler(data, num_replicas=1, rank=0, seed=3),
+        sampler=EpochSampler(data, num_replicas=1, rank=0, seed=3, flip=flip),
         num_workers=num_workers,
         collate_fn=collated,
         generator=torch.Generator(),
@@ -76,11 +76,19 @@ def test_serving_does_not_change_the_images() -> None:
     assert torch.equal(data.images, before)
 
 
+def test_a_complemented_index_asks_for_the_image_mirrored() -> None:
+    data = image_set(size=8, img_size=12)
+    images, labels = data.__getitems__([3, ~3, ~0])
+    torch.testing.assert_close(images, torch.stack([data[3][0], data[3][0].flip(-1), data[0][0].flip(-1)]))
+    assert labels.tolist() == [3, 3, 0]
+    assert not torch.equal(images[0], images[1])
+
+
 # Order
 
 
-def order(seed: int, epoch: int, ranks: int = 1, rank: int = 0, n: int = N) -> list[int]:
-    sampler = EpochSampler(image_set(n=n), num_replicas=ranks, rank=rank, seed=seed)
+def order(seed: int, epoch: int, ranks: int = 1, rank: int = 0, n: int = N, flip: bool = False) -> list[int]:
+    sampler = EpochSampler(image_set(n=n), num_replicas=ranks, rank=rank, seed=seed, flip=flip)
     sampler.set_epoch(epoch)
     return list(sampler)
 
@@ -101,7 +109,43 @@ def test_processes_share_the_data_out() -> None:
     assert {i for part in odd for i in part} == set(range(N))
 
 
+def test_coins_are_tossed_for_each_image_and_epoch() -> None:
+    n, epochs = 200, 20
+    mirrored = torch.zeros(epochs, n)
+    for epoch in range(epochs):
+        flipped = order(seed=1, epoch=epoch, n=n, flip=True)
+        # The order is that without flips.
+        assert [i if i >= 0 else ~i for i in flipped] == order(seed=1, epoch=epoch, n=n)
+        assert flipped == order(seed=1, epoch=epoch, n=n, flip=True)
+        mirrored[epoch, [~i for i in flipped if i < 0]] = 1
+    # Four standard deviations: of all coins, of one epoch's, of one image's, of one epoch's against the next one's.
+    assert abs(mirrored.mean() - 0.5) < 2 / (n * epochs) ** 0.5
+    assert (mirrored.mean(1) - 0.5).abs().max() < 2 / n**0.5
+    assert (mirrored.mean(0) - 0.5).abs().max() < 2.2 / epochs**0.5
+    assert ((mirrored[1:] != mirrored[:-1]).float().mean() - 0.5).abs() < 2 / (n * (epochs - 1)) ** 0.5
+    assert order(seed=1, epoch=0, n=n, flip=True) != order(seed=2, epoch=0, n=n, flip=True)
+
+
+def test_processes_toss_the_same_coins() -> None:
+    alone = set(order(seed=1, epoch=2, flip=True))
+    assert {i for rank in (0, 1) for i in order(seed=1, epoch=2, ranks=2, rank=rank, flip=True)} == alone
+
+
 # Resuming
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_inside_an_epoch_mirrors_the_same_images(num_workers: int) -> None:
+    def images(loader: ResumableDataLoader) -> list[Tensor]:
+        batches = iter(loader)
+        loader.sampler.set_epoch(6)
+        return [images for images, _ in batches]
+
+    whole, plain = images(make_loader(flip=True)), images(make_loader())
+    rest = make_loader(num_workers, flip=True)
+    rest.load_state_dict({"epoch": 6, "images": 2 * BATCH})
+    assert torch.equal(torch.cat(images(rest)), torch.cat(whole[2:]))
+    assert not torch.equal(torch.cat(plain[2:]), torch.cat(whole[2:]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -187,6 +187,12 @@ def test_the_digits_stand_in_and_say_so(tmp_path: Path, no_network: None, capfd:
     assert capfd.readouterr().err == ""
 
 
+def test_what_the_digits_do_not_have_is_not_asked_of_them(tmp_path: Path, no_network: None) -> None:
+    with pytest.raises(ValueError, match="subset is 2000, but there are only 1412 training images"):
+        loaded(tmp_path, train_val_test_split=SPLIT, subset=2_000)
+    assert len(loaded(tmp_path, train_val_test_split=SPLIT, subset=1_000).sets["train"]) == 1_000
+
+
 def test_without_the_fallback_the_error_says_what_to_put_where(tmp_path: Path, no_network: None) -> None:
     with pytest.raises(FileNotFoundError) as error:
         loaded(tmp_path, train_val_test_split=SPLIT, offline_fallback=False)

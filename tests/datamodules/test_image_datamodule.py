@@ -1,0 +1,118 @@
+"""What every data set can do: train on fewer images, mirror them, and name its classes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.datamodules.digits_datamodule import DigitsDataModule
+from src.datamodules.image_datamodule import ImageDataModule, Split, by_turns
+
+
+class Uneven(ImageDataModule):
+    """2 images of class 0, 5 of class 1 and 13 of class 2; each pixel of an image is its number."""
+
+    channels = 1
+    n_classes = 3
+    source = "uneven"
+
+    def load(self) -> dict[str, Split]:
+        labels = torch.tensor([0] * 2 + [1] * 5 + [2] * 13)
+        images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).repeat(1, 1, 2, 2)
+        return {"train": (images, labels), "val": (images[:4], labels[:4]), "test": (images[:6], labels[:6])}
+
+
+def loaded(**kwargs) -> Uneven:
+    datamodule = Uneven([20, 4, 6], **{"batch_size": 1, "img_size": 2} | kwargs)
+    datamodule.setup()
+    return datamodule
+
+
+def numbers(datamodule: ImageDataModule, split: str = "train") -> list[int]:
+    return datamodule.sets[split].images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("subset", "counts"),
+    [(3, [1, 1, 1]), (6, [2, 2, 2]), (10, [2, 4, 4]), (12, [2, 5, 5]), (15, [2, 5, 8]), (20, [2, 5, 13])],
+)
+def test_a_subset_is_as_even_as_the_classes_allow(subset: int, counts: list[int]) -> None:
+    datamodule = loaded(subset=subset)
+    assert datamodule.sets["train"].labels.bincount().tolist() == counts
+    drawn = numbers(datamodule)
+    assert len(set(drawn)) == subset
+    whole = loaded().sets["train"].labels  # each image kept its label
+    assert datamodule.sets["train"].labels.tolist() == whole[drawn].tolist()
+
+
+def test_where_classes_do_not_come_out_even_they_differ_by_one() -> None:
+    counts = loaded(subset=5).sets["train"].labels.bincount()
+    assert counts.sum() == 5 and counts.max() - counts.min() == 1
+
+
+def test_as_many_of_each_class() -> None:
+    assert loaded(subset_per_class=2).sets["train"].labels.bincount().tolist() == [2, 2, 2]
+    assert numbers(loaded(subset_per_class=2)) == numbers(loaded(subset=6))
+    with pytest.raises(ValueError, match="subset_per_class is 3, but there are only 2 training images of class '0'"):
+        loaded(subset_per_class=3)
+
+
+def test_a_subset_is_the_same_for_every_seed_and_part_of_the_larger_ones() -> None:
+    first = numbers(loaded(subset=9, seed=1))
+    torch.manual_seed(5)
+    assert numbers(loaded(subset=9, seed=2)) == first
+    assert numbers(loaded(subset=14))[:9] == first
+    assert first != sorted(first)  # drawn, not the first of each class
+
+
+def test_validation_and_test_stay_whole() -> None:
+    datamodule = loaded(subset=3)
+    assert numbers(datamodule, "val") == list(range(4)) and numbers(datamodule, "test") == list(range(6))
+
+
+def test_only_the_subset_is_trained_on() -> None:
+    datamodule = DigitsDataModule(subset_per_class=13, batch_size=10, img_size=8)
+    datamodule.setup()
+    served = torch.cat([labels for _, labels in datamodule.train_dataloader()])
+    assert served.bincount().tolist() == [13] * 10
+
+
+def test_turns_are_a_permutation() -> None:
+    labels = torch.tensor([2, 2, 2, 7, 7, 0])
+    order = by_turns(labels)
+    assert sorted(order.tolist()) == list(range(6))
+    turns = labels[order].tolist()
+    assert sorted(turns[:3]) == [0, 2, 7] and sorted(turns[3:5]) == [2, 7] and turns[5:] == [2]
+
+
+def images(datamodule: ImageDataModule, split: str) -> Tensor:
+    return torch.cat([images for images, _ in getattr(datamodule, f"{split}_dataloader")()])
+
+
+def test_training_images_are_mirrored_and_no_others() -> None:
+    def stored_like(split: str, datamodule: ImageDataModule) -> tuple[int, int]:
+        """How many served images are stored ones as they are, and how many are mirrored ones."""
+        stored = datamodule.sets[split].images.float() / 127.5 - 1
+        served = images(datamodule, split)
+        same = [
+            (served.flatten(1)[:, None] == side.flatten(1)[None]).all(-1).any(1) for side in (stored, stored.flip(-1))
+        ]
+        return int((same[0] & ~same[1]).sum()), int((same[1] & ~same[0]).sum())
+
+    class MirroredDigits(Uneven):
+        def load(self) -> dict[str, Split]:
+            rng = torch.Generator().manual_seed(0)
+            return {
+                name: (torch.randint(256, (n, 1, 4, 4), generator=rng).byte(), torch.zeros(n, dtype=torch.int64))
+                for name, n in zip(["train", "val", "test"], self.train_val_test_split, strict=True)
+            }
+
+    datamodule = MirroredDigits([400, 50, 50], batch_size=10, img_size=4, flip=True)
+    datamodule.setup()
+    plain, mirrored = stored_like("train", datamodule)
+    assert plain + mirrored == 400 and 160 < mirrored < 240
+    assert stored_like("val", datamodule) == stored_like("test", datamodule) == (50, 0)
+
+
+def test_classes_are_numbers_where_nobody_named_them() -> None:
+    assert list(DigitsDataModule().class_names) == list("0123456789")
+    assert list(Uneven([20, 4, 6], batch_size=1).class_names) == ["0", "1", "2"]
