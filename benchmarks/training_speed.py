@@ -29,11 +29,12 @@ import torch
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.record import command_line, provenance
+from benchmarks.record import command_line
 from src.datamodules.loader import ImageSet
 from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
+from src.utils.provenance import provenance
 
 BATCH = 64
 KINDS = ("project", "bare", "template")

@@ -22,7 +22,7 @@ from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import finish
 from src.utils.numbers import is_whole
-from src.utils.report import print_summary, record_config
+from src.utils.report import print_summary, record_config, record_results
 from src.utils.signals import StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ def train(config: DictConfig) -> float | None:
         finally:
             finish(loggers, exit_code)
 
+    if exit_code == 0:
+        record_results(config, Path(trainer.default_root_dir), metrics)
     print_summary(config, trainer, metrics if exit_code == 0 else {})
     if exit_code:
         raise SystemExit(exit_code)

@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -105,6 +106,10 @@ def test_run_folder(folder: Path, run_dir: Path) -> None:
     assert files >= {".hydra/config.yaml", ".hydra/overrides.yaml", "config_tree.txt", "ckpts/last.ckpt"}
     assert files >= {"samples/epoch_0000.png", "samples/epoch_0001.png"}
     assert [p.name for p in (run_dir / "ckpts").iterdir()] == ["last.ckpt"]  # one file, however long the run
+    results = json.loads((run_dir / "results.json").read_text())
+    assert results["command"].startswith("python run.py experiment=train_mnist_gan.yaml datamodule=digits")
+    assert results["metrics"]["test/g_loss"] > 0 and results["seconds"] > 0
+    assert {"commit", "machine", "versions", "name"} <= results.keys()
     tree = (run_dir / "config_tree.txt").read_text()
     assert "MNISTGANModel" in tree and "data_source: digits" in tree
 

@@ -9,12 +9,20 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 class Throughput(Callback):
     """Logs `train/images_per_s`: images of all processes by wall-clock, over the batches since it was last logged.
 
-    Validation, sample grids and checkpoints are not counted; loading data is.
+    Validation, sample grids and checkpoints are not counted there; loading data is. `val/seconds` counts everything
+    since training began, in this process: quality by time.
     """
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._images = 0
+        self._begun = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("val/seconds", time.perf_counter() - self._begun)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = None

@@ -1,7 +1,9 @@
 """What a run prints: its configuration at the start, its results and the next commands at the end."""
 
+import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.tree import Tree
+
+from src.utils.provenance import provenance
 
 
 @rank_zero_only
@@ -36,6 +40,20 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
 
 
 @rank_zero_only
+def record_results(config: DictConfig, run_dir: Path, metrics: dict[str, float]) -> None:
+    """Keeps the final metrics as `results.json` in the run folder, with command, commit, machine and seconds."""
+    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    begun = run_dir / ".hydra" / "overrides.yaml"  # Hydra writes it before anything slow is imported
+    record = {
+        "name": config.name,
+        **provenance(shlex.join(["python", "run.py", *typed])),
+        "seconds": round(time.time() - begun.stat().st_mtime, 1) if begun.exists() else None,
+        "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
+    }
+    (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+@rank_zero_only
 def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float]) -> None:
     """Prints final metrics, what lies where, and the commands that come next."""
     console = Console(soft_wrap=True)
@@ -50,7 +68,12 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
     run_dir = Path(trainer.default_root_dir)
     checkpoint = run_dir / "ckpts" / "last.ckpt"
     samples = sorted((run_dir / "samples").glob("epoch_*.png"))
-    made = [("run folder", run_dir), ("checkpoint", checkpoint), ("samples", samples[-1] if samples else None)]
+    made = [
+        ("run folder", run_dir),
+        ("results", run_dir / "results.json"),
+        ("checkpoint", checkpoint),
+        ("samples", samples[-1] if samples else None),
+    ]
     for label, path in made:
         if path is not None and path.exists():
             console.print(f"{label:<11} {path}")
