@@ -32,7 +32,7 @@ FLIPS = [
     ("", "model.objective=non_saturating"),
     ("", "model.objective=wasserstein"),
     ("", "model.objective=relativistic"),
-    ("model.objective=hinge", "model.spectral_norm=true"),
+    ("model.objective=hinge", "model.spectral_norm=false"),
     ("", "model.label_smoothing=0.1"),
     ("", "model.clip_grad_norm=0.01"),
     ("", "model.d_steps=2"),
