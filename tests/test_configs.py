@@ -116,11 +116,20 @@ def test_models(name: str) -> None:
 
 @options("datamodule")
 def test_datamodules(name: str, tmp_path: Path) -> None:
-    config = compose_config("train", f"datamodule={name}", f"data_dir={tmp_path}", "seed=7")
+    pictures = []
+    if name == "folder":
+        for label in ("cats", "dogs", "mice"):
+            (tmp_path / label).mkdir()
+            for i in range(40):
+                (tmp_path / label / f"{i}.png").touch()
+        pictures = [f"datamodule.folder={tmp_path}"]
+    config = compose_config("train", f"datamodule={name}", f"data_dir={tmp_path}", "seed=7", *pictures)
     datamodule = instantiate(config, "datamodule")
     assert isinstance(datamodule, LightningDataModule)
     assert (datamodule.img_size, datamodule.seed) == (config.model.img_size, 7)
-    assert (datamodule.channels, datamodule.n_classes) == (config.model.channels, config.model.n_classes)
+    kind = (datamodule.channels, datamodule.n_classes)
+    assert kind == {"cifar10": (3, 10), "folder": (3, 3)}.get(name, (config.model.channels, config.model.n_classes))
+    assert len(set(datamodule.class_names)) == datamodule.n_classes
     assert getattr(datamodule, "data_dir", tmp_path) == tmp_path
 
 

@@ -1,0 +1,212 @@
+"""A folder of pictures: classes and splits from what is there, and every picture in one size and one mode."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.datamodules.folder_datamodule import FolderDataModule, decode_one, share_out
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+COUNTS = {"blue": 10, "green": 20, "red": 40}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of one colour a class; the first column tells them apart."""
+    folder = tmp_path_factory.mktemp("pictures") / "colours"
+    for name in reversed(COUNTS):
+        (folder / name).mkdir(parents=True)
+        for i in range(COUNTS[name]):
+            pixels = np.full((8, 8, 3), COLOURS[name], np.uint8)
+            pixels[:, 0] = i
+            Image.fromarray(pixels).save(folder / name / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "colours")
+
+
+def loaded(folder: Path, **kwargs) -> FolderDataModule:
+    datamodule = FolderDataModule(folder, **{"img_size": 8, "batch_size": 5} | kwargs)
+    datamodule.setup()
+    return datamodule
+
+
+def pictures(datamodule: FolderDataModule, split: str) -> list[tuple[int, int]]:
+    """The label and the number of each picture."""
+    data = datamodule.sets[split]
+    return list(zip(data.labels.tolist(), data.images[:, 0, 0, 0].tolist(), strict=True))
+
+
+# Classes and splits
+
+
+def test_classes_are_the_subfolders_sorted_by_name(original: Path) -> None:
+    datamodule = FolderDataModule(original, batch_size=5)  # known before a picture is read
+    assert list(datamodule.class_names) == ["blue", "green", "red"]
+    assert (datamodule.n_classes, datamodule.channels, datamodule.source) == (3, 3, "colours")
+    datamodule = loaded(original)
+    for data in datamodule.sets.values():
+        for image, label in zip(data.images, data.labels.tolist(), strict=True):
+            assert image[:, 4, 4].tolist() == list(COLOURS[datamodule.class_names[label]])
+
+
+def test_each_class_is_split_by_the_shares(original: Path) -> None:
+    datamodule = loaded(original)
+    counts = {name: data.labels.bincount().tolist() for name, data in datamodule.sets.items()}
+    assert counts == {"train": [8, 16, 32], "val": [1, 2, 4], "test": [1, 2, 4]}
+    assert datamodule.train_val_test_split == [56, 7, 7]
+    counts = loaded(original, train_val_test_split=[0.5, 0.25, 0.25]).sets["val"].labels.bincount()
+    assert counts.tolist() == [2, 5, 10]
+
+
+def test_each_picture_is_in_one_set(original: Path) -> None:
+    datamodule = loaded(original)
+    together = [picture for split in ("train", "val", "test") for picture in pictures(datamodule, split)]
+    assert sorted(together) == [(label, i) for label, n in enumerate(COUNTS.values()) for i in range(n)]
+
+
+def test_the_split_is_the_same_for_every_run(original: Path) -> None:
+    first, other = loaded(original, seed=1), loaded(original, seed=2, batch_size=7, flip=True)
+    for split in ("train", "val", "test"):
+        assert pictures(first, split) == pictures(other, split)
+    labels = first.sets["train"].labels
+    assert labels.tolist() != sorted(labels.tolist())  # the first few are of all classes
+
+
+@pytest.mark.parametrize(
+    ("n", "shares", "sizes"),
+    [
+        (10, (0.8, 0.1, 0.1), [8, 1, 1]),
+        (3, (0.8, 0.1, 0.1), [1, 1, 1]),
+        (2, (0.8, 0.1, 0.1), [0, 1, 1]),
+        (100, (0.7, 0.2, 0.1), [70, 20, 10]),
+        (7, (0.4, 0.3, 0.3), [3, 2, 2]),
+    ],
+)
+def test_shares_become_counts(n: int, shares: tuple[float, ...], sizes: list[int]) -> None:
+    assert share_out(n, shares) == sizes
+
+
+def test_a_subset_and_grey_batches(original: Path) -> None:
+    datamodule = loaded(original, subset_per_class=8, channels=1, img_size=6)
+    assert datamodule.sets["train"].labels.bincount().tolist() == [8, 8, 8]
+    images, _ = next(iter(datamodule.train_dataloader()))
+    assert images.shape == (5, 1, 6, 6)
+
+
+# Pictures
+
+
+def test_pictures_of_all_kinds_and_sizes_become_one(folder: Path) -> None:
+    """Half of each is black and half is white, whatever it is stored as."""
+    half = Image.fromarray(np.repeat([[0] * 20 + [255] * 20], 40, axis=0).astype(np.uint8))
+    rgba = half.convert("RGBA")
+    deep = Image.fromarray(np.asarray(half).astype(np.uint16) * 257)
+    kinds = {"grey.jpg": half, "bits.png": half.convert("1"), "palette.gif": half.convert("P"), "alpha.png": rgba}
+    kinds |= {"colour.JPEG": half.convert("RGB"), "deep.png": deep, "print.tif": half.convert("CMYK")}
+    kinds |= {"la.png": half.convert("LA"), "web.webp": half.convert("RGB"), "large.bmp": half.resize((400, 400))}
+    for name, image in kinds.items():
+        image.save(folder / name)
+        for channels in (1, 3):
+            pixels = decode_one(folder / name, channels, 8)
+            assert pixels.shape == (8, 8, channels) and pixels.dtype == np.uint8
+            assert pixels[:, :3].max() <= 4 and pixels[:, 5:].min() >= 251, name
+
+
+def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+    """Rather than the colour that happens to be stored beneath."""
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGBA", (8, 8), (200, 0, 0, 255)).save(tmp_path / "opaque.png")
+    assert decode_one(tmp_path / "clear.png", 3, 8).min() == 255
+    assert decode_one(tmp_path / "opaque.png", 3, 8)[0, 0].tolist() == [200, 0, 0]
+
+
+def test_the_central_square_is_kept(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 30), np.uint8)
+    pixels[:, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.fromarray(pixels.T).save(tmp_path / "tall.png")
+    for name in ("wide.png", "tall.png"):
+        assert decode_one(tmp_path / name, 1, 10).min() == 255
+
+
+def test_photos_stand_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[:8] = 255  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter: show it turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    seen = decode_one(tmp_path / "photo.jpg", 1, 16)
+    assert seen[:, :7].max() < 10 and seen[:, 9:].min() > 245
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_a_damaged_picture_is_named(folder: Path, damage: str) -> None:
+    path = folder / "green" / "07.png"
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"404 not found"}[damage])
+    with pytest.raises(ValueError, match=r"cannot be decoded.*: replace or delete it") as error:
+        loaded(folder)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_hidden_or_no_picture_is_left_out(folder: Path) -> None:
+    for name in (".hidden.png", "notes.txt", "Thumbs.db"):
+        (folder / "red" / name).write_text("no picture")
+    (folder / ".cache").mkdir()
+    (folder / "readme.png").write_text("in no class")
+    datamodule = loaded(folder)
+    assert sum(map(len, datamodule.sets.values())) == sum(COUNTS.values())
+
+
+# What cannot be
+
+
+def test_no_folder_says_what_to_type() -> None:
+    with pytest.raises(ValueError, match=r"folder must be set: datamodule\.folder=DIR"):
+        FolderDataModule(None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"folder": "nowhere"},
+            "folder is nowhere, which cannot be read .No such file or directory.: set datamodule.f",
+        ),
+        ({"channels": 2}, "channels must be 3 for colour or 1 for grey, not 2"),
+        ({"train_val_test_split": [8, 1, 1]}, r"train_val_test_split must be three shares that make 1.*\[8, 1, 1\]"),
+        ({"train_val_test_split": [0.9, 0.1]}, "train_val_test_split must be three shares that make 1"),
+        ({"train_val_test_split": [1.0, 0.0, 0.0]}, "train_val_test_split must be three shares that make 1"),
+        (
+            {"train_val_test_split": [0.02, 0.49, 0.49]},
+            "leaves no picture of 'blue' to train on: add pictures to the 10",
+        ),
+        ({"batch_size": 57}, "batch_size is 57, but there are only 56 training images"),
+        ({"subset": 57}, "subset is 57, but there are only 56 training images"),
+        ({"img_size": 0}, "img_size must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(original: Path, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FolderDataModule(**{"folder": original, "batch_size": 5} | arguments)
+
+
+def test_a_folder_without_classes_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"red, which has 0 subfolders: put the pictures of each class into"):
+        FolderDataModule(folder / "red")
+    with pytest.raises(ValueError, match=r"00\.png, which cannot be read \(Not a directory\)"):
+        FolderDataModule(folder / "red" / "00.png")
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"folder is .*, where 'empty' has no pictures: put some right into it"):
+        FolderDataModule(folder)
+    for name in ("blue", "empty", "red"):
+        shutil.rmtree(folder / name)
+    with pytest.raises(ValueError, match=r"which has 1 subfolders.*two classes at least"):
+        FolderDataModule(folder)
