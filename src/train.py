@@ -196,7 +196,13 @@ def resume_from(config: DictConfig, model: LightningModule) -> Path:
         wandb_config.id = checkpoint.get("wandb_id")
     with open_dict(config):
         config.ckpt_path = str(path)
-    if differences := changed_keys(checkpoint["config"], OmegaConf.to_container(config, resolve=True)):
+    before, now = checkpoint["config"], OmegaConf.to_container(config, resolve=True)
+    differences = changed_keys(before, now)
+    if config.model.get("schedule") and config.model.get("schedule_batches") is None:  # it follows the run's length
+        differences += [
+            f"trainer.{k}" for k in ("max_epochs", "max_steps") if before["trainer"][k] != now["trainer"][k]
+        ]
+    if differences:
         log.warning("not the run that was stopped: the checkpoint had other %s", ", ".join(differences))
     return path
 

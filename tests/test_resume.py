@@ -103,3 +103,12 @@ def test_resuming_with_other_settings_names_them(train_here: Train, caplog: pyte
     (warning,) = [record.message for record in caplog.records if record.name == "src.train"]
     names = "datamodule.batch_size, datamodule.seed, model.optimizer_g.lr, seed"
     assert warning == f"not the run that was stopped: the checkpoint had other {names}"
+
+
+def test_a_schedule_over_another_length_is_another_run(train_here: Train, caplog: pytest.LogCaptureFixture) -> None:
+    first = train_here("first", "trainer.max_epochs=1", "logger=none", "model/schedule=linear")
+    resume = ["logger=none", "model/schedule=linear", f"ckpt_path={first}/ckpts/last.ckpt"]
+    train_here("rest", "trainer.max_epochs=2", *resume)
+
+    (warning,) = [record.message for record in caplog.records if record.name == "src.train"]
+    assert warning == "not the run that was stopped: the checkpoint had other trainer.max_epochs"
