@@ -196,7 +196,8 @@ def resume_from(config: DictConfig, model: LightningModule) -> Path:
         wandb_config.id = checkpoint.get("wandb_id")
     with open_dict(config):
         config.ckpt_path = str(path)
-    before, now = checkpoint["config"], OmegaConf.to_container(config, resolve=True)
+    before: Any = checkpoint["config"]
+    now: Any = OmegaConf.to_container(config, resolve=True)
     differences = changed_keys(before, now)
     if config.model.get("schedule") and config.model.get("schedule_batches") is None:  # it follows the run's length
         differences += [
