@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataLoader, collated
+from src.utils.errors import UserError
 from src.utils.numbers import is_whole
 
 SPLIT_SEED = 42  # of the one split into train and val that everybody compares on; not the run's seed
@@ -145,6 +146,11 @@ class ImageDataModule(LightningDataModule):
         # Lightning replaces samplers it knows by ones for several processes. This one is such a sampler already.
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EpochSampler(self.sets["train"], num_replicas=processes, rank=rank, seed=self.seed, flip=self.flip)
+        if len(sampler) < self.batch_size:
+            raise UserError(
+                f"datamodule.batch_size is {self.batch_size}, but each of the {processes} processes has only"
+                f" {len(sampler)} training images: use fewer"
+            )
         return self._loader(ResumableDataLoader, "train", sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -43,7 +43,7 @@ def test_no_image_is_in_two_sets_and_the_test_set_is_the_official_one(fashion: F
     assert fashion.sets["train"].labels.unique().tolist() == list(range(10))
 
 
-def test_it_is_published_where_torchvision_says() -> None:
+def test_its_checksums_are_those_that_torchvision_knows() -> None:
     published = {f"{name}.gz": md5 for name, (_, md5) in FILES.items()}
     assert published == dict(FashionMNIST.resources)
     assert list(FashionMNISTDataModule.class_names) == FashionMNIST.classes

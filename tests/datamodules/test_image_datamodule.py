@@ -1,11 +1,14 @@
 """What every data set can do: train on fewer images, mirror them, and name its classes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
 from src.datamodules.digits_datamodule import DigitsDataModule
 from src.datamodules.image_datamodule import ImageDataModule, Split, by_turns
+from src.utils.errors import UserError
 
 
 class Uneven(ImageDataModule):
@@ -74,6 +77,14 @@ def test_only_the_subset_is_trained_on() -> None:
     datamodule.setup()
     served = torch.cat([labels for _, labels in datamodule.train_dataloader()])
     assert served.bincount().tolist() == [13] * 10
+
+
+def test_a_process_that_could_not_fill_a_batch_is_refused() -> None:
+    """Otherwise it would train on nothing and not say so."""
+    datamodule = loaded(subset=8, batch_size=5)
+    datamodule.trainer = SimpleNamespace(world_size=2, global_rank=1)
+    with pytest.raises(UserError, match=r"datamodule\.batch_size is 5, but each of the 2 processes has only 4"):
+        datamodule.train_dataloader()
 
 
 def test_turns_are_a_permutation() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import utils
+from torchvision.datasets import MNIST, utils
 
 from src.datamodules.mnist_datamodule import MNISTDataModule
 
@@ -143,6 +143,10 @@ def test_a_split_that_does_not_add_up_is_refused(split: list[int]) -> None:
 
 
 # Files
+
+
+def test_its_checksums_are_those_that_torchvision_knows() -> None:
+    assert {f"{name}.gz": md5 for name, (_, md5) in FILES.items()} == dict(MNIST.resources)
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
