@@ -4,16 +4,14 @@ import torch
 from torch import Tensor
 
 
-def class_accuracy(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
-    """For each class the share [n_classes] of its labels that were predicted; NaN for a class without labels.
+def confusion_matrix(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """How often each label (row) was predicted as each class (column), int64 [n_classes, n_classes], from int64 [N]."""
+    return (labels * n_classes + predicted).bincount(minlength=n_classes**2).view(n_classes, n_classes)
 
-    Args:
-        predicted: int64 [N].
-        labels: int64 [N], the truth.
-        n_classes: number of classes.
-    """
-    right = labels[predicted == labels].bincount(minlength=n_classes)
-    return right.double() / labels.bincount(minlength=n_classes)
+
+def class_accuracy(confusion: Tensor) -> Tensor:
+    """For each class the share [n_classes] of its labels that were predicted; NaN for a class without labels."""
+    return confusion.diagonal().double() / confusion.sum(1)
 
 
 def class_variance(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:

@@ -2,13 +2,15 @@
 
 import torch
 
-from src.metrics.classes import class_accuracy, class_variance
+from src.metrics.classes import class_accuracy, class_variance, confusion_matrix
 
 
 def test_accuracy_of_each_class() -> None:
     labels, predicted = torch.tensor([0, 0, 0, 0, 1, 1, 3]), torch.tensor([0, 0, 0, 1, 1, 1, 0])
 
-    accuracy = class_accuracy(predicted, labels, 4)
+    confusion = confusion_matrix(predicted, labels, 4)
+    assert confusion.tolist() == [[3, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+    accuracy = class_accuracy(confusion)
     assert accuracy[[0, 1, 3]].tolist() == [0.75, 1, 0]
     assert accuracy[2].isnan()
 

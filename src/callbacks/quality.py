@@ -1,0 +1,185 @@
+"""How good the generated images are, measured while the model trains."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from src.datamodules.image_datamodule import ImageDataModule
+from src.metrics.alarms import alarms
+from src.metrics.feature_net import train_classifier
+from src.metrics.quality import QualityMetrics
+from src.metrics.references import References, embed_served, load_references
+from src.models.image_model import ImageModel
+from src.utils.errors import UserError
+from src.utils.images import to_pixels
+from src.utils.numbers import is_whole
+
+log = logging.getLogger(__name__)
+
+DRAW_BATCH = 250
+N_TRIED = 50  # images drawn before training, to see that all of this works
+N_CAS = 50_000
+
+
+class LogQuality(Callback):
+    """Logs how good generated images are, each number beside what as many held-out real images get.
+
+    Features are those of a small classifier of the same data set (see `src.metrics.feature_net`), not Inception's: the
+    Frechet distance is no FID, and compares between runs on the same data alone. The classifier is trained before the
+    first run on a data set, in about a minute.
+
+    After every validation under `val/`, and after the test under `test/`: `fd`, `kid`, `precision`, `recall`,
+    `density`, `coverage`, `label_accuracy`, `worst_class_accuracy`, `within_class_variance` and `nearest_train` (see
+    `QualityMetrics.measure`), the same with `_floor` for real images, and `alarms`, the number of failures that a
+    warning names (see `src.metrics.alarms`). During training an alarm is raised when it holds for the second
+    validation in a row, as the first epochs are always bad.
+
+    With `cas` also `test/cas`: the accuracy on real test images of a classifier that was trained on generated images
+    alone (classification accuracy score, Ravuri & Vinyals 2019; GAN-train, Shmelkov et al. 2018). Its floor is the
+    same classifier trained on the real training images.
+
+    Images are drawn with the labels of the held-out images and always from the same noise. Training is not disturbed:
+    its random numbers are those of a run without these metrics.
+
+    Args:
+        n_val: images drawn after a validation; no more than the validation or the test split has.
+        n_test: images drawn after the test; likewise.
+        cas: whether to train a classifier on generated images after the test.
+        cache_dir: where classifiers and the features of real images are kept.
+
+    Raises:
+        ValueError: `n_val` or `n_test` is not a whole number of at least 10.
+    """
+
+    def __init__(
+        self, n_val: int = 2_000, n_test: int = 5_000, cas: bool = True, cache_dir: str | Path = "data/features"
+    ) -> None:
+        for name, value in [("n_val", n_val), ("n_test", n_test)]:
+            if not is_whole(value, least=10):
+                raise ValueError(f"{name} must be a whole number of at least 10, not {value!r}")
+        self.n = {"val": n_val, "test": n_test}
+        self.cas = cas
+        self.cache_dir = Path(cache_dir).expanduser()
+        self._references: References | None = None
+        self._metrics: dict[str, QualityMetrics] = {}
+        self._seen: list[str] = []  # by the last validation, whether it was raised or not
+
+    # The classifier and the real images are neither the model's nor the checkpoint's.
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gets the feature net ready, by training it if need be.
+
+        Raises:
+            UserError: the model draws no images of classes, the data are too few, or the net's accuracy is too low.
+        """
+        if self._references is not None:
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        for key, part, kind in [("model", pl_module, ImageModel), ("datamodule", datamodule, ImageDataModule)]:
+            if not isinstance(part, kind):
+                raise UserError(
+                    f"callbacks.quality needs a {key} that is an {kind.__name__}, not a {type(part).__name__}: set"
+                    " callbacks.quality=null"
+                )
+        for split in ("val", "test"):
+            if len(datamodule.sets[split]) < 10:
+                raise UserError(
+                    f"callbacks.quality needs at least 10 images in the {split} split, not"
+                    f" {len(datamodule.sets[split])}: change datamodule.train_val_test_split, or set"
+                    " callbacks.quality=null"
+                )
+        references = None
+        if trainer.is_global_zero:
+            device = trainer.strategy.root_device
+            references = load_references(
+                datamodule.sets, datamodule.source, datamodule.n_classes, datamodule.img_size, self.cache_dir, device
+            )
+        self._references = trainer.strategy.broadcast(references)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._measure(trainer, pl_module, "test")
+        if self.cas and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._measure_cas(trainer, pl_module)
+
+    def _measure(self, trainer: Trainer, model: Any, split: str) -> None:
+        assert self._references is not None
+        if split not in self._metrics:
+            self._metrics[split] = QualityMetrics(self._references.real, model.n_classes, self.n[split])
+        metrics = self._metrics[split]
+        quick = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
+        labels = metrics.labels[:N_TRIED] if quick else metrics.labels
+        pixels = draw(trainer, model, labels)
+        quality = metrics.measure(self._references.net.to(model.device).embed(pixels, labels))
+        raised: dict[str, str] = {}
+        if not quick:
+            pairs = trainer.callback_metrics.get(f"{split}/d_pair_accuracy")
+            names = trainer.datamodule.class_names  # type: ignore[attr-defined]
+            found = alarms(quality, metrics.floor, None if pairs is None else float(pairs), names)
+            raised = found
+            if trainer.state.fn == TrainerFn.FITTING:
+                raised = {name: text for name, text in found.items() if name in self._seen}
+                self._seen = list(found)
+        if raised:
+            where = "the test" if split == "test" else f"epoch {trainer.current_epoch}"
+            warn(f"{where} of {self._references.name}: {'; '.join(raised.values())}")
+        logged = {f"{split}/{name}": value for name, value in quality.metrics.items()}
+        logged |= {f"{split}/{name}_floor": value for name, value in metrics.floor.metrics.items()}
+        logged[f"{split}/alarms"] = len(raised)
+        # Every process has measured the same images.
+        model.log_dict(logged, batch_size=len(labels), sync_dist=True)
+
+    def _measure_cas(self, trainer: Trainer, model: Any) -> None:
+        assert self._references is not None
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        train, test = datamodule.sets["train"], datamodule.sets["test"]
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        labels = train.labels[order[:N_CAS]]
+        pixels = draw(trainer, model, labels)
+        accuracy = 0.0
+        if trainer.is_global_zero:
+            size = train.images.shape[-2]
+            net = train_classifier(
+                pixels, labels, model.n_classes, size, model.device, "classifier of generated images"
+            )
+            embedded = embed_served(net, test)
+            accuracy = float((embedded.predicted == embedded.labels).double().mean())
+        real = self._references.real["test"]
+        floor = float((real.predicted == real.labels).double().mean())
+        accuracy = trainer.strategy.broadcast(accuracy)
+        model.log_dict({"test/cas": accuracy, "test/cas_floor": floor}, batch_size=len(labels), sync_dist=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._seen = state["seen"]
+
+
+def draw(trainer: Trainer, model: ImageModel, labels: Tensor) -> Tensor:
+    """One image a label as uint8 [N, C, H, W], on the CPU, the same on every process; each draws a part of them."""
+    size = (len(labels), model.channels, model.img_size, model.img_size)
+    pixels = torch.zeros(size, dtype=torch.uint8, device=model.device)
+    for start, part in _shares(trainer, labels):
+        # A generator for each part, so that its noise does not depend on the number of processes.
+        images = model.generate(part, torch.Generator().manual_seed(start))
+        pixels[start : start + len(part)] = to_pixels(images)
+    return trainer.strategy.reduce(pixels, reduce_op="sum").cpu()
+
+
+def _shares(trainer: Trainer, labels: Tensor) -> Iterator[tuple[int, Tensor]]:
+    for number, part in enumerate(labels.split(DRAW_BATCH)):
+        if number % trainer.world_size == trainer.global_rank:
+            yield number * DRAW_BATCH, part
+
+
+warn = rank_zero_only(log.warning)

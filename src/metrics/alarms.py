@@ -1,0 +1,84 @@
+"""Failures of conditional GANs that numbers alone do not name."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from src.metrics.classes import class_accuracy
+from src.metrics.quality import Quality
+
+LABELS_IGNORED = 0.1  # of the way from guessing to the accuracy of real images
+LABELS_MIXED_UP = 0.5  # share of a class's images that are taken for one and the same other class
+CLASS_LOST = 0.25  # of the accuracy of real images of that class
+VARIANCE_GONE = 0.1  # of that of real images
+COPIED = 0.5  # of the distance from held-out images to the nearest training image, both medians
+D_SATURATED = 0.995  # share of pairs of a real and a generated image that D puts in the right order
+
+
+def alarms(
+    quality: Quality, floor: Quality, d_pair_accuracy: float | None, class_names: Sequence[str]
+) -> dict[str, str]:
+    """What is wrong with generated images, each under a short name that stays the same from one time to the next.
+
+    Args:
+        quality: of the generated images.
+        floor: of as many real images.
+        d_pair_accuracy: share of pairs of a real and a generated image that D puts in the right order; None: not known.
+        class_names: what each label stands for.
+
+    Returns:
+        `labels`, `class NAME` (lost), `variance` or `variance NAME` (gone), `copies` and `d`, where they apply.
+    """
+    found = _of_labels(quality, floor, class_names)
+
+    gone = quality.metrics["within_class_variance"]
+    if gone < VARIANCE_GONE:
+        found["variance"] = f"each class is nearly one image (within-class variance {gone:.2f} of that of real images)"
+    else:
+        for name, share in zip(class_names, quality.variance.tolist(), strict=True):
+            if share < VARIANCE_GONE:
+                found[f"variance {name}"] = (
+                    f"class {name} is nearly one image (variance {share:.2f} of that of real images)"
+                )
+
+    nearest, held_out = quality.nearest_train.median(), floor.nearest_train.median()
+    if nearest < COPIED * held_out:
+        found["copies"] = (
+            f"training images are copied (half of the images are within {nearest:.2f} of one, held-out images within"
+            f" {held_out:.2f})"
+        )
+
+    if d_pair_accuracy is not None and d_pair_accuracy >= D_SATURATED:
+        found["d"] = (
+            f"D is saturated (it tells {d_pair_accuracy:.1%} of pairs of real and generated images apart, so that G"
+            " learns little from it)"
+        )
+    return found
+
+
+def _of_labels(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict[str, str]:
+    accuracy, real_accuracy = quality.metrics["label_accuracy"], floor.metrics["label_accuracy"]
+    guessing = 1 / len(class_names)
+    taken_for, shares = _main_reading(quality.confusion)
+    if accuracy < guessing + LABELS_IGNORED * (real_accuracy - guessing):
+        figures = f"{accuracy:.1%} of the images are of the class asked for, real images {real_accuracy:.1%}"
+        if float(shares.nanmean()) < LABELS_MIXED_UP or len(set(taken_for)) < len(class_names) / 2:
+            return {"labels": f"labels are ignored ({figures}, guessing {guessing:.1%})"}
+        pairs = ", ".join(f"{class_names[a]} as {class_names[b]}" for a, b in enumerate(taken_for) if a != b)
+        return {"labels": f"labels are mixed up ({figures}; drawn are {pairs})"}
+
+    found = {}
+    each, each_real = class_accuracy(quality.confusion), class_accuracy(floor.confusion)
+    for label, name in enumerate(class_names):
+        if each[label] < CLASS_LOST * each_real[label]:
+            found[f"class {name}"] = (
+                f"class {name} is lost ({each[label]:.1%} of its images are taken for one, most for"
+                f" {class_names[taken_for[label]]})"
+            )
+    return found
+
+
+def _main_reading(confusion: Tensor) -> tuple[list[int], Tensor]:
+    """For each class the one that most of its images are taken for, and their share; NaN for a class without images."""
+    most = confusion.max(1)
+    return most.indices.tolist(), most.values / confusion.sum(1)
