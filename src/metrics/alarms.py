@@ -9,7 +9,6 @@ from src.metrics.quality import Quality
 
 LABELS_IGNORED = 0.1  # of the way from guessing to the accuracy of real images
 LABELS_MIXED_UP = 0.5  # share of a class's images that are taken for one and the same other class
-CLASS_LOST = 0.25  # of the accuracy of real images of that class
 VARIANCE_GONE = 0.1  # of that of real images
 COPIED = 0.5  # of the distance from held-out images to the nearest training image, both medians
 D_SATURATED = 0.995  # share of pairs of a real and a generated image that D puts in the right order
@@ -68,12 +67,11 @@ def _of_labels(quality: Quality, floor: Quality, class_names: Sequence[str]) -> 
         return {"labels": f"labels are mixed up ({figures}; drawn are {pairs})"}
 
     found = {}
-    each, each_real = class_accuracy(quality.confusion), class_accuracy(floor.confusion)
-    for label, name in enumerate(class_names):
-        if each[label] < CLASS_LOST * each_real[label]:
+    for label, (name, share) in enumerate(zip(class_names, class_accuracy(quality.confusion).tolist(), strict=True)):
+        if share < guessing:
+            mostly = class_names[taken_for[label]]
             found[f"class {name}"] = (
-                f"class {name} is lost ({each[label]:.1%} of its images are taken for one, most for"
-                f" {class_names[taken_for[label]]})"
+                f"class {name} is lost ({share:.1%} of its images are taken for one, most for {mostly})"
             )
     return found
 

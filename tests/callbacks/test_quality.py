@@ -1,0 +1,251 @@
+"""What the quality callback logs, says, and leaves alone."""
+
+import csv
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from src.callbacks import quality
+from src.callbacks.quality import LogQuality
+from src.models.image_model import ImageModel
+from src.models.modules.generators import Generator
+from src.utils.errors import UserError
+from src.utils.images import to_pixels
+from tests.conftest import QUICK, assert_same, load, run_cli
+from tests.metrics.digits import cache_dir, digits, references
+from tests.metrics.test_quality import KEYS
+
+Train = Callable[..., Path]
+LOGGED = {f"{name}{suffix}" for name in KEYS for suffix in ("", "_floor")} | {"alarms"}
+
+
+class Replaying(ImageModel):
+    """Draws, for the classes asked for, the images of the validation split one after another."""
+
+    n_classes, channels, img_size = 10, 1, 32
+
+    def __init__(self, split: str = "val", shift: int = 0, noise: float = 0.0) -> None:
+        super().__init__()
+        self.split, self.shift, self.noise = split, shift, noise
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.drawn = 0
+
+    def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        return torch.randn(n, 4, generator=rng)
+
+    def generate(self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        data = digits().sets[self.split]
+        members = [(data.labels == (label + self.shift) % 10).nonzero().flatten().tolist() for label in range(10)]
+        index = [members[label].pop(0) for label in labels.tolist()]
+        self.drawn += len(index)
+        images = to_pixels(data.__getitems__(index)[0]).float() / 127.5 - 1  # exactly as a file would hold them
+        return images + self.noise * torch.rand(images.shape, generator=rng).mul(2).sub(1)
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        pass
+
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        pass
+
+
+def measured(model: LightningModule, verb: str = "validate", **options: object) -> dict[str, float]:
+    """What is logged after validating or testing `model` on the embedded digits."""
+    references()  # the feature net is in the cache
+    callback = LogQuality(cache_dir=cache_dir(), **({"cas": False} | options))  # type: ignore[arg-type]
+    trainer = Trainer(accelerator="cpu", callbacks=[callback], logger=False, enable_progress_bar=False)
+    getattr(trainer, verb)(model, datamodule=digits(), verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    caplog.set_level(logging.WARNING, logger=quality.__name__)
+    return lambda: [record.getMessage() for record in caplog.records if record.name == quality.__name__]
+
+
+@pytest.mark.parametrize(("verb", "split"), [("validate", "val"), ("test", "test")])
+def test_real_images_score_their_floor_and_raise_no_alarm(
+    verb: str, split: str, warnings: Callable[[], list[str]]
+) -> None:
+    logged = measured(Replaying(), verb)
+
+    assert logged.keys() == {f"{split}/{name}" for name in LOGGED}
+    for name in KEYS:
+        assert logged[f"{split}/{name}"] == pytest.approx(logged[f"{split}/{name}_floor"], abs=1e-3)
+    assert logged[f"{split}/alarms"] == 0
+    assert warnings() == []
+
+
+def test_images_are_rounded_as_in_a_file() -> None:
+    """A difference that no file could hold makes no difference; one of two levels does."""
+    exact, below_half_a_level, two_levels = (
+        measured(Replaying(noise=levels / 127.5))["val/fd"] for levels in (0, 0.49, 2)
+    )
+
+    assert below_half_a_level == exact
+    assert two_levels != exact
+
+
+def test_broken_conditioning_is_said(warnings: Callable[[], list[str]]) -> None:
+    logged = measured(Replaying(shift=1), n_val=50)
+
+    assert logged["val/label_accuracy"] < 0.1
+    assert logged["val/alarms"] == 1
+    (warning,) = warnings()
+    assert "labels are mixed up" in warning
+    assert references().name in warning
+
+
+def test_memorised_images_are_said(warnings: Callable[[], list[str]]) -> None:
+    measured(Replaying("train"), "test")
+
+    (warning,) = warnings()
+    assert warning.startswith("the test of digits")
+    assert "training images are copied" in warning
+
+
+def test_as_many_images_as_asked_for_where_there_are_enough() -> None:
+    model = Replaying()
+    measured(model, n_val=40)
+    assert model.drawn == 40
+
+    measured(model, n_val=5_000)
+    assert model.drawn == 40 + 128
+
+
+def test_a_classifier_trained_on_samples_knows_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the training images it is the floor's own recipe; with labels off by one it is wrong every time."""
+    monkeypatch.setattr(quality, "DRAW_BATCH", 2_000)
+    logged = measured(Replaying("train"), "test", cas=True)
+    assert logged["test/cas_floor"] == float(
+        (references().real["test"].predicted == references().real["test"].labels).float().mean()
+    )
+    assert abs(logged["test/cas"] - logged["test/cas_floor"]) < 0.02
+
+    class OffByOne(Replaying):
+        def generate(self, labels: Tensor, rng=None, noise=None) -> Tensor:  # type: ignore[no-untyped-def]
+            # As many of each class are there as asked for, but under the next class's name.
+            images = super().generate(labels.sort().values, rng)
+            return images.roll(int((labels == 9).sum()), 0)[labels.argsort(stable=True).argsort()]
+
+    assert measured(OffByOne("train"), "test", cas=True)["test/cas"] < 0.35
+
+
+def on(*overrides: str) -> list[str]:
+    """Overrides that switch the callback on."""
+    references()
+    target = "++callbacks.quality._target_=src.callbacks.quality.LogQuality"
+    return [target, f"++callbacks.quality.cache_dir={cache_dir()}", "++callbacks.quality.cas=false", *overrides]
+
+
+def test_a_run_logs_every_number_on_the_axis_of_batches(train_here: Train) -> None:
+    run_dir = train_here("run", *on("trainer.max_epochs=2", "logger=csv", "callbacks.model_checkpoint.monitor=val/fd"))
+
+    rows = list(csv.DictReader((run_dir / "csv" / "metrics.csv").open()))
+    assert {f"{split}/{name}" for split in ("val", "test") for name in LOGGED} <= rows[0].keys()
+    assert [int(row["step"]) for row in rows if row["val/fd"]] == [21, 43]
+    assert [int(row["step"]) for row in rows if row["test/fd"]]
+    # Known to be logged before training began, the best is kept by it.
+    assert (run_dir / "ckpts" / "best.ckpt").exists()
+    assert not [key for key in load(run_dir)["state_dict"] if "quality" in key]
+
+
+def test_training_is_the_same_to_the_bit_without_it(train_here: Train) -> None:
+    ema, no_best = "model.ema_half_life=500", "callbacks.model_checkpoint.monitor=null"
+    options = ["trainer.max_epochs=2", "logger=none", ema, no_best]
+    watched = load(train_here("watched", *on(*options)))
+    alone = load(train_here("alone", *on(*options), "callbacks.quality=null"))
+
+    for key in ("state_dict", "optimizer_states"):
+        assert_same(watched[key], alone[key], key)
+
+
+def test_alarms_wait_for_the_second_validation_and_survive_a_stop(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
+) -> None:
+    forward = Generator.forward
+    monkeypatch.setattr(
+        Generator, "forward", lambda self, noise, labels: forward(self, noise, torch.zeros_like(labels))
+    )
+    options = on("trainer.limit_train_batches=3", "logger=none", "test_after_training=false")
+    first = train_here("first", *options, "trainer.max_epochs=1")
+    assert warnings() == []
+
+    train_here("rest", *options, "trainer.max_epochs=2", f"ckpt_path={first}/ckpts/last.ckpt")
+    (warning,) = warnings()
+    assert warning.startswith("epoch 1 of digits")
+    assert "labels are ignored" in warning
+
+
+def test_the_sanity_check_draws_a_few_images(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = quality.draw
+
+    def counted(trainer: Trainer, model: ImageModel, labels: Tensor) -> Tensor:
+        drawn.append((trainer.sanity_checking, len(labels)))
+        return draw(trainer, model, labels)
+
+    monkeypatch.setattr(quality, "draw", counted)
+    train_here("run", *on("trainer.max_epochs=1", "logger=none", "test_after_training=false"))
+
+    assert drawn == [(True, 50), (False, 128)]
+
+
+def test_two_processes_measure_one_model(tmp_path: Path) -> None:
+    options = on("trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=csv")
+    done = run_cli(*QUICK, *options, "++callbacks.quality.cas=true", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    (metrics,) = tmp_path.glob("logs/runs/*/*/csv/metrics.csv")
+    rows = list(csv.DictReader(metrics.open()))
+    assert {f"{split}/{name}" for split in ("val", "test") for name in LOGGED} | {"test/cas"} <= rows[0].keys()
+    # Were a process's share of the images missing, they would be black, and no two of them could be alike.
+    (row,) = [row for row in rows if row["val/fd"]]
+    assert float(row["val/fd_floor"]) < float(row["val/fd"]) < 1_000
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_draws_its_share_of_the_same_images(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strategy:
+        def reduce(self, pixels: Tensor, reduce_op: str) -> Tensor:
+            return pixels
+
+    class Stub:
+        strategy = Strategy()
+
+        def __init__(self, world_size: int, global_rank: int) -> None:
+            self.world_size, self.global_rank = world_size, global_rank
+
+    class Noise(Replaying):
+        def generate(self, labels: Tensor, rng=None, noise=None) -> Tensor:  # type: ignore[no-untyped-def]
+            return torch.rand(len(labels), 1, 32, 32, generator=rng)
+
+    monkeypatch.setattr(quality, "DRAW_BATCH", 10)
+    labels = torch.arange(10).repeat(3)[:25]
+    whole = quality.draw(Stub(1, 0), Noise(), labels)  # type: ignore[arg-type]
+    shares = [quality.draw(Stub(2, each), Noise(), labels) for each in (0, 1)]  # type: ignore[arg-type]
+
+    assert torch.equal(shares[0] + shares[1], whole)
+    assert shares[rank].flatten(1).any(1).sum() == [15, 10][rank]
+    assert whole.flatten(1).unique(dim=0).shape[0] == 25
+
+
+@pytest.mark.parametrize("name", ["n_val", "n_test"])
+@pytest.mark.parametrize("value", [9, 0, 100.0, True])
+def test_numbers_that_cannot_be_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 10"):
+        LogQuality(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_model_without_images_is_refused() -> None:
+    class Other(LightningModule):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            pass
+
+    with pytest.raises(UserError, match=r"needs a model that is an ImageModel.* set callbacks.quality=null"):
+        measured(Other())

@@ -1,0 +1,31 @@
+"""The embedded digits and their feature net, trained once for all tests of a process."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import torch
+
+from src.datamodules.digits_datamodule import DigitsDataModule
+from src.metrics.references import References, load_references
+
+CPU = torch.device("cpu")
+
+
+@functools.cache
+def digits() -> DigitsDataModule:
+    datamodule = DigitsDataModule()
+    datamodule.setup()
+    return datamodule
+
+
+folder = tempfile.TemporaryDirectory(prefix="features-")  # removed when the process ends
+
+
+def cache_dir() -> Path:
+    return Path(folder.name)
+
+
+@functools.cache
+def references() -> References:
+    return load_references(digits().sets, "digits", 10, 32, cache_dir(), CPU)

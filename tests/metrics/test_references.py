@@ -1,0 +1,155 @@
+"""The file that keeps a feature net and the real images in its features."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.datamodules.loader import ImageSet
+from src.metrics import references
+from src.metrics.references import check_accuracy, data_hash, load_references
+from src.utils.errors import UserError
+from src.utils.images import to_pixels
+from tests.conftest import assert_same
+from tests.metrics.digits import CPU, cache_dir, digits
+from tests.metrics.digits import references as digits_references
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The digits' file in a folder of its own, and nothing that could train another net."""
+    (original,) = [cache_dir() / f"{digits_references().name}.pt"]
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("trained once more")
+
+    monkeypatch.setattr(references, "train_classifier", refuse)
+    return Path(shutil.copy(original, tmp_path))
+
+
+def load(folder: Path, img_size: int = 32) -> references.References:
+    sets = {name: ImageSet(data.images, data.labels, img_size) for name, data in digits().sets.items()}
+    return load_references(sets, "digits", 10, img_size, folder, CPU)
+
+
+def test_the_next_run_reads_the_file(cached: Path) -> None:
+    again = load(cached.parent)
+
+    assert again.name == cached.stem
+    assert_same(again.real, digits_references().real)
+    assert_same(again.net.state_dict(), digits_references().net.state_dict())
+
+
+def test_one_net_for_every_size_that_a_model_draws(cached: Path) -> None:
+    small = load(cached.parent, 8)
+    before = cached.stat().st_mtime_ns
+
+    assert not torch.equal(small.real["val"].features, digits_references().real["val"].features)
+    assert (small.real["val"].predicted == small.real["val"].labels).double().mean() > 0.95
+    assert_same(load(cached.parent, 8).real, small.real)
+    assert_same(load(cached.parent).real, digits_references().real)
+    assert cached.stat().st_mtime_ns == before
+
+
+def test_real_images_go_the_way_of_generated_ones() -> None:
+    served, labels = digits().sets["val"].__getitems__(list(range(128)))
+
+    embedded = digits_references().net.embed(to_pixels(served), labels)
+    assert torch.allclose(embedded.features, digits_references().real["val"].features, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["images", "labels"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_other_data_have_another_name(part: str, split: str) -> None:
+    sets = dict(digits().sets)
+    tensors = {"images": sets[split].images.clone(), "labels": sets[split].labels.clone()}
+    tensors[part].view(-1)[0] += 1
+    sets[split] = ImageSet(tensors["images"], tensors["labels"], 32)
+
+    assert data_hash(sets) != data_hash(digits().sets)
+    assert data_hash(digits().sets) == data_hash(dict(reversed(digits().sets.items())))
+
+
+def test_another_recipe_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = data_hash(digits().sets)
+    monkeypatch.setattr(references, "RECIPE", references.RECIPE + 1)
+
+    assert data_hash(digits().sets) != before
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
+def test_a_damaged_file_is_named_and_made_anew(
+    cached: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    content = bytearray(cached.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    cached.write_bytes({"cut": content[:-1000], "flipped": content, "empty": b"", "other": b"hello"}[damage])
+    monkeypatch.setattr(references, "train_classifier", lambda *_: digits_references().net)
+
+    load(cached.parent)
+
+    assert f"{cached} is damaged" in caplog.text
+    caplog.clear()
+    load(cached.parent)
+    assert "damaged" not in caplog.text
+    assert [path.name for path in cached.parent.iterdir()] == [cached.name]  # no part of a file is left
+
+
+def test_code_in_the_file_is_not_run(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (cached.with_name("run"),)
+
+    torch.save({"weights": Malicious(), "sha256": ""}, cached)
+    monkeypatch.setattr(references, "train_classifier", lambda *_: digits_references().net)
+
+    load(cached.parent)
+
+    assert not cached.with_name("run").exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_a_sentence(
+    cached: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(references, "train_classifier", lambda *_: digits_references().net)
+
+    found = load(cached / "features")
+
+    assert_same(found.real, digits_references().real)
+    assert "callbacks.quality.cache_dir=DIR" in caplog.text
+
+
+def test_a_net_that_learnt_nothing_is_refused(tmp_path: Path) -> None:
+    labels = torch.arange(300) % 10
+    sets = {
+        name: ImageSet(data.images[:300], labels[: len(data.images[:300])], 32) for name, data in digits().sets.items()
+    }
+
+    with pytest.raises(UserError, match=r"feature net of digits \(digits-\w{8}\.pt\) has a test accuracy of"):
+        load_references(sets, "digits", 10, 32, tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("source", "n_train", "n_classes", "accuracy", "enough"),
+    [
+        ("mnist", 55_000, 10, 0.991, True),
+        ("mnist", 55_000, 10, 0.989, False),
+        ("mnist", 1_000, 10, 0.93, True),  # `datamodule.subset`
+        ("mnist", 1_000, 10, 0.29, False),
+        ("my_pictures", 5_000, 100, 0.031, True),
+        ("my_pictures", 5_000, 100, 0.029, False),
+        ("my_pictures", 5_000, 2, 0.76, True),
+        ("my_pictures", 5_000, 2, 0.74, False),
+    ],
+)
+def test_the_accuracy_that_is_asked_for(
+    source: str, n_train: int, n_classes: int, accuracy: float, enough: bool
+) -> None:
+    path = Path(f"{source}-12345678.pt")
+    if enough:
+        check_accuracy(accuracy, source, n_train, n_classes, path)
+    else:
+        with pytest.raises(UserError, match=path.name):
+            check_accuracy(accuracy, source, n_train, n_classes, path)
