@@ -82,12 +82,7 @@ class LogQuality(Callback):
         if self._references is not None:
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        for key, part, kind in [("model", pl_module, ImageModel), ("datamodule", datamodule, ImageDataModule)]:
-            if not isinstance(part, kind):
-                raise UserError(
-                    f"callbacks.quality needs a {key} that is an {kind.__name__}, not a {type(part).__name__}: set"
-                    " callbacks.quality=null"
-                )
+        require_images("callbacks.quality", pl_module, datamodule)
         for split in ("val", "test"):
             if len(datamodule.sets[split]) < 10:
                 raise UserError(
@@ -163,6 +158,19 @@ class LogQuality(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._seen = state["seen"]
+
+
+def require_images(callback: str, model: Any, datamodule: Any) -> None:
+    """Refuses parts from which a callback cannot get images of classes.
+
+    Raises:
+        UserError: names the callback and the part.
+    """
+    for key, part, kind in [("model", model, ImageModel), ("datamodule", datamodule, ImageDataModule)]:
+        if not isinstance(part, kind):
+            raise UserError(
+                f"{callback} needs a {key} that is an {kind.__name__}, not a {type(part).__name__}: set {callback}=null"
+            )
 
 
 def draw(trainer: Trainer, model: ImageModel, labels: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""FID, KID and Inception score, for comparison with papers."""
+
+import socket
+import tempfile
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from src.callbacks.quality import draw, require_images
+from src.utils.errors import EXTRAS, UserError
+from src.utils.images import to_pixels
+from src.utils.numbers import is_whole
+
+NETWORK_TIMEOUT_S = 10.0
+LAYERS = ["2048", "logits_unbiased"]  # of FID and KID, and of the score
+
+
+class Pictures(TensorDataset):
+    """Images uint8 [N, C, H, W], served one by one in three channels."""
+
+    def __getitem__(self, index: Any) -> Tensor:  # type: ignore[override]
+        return self.tensors[0][index].expand(3, -1, -1)
+
+
+class LogInception(Callback):
+    """Logs after the test `test/inception_fid`, `test/inception_kid` and `test/inception_score`.
+
+    They are torch-fidelity's, on the weights of the original Inception (Heusel et al. 2017, Binkowski et al. 2018,
+    Salimans et al. 2016), against the test split; with `_floor` those of as many images of the validation split.
+    Inception has seen photographs alone: of digits it says little, and `LogQuality` more. It is slow without a GPU, at
+    some ten images a second.
+
+    Args:
+        n: images drawn; papers take 10,000 or more, as FID falls with their number.
+
+    Raises:
+        ValueError: `n` is not a whole number of at least 10.
+    """
+
+    def __init__(self, n: int = 10_000) -> None:
+        if not is_whole(n, least=10):
+            raise ValueError(f"n must be a whole number of at least 10, not {n!r}")
+        self.n = n
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds out before training whether package and weights can be had.
+
+        Raises:
+            UserError: they cannot, or the model draws no images of classes.
+        """
+        require_images("callbacks.inception", pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        if not trainer.is_global_zero:
+            return
+        try:
+            from torch_fidelity.utils import create_feature_extractor
+        except ImportError as error:
+            raise UserError(
+                f"callbacks.inception needs torch-fidelity: type {EXTRAS}, or callbacks.inception=null"
+            ) from error
+        timeout = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
+        try:
+            create_feature_extractor("inception-v3-compat", LAYERS, cuda=False, verbose=False)
+        except OSError as error:
+            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+            raise UserError(
+                f"callbacks.inception needs Inception's weights, which could not be downloaded ({error}): put"
+                f" {URL_INCEPTION_V3} into {torch.hub.get_dir()}/checkpoints, or set callbacks.inception=null"
+            ) from error
+        finally:
+            socket.setdefaulttimeout(timeout)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        sets = trainer.datamodule.sets  # type: ignore[attr-defined]
+        labels = sets["test"].labels
+        pixels = draw(trainer, pl_module, labels.repeat(self.n // len(labels) + 1)[: self.n])
+        metrics = self._compare(sets, pixels, pl_module.device) if trainer.is_global_zero else {}
+        pl_module.log_dict(trainer.strategy.broadcast(metrics), batch_size=self.n, sync_dist=True)
+
+    def _compare(self, sets: Any, pixels: Tensor, device: torch.device) -> dict[str, float]:
+        from torch_fidelity import calculate_metrics
+
+        served = {name: to_pixels(sets[name].__getitems__(range(len(sets[name])))[0]) for name in ("val", "test")}
+        logged = {}
+        with tempfile.TemporaryDirectory() as folder:  # the test split's features, which are needed twice
+            for suffix, images in [("", pixels), ("_floor", served["val"][: self.n])]:
+                found = calculate_metrics(
+                    input1=Pictures(images),
+                    input2=Pictures(served["test"]),
+                    input2_cache_name="test",
+                    cache_root=folder,
+                    fid=True,
+                    kid=True,
+                    isc=True,
+                    kid_subset_size=min(1_000, len(images), len(served["test"])),
+                    cuda=device.type == "cuda",
+                    save_cpu_ram=True,  # no processes to load what is in memory
+                    verbose=False,
+                )
+                logged[f"test/inception_fid{suffix}"] = found["frechet_inception_distance"]
+                logged[f"test/inception_kid{suffix}"] = found["kernel_inception_distance_mean"]
+                logged[f"test/inception_score{suffix}"] = found["inception_score_mean"]
+        return logged
