@@ -96,7 +96,7 @@ def test_number_of_parameters() -> None:
     norms = sum(condition * 2 * c + 2 * c for c in (16, 8, 8))
     convs = (16 * 8 * 9 + 8) + (8 * 8 * 9 + 8) + (16 * 8 + 8) + (8 * 4 * 9 + 4)
     assert count(generator()) == 4 * 6 + (condition * 16 * 49 + 16 * 49) + norms + convs
-    convs = (4 * 8 * 9 + 8) + (8 * 16 * 9 + 16) + (16 * 16 * 9 + 16) + (8 * 16 + 16)
+    convs = (4 * 8 * 9 + 8) + (8 * 8 * 9 + 8) + (8 * 16 * 9 + 16) + (8 * 16 + 16)
     assert count(discriminator()) == convs + (16 * 49 * 16 + 16) + (16 + 1) + 4 * 16
 
 

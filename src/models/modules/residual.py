@@ -35,45 +35,42 @@ class ConditionalNorm(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """Two 3x3 convolutions with a skip, which double height and width if `up`.
+    """Two 3x3 convolutions with a skip, doubling height and width just before the second.
 
-    Doubling comes after the first convolution: that costs a quarter of doubling before it.
+    All that can be done before the doubling is, at a quarter of the cost: the result is the same.
     """
 
-    def __init__(self, condition_dim: int, channels: int, channels_out: int, up: bool) -> None:
+    def __init__(self, condition_dim: int, channels: int, channels_out: int) -> None:
         super().__init__()
-        self.up = up
         self.norm1 = ConditionalNorm(condition_dim, channels)
         self.conv1 = nn.Conv2d(channels, channels_out, 3, padding=1)
         self.norm2 = ConditionalNorm(condition_dim, channels_out)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.skip = nn.Identity() if channels == channels_out else nn.Conv2d(channels, channels_out, 1)
+        self.skip = nn.Conv2d(channels, channels_out, 1)
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
-        """Features [N, C, H, W] and condition [N, condition_dim] -> [N, C_out, H, W], or [N, C_out, 2H, 2W]."""
+        """Features [N, C, H, W] and condition [N, condition_dim] -> [N, C_out, 2H, 2W]."""
         residual = self.conv1(relu(self.norm1(features, condition)))
-        features = self.skip(features)
-        if self.up:
-            residual, features = interpolate(residual, scale_factor=2.0), interpolate(features, scale_factor=2.0)
-        return features + self.conv2(relu(self.norm2(residual, condition)))
+        residual = relu(self.norm2(residual, condition))
+        return interpolate(self.skip(features), scale_factor=2.0) + self.conv2(interpolate(residual, scale_factor=2.0))
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions with a skip, which halve height and width if `down`; no norm, so a score is of one image."""
+    """Two 3x3 convolutions with a skip, halving height and width between them, after which channels come cheaper.
 
-    def __init__(self, channels: int, channels_out: int, down: bool) -> None:
+    There is no norm, so that a score is of one image alone.
+    """
+
+    def __init__(self, channels: int, channels_out: int) -> None:
         super().__init__()
-        self.down = down
-        self.conv1 = nn.Conv2d(channels, channels_out, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.skip = nn.Identity() if channels == channels_out else nn.Conv2d(channels, channels_out, 1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels, channels_out, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features [N, C, H, W] -> [N, C_out, H, W], or [N, C_out, H/2, W/2]."""
+        """Features [N, C, H, W] -> [N, C_out, H/2, W/2]."""
         residual = leaky_relu(self.conv1(leaky_relu(features, 0.2)), 0.2)
-        if self.down:
-            residual, features = avg_pool2d(residual, 2), avg_pool2d(features, 2)
-        return self.skip(features) + self.conv2(residual)
+        return self.skip(avg_pool2d(features, 2)) + self.conv2(avg_pool2d(residual, 2))
 
 
 class ResidualGenerator(nn.Module):
@@ -90,7 +87,7 @@ class ResidualGenerator(nn.Module):
         ValueError: `img_size` does not suit.
     """
 
-    def __init__(self, n_classes: int, latent_dim: int, channels: int, img_size: int, width: int = 48) -> None:
+    def __init__(self, n_classes: int, latent_dim: int, channels: int, img_size: int, width: int = 32) -> None:
         super().__init__()
         n = halvings(img_size)
         widths = [width * 2**i for i in reversed(range(n))]
@@ -98,7 +95,7 @@ class ResidualGenerator(nn.Module):
         condition_dim = 2 * latent_dim
         self.start = nn.Linear(condition_dim, widths[0] * (img_size >> n) ** 2)
         self.start_shape = (widths[0], img_size >> n, img_size >> n)
-        self.blocks = nn.ModuleList(GeneratorBlock(condition_dim, i, o, up=True) for i, o in pairwise(widths))
+        self.blocks = nn.ModuleList(GeneratorBlock(condition_dim, i, o) for i, o in pairwise(widths))
         self.norm = ConditionalNorm(condition_dim, width)
         self.end = nn.Conv2d(width, 4 * channels, 3, padding=1)
 
@@ -125,12 +122,12 @@ class ResidualDiscriminator(nn.Module):
         ValueError: `img_size` does not suit.
     """
 
-    def __init__(self, n_classes: int, channels: int, img_size: int, width: int = 48, features: int = 128) -> None:
+    def __init__(self, n_classes: int, channels: int, img_size: int, width: int = 32, features: int = 128) -> None:
         super().__init__()
         n = halvings(img_size)
         widths = [width * 2**i for i in range(n)]
         self.start = nn.Conv2d(4 * channels, width, 3, padding=1)
-        self.blocks = nn.Sequential(*[DiscriminatorBlock(i, o, down=True) for i, o in pairwise(widths)])
+        self.blocks = nn.Sequential(*[DiscriminatorBlock(i, o) for i, o in pairwise(widths)])
         # Where something is counts as much as what it is: no pooling over the positions that are left.
         self.features = nn.Linear(widths[-1] * (img_size >> n) ** 2, features)
         self.score = nn.Linear(features, 1)
