@@ -9,7 +9,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from src.callbacks.quality import draw, require_images
+from src.callbacks.quality import draw, once, require_images
 from src.utils.errors import EXTRAS, UserError
 from src.utils.images import to_pixels
 from src.utils.numbers import is_whole
@@ -52,27 +52,7 @@ class LogInception(Callback):
             UserError: they cannot, or the model draws no images of classes.
         """
         require_images("callbacks.inception", pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        if not trainer.is_global_zero:
-            return
-        try:
-            from torch_fidelity.utils import create_feature_extractor
-        except ImportError as error:
-            raise UserError(
-                f"callbacks.inception needs torch-fidelity: type {EXTRAS}, or callbacks.inception=null"
-            ) from error
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
-        try:
-            create_feature_extractor("inception-v3-compat", LAYERS, cuda=False, verbose=False)
-        except OSError as error:
-            from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-            raise UserError(
-                f"callbacks.inception needs Inception's weights, which could not be downloaded ({error}): put"
-                f" {URL_INCEPTION_V3} into {torch.hub.get_dir()}/checkpoints, or set callbacks.inception=null"
-            ) from error
-        finally:
-            socket.setdefaulttimeout(timeout)
+        once(trainer, find_inception)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -80,8 +60,8 @@ class LogInception(Callback):
         sets = trainer.datamodule.sets  # type: ignore[attr-defined]
         labels = sets["test"].labels
         pixels = draw(trainer, pl_module, labels.repeat(self.n // len(labels) + 1)[: self.n])
-        metrics = self._compare(sets, pixels, pl_module.device) if trainer.is_global_zero else {}
-        pl_module.log_dict(trainer.strategy.broadcast(metrics), batch_size=self.n, sync_dist=True)
+        metrics = once(trainer, lambda: self._compare(sets, pixels, pl_module.device))
+        pl_module.log_dict(metrics, batch_size=self.n, sync_dist=True)
 
     def _compare(self, sets: Any, pixels: Tensor, device: torch.device) -> dict[str, float]:
         from torch_fidelity import calculate_metrics
@@ -107,3 +87,30 @@ class LogInception(Callback):
                 logged[f"test/inception_kid{suffix}"] = found["kernel_inception_distance_mean"]
                 logged[f"test/inception_score{suffix}"] = found["inception_score_mean"]
         return logged
+
+
+def find_inception() -> None:
+    """Loads Inception, which downloads its weights on first use.
+
+    Raises:
+        UserError: the package or the weights cannot be had.
+    """
+    try:
+        from torch_fidelity.utils import create_feature_extractor
+    except ImportError as error:
+        raise UserError(
+            f"callbacks.inception needs torch-fidelity: type {EXTRAS}, or callbacks.inception=null"
+        ) from error
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
+    try:
+        create_feature_extractor("inception-v3-compat", LAYERS, cuda=False, verbose=False)
+    except OSError as error:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        raise UserError(
+            f"callbacks.inception needs Inception's weights, which could not be downloaded ({error}): put"
+            f" {URL_INCEPTION_V3} into {torch.hub.get_dir()}/checkpoints, or set callbacks.inception=null"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)

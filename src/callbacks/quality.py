@@ -1,9 +1,9 @@
 """How good the generated images are, measured while the model trains."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -22,6 +22,7 @@ from src.utils.images import to_pixels
 from src.utils.numbers import is_whole
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DRAW_BATCH = 250
 N_TRIED = 50  # images drawn before training, to see that all of this works
@@ -39,7 +40,8 @@ class LogQuality(Callback):
     `density`, `coverage`, `label_accuracy`, `worst_class_accuracy`, `within_class_variance` and `nearest_train` (see
     `QualityMetrics.measure`), the same with `_floor` for real images, and `alarms`, the number of failures that a
     warning names (see `src.metrics.alarms`). During training an alarm is raised when it holds for the second
-    validation in a row, as the first epochs are always bad.
+    validation in a row, as the first epochs are always bad. How often there is a validation,
+    `trainer.check_val_every_n_epoch` says.
 
     With `cas` also `test/cas`: the accuracy on real test images of a classifier that was trained on generated images
     alone (classification accuracy score, Ravuri & Vinyals 2019; GAN-train, Shmelkov et al. 2018). Its floor is the
@@ -90,13 +92,8 @@ class LogQuality(Callback):
                     f" {len(datamodule.sets[split])}: change datamodule.train_val_test_split, or set"
                     " callbacks.quality=null"
                 )
-        references = None
-        if trainer.is_global_zero:
-            device = trainer.strategy.root_device
-            references = load_references(
-                datamodule.sets, datamodule.source, datamodule.n_classes, datamodule.img_size, self.cache_dir, device
-            )
-        self._references = trainer.strategy.broadcast(references)
+        args = datamodule.sets, datamodule.source, datamodule.n_classes, datamodule.img_size, self.cache_dir
+        self._references = once(trainer, lambda: load_references(*args, trainer.strategy.root_device))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module, "val")
@@ -140,17 +137,18 @@ class LogQuality(Callback):
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         labels = train.labels[order[:N_CAS]]
         pixels = draw(trainer, model, labels)
-        accuracy = 0.0
-        if trainer.is_global_zero:
-            size = train.images.shape[-2]
+        size = train.images.shape[-2]
+
+        def known() -> float:
             net = train_classifier(
                 pixels, labels, model.n_classes, size, model.device, "classifier of generated images"
             )
             embedded = embed_served(net, test)
-            accuracy = float((embedded.predicted == embedded.labels).double().mean())
+            return float((embedded.predicted == embedded.labels).double().mean())
+
+        accuracy = once(trainer, known)
         real = self._references.real["test"]
         floor = float((real.predicted == real.labels).double().mean())
-        accuracy = trainer.strategy.broadcast(accuracy)
         model.log_dict({"test/cas": accuracy, "test/cas_floor": floor}, batch_size=len(labels), sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,6 +169,24 @@ def require_images(callback: str, model: Any, datamodule: Any) -> None:
             raise UserError(
                 f"{callback} needs a {key} that is an {kind.__name__}, not a {type(part).__name__}: set {callback}=null"
             )
+
+
+def once(trainer: Trainer, work: Callable[[], T]) -> T:
+    """What `work` returns, done by one process for all; what it refuses, all refuse.
+
+    Raises:
+        UserError: `work` raised it.
+    """
+    result: Any = None
+    if trainer.is_global_zero:
+        try:
+            result = work()
+        except UserError as error:
+            result = error
+    result = trainer.strategy.broadcast(result)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def draw(trainer: Trainer, model: ImageModel, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from src.metrics.quality import Quality
 LABELS_IGNORED = 0.1  # of the way from guessing to the accuracy of real images
 LABELS_MIXED_UP = 0.5  # share of a class's images that are taken for one and the same other class
 VARIANCE_GONE = 0.1  # of that of real images
-COPIED = 0.5  # of the distance from held-out images to the nearest training image, both medians
+COPIED = 0.3  # of the distance from held-out images to the nearest training image, both medians
 D_SATURATED = 0.995  # share of pairs of a real and a generated image that D puts in the right order
 
 

@@ -4,6 +4,7 @@ import csv
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -209,30 +210,48 @@ def test_two_processes_measure_one_model(tmp_path: Path) -> None:
     assert float(row["val/fd_floor"]) < float(row["val/fd"]) < 1_000
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_each_process_draws_its_share_of_the_same_images(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Strategy:
-        def reduce(self, pixels: Tensor, reduce_op: str) -> Tensor:
-            return pixels
+class Process:
+    """A trainer's view of one of several processes, which see each other's messages but no sum."""
 
-    class Stub:
-        strategy = Strategy()
+    sent: list[object] = []
 
-        def __init__(self, world_size: int, global_rank: int) -> None:
-            self.world_size, self.global_rank = world_size, global_rank
+    def __init__(self, world_size: int, global_rank: int) -> None:
+        self.world_size, self.global_rank, self.is_global_zero = world_size, global_rank, global_rank == 0
+        self.strategy = self
 
+    def reduce(self, pixels: Tensor, reduce_op: str) -> Tensor:
+        return pixels
+
+    def broadcast(self, result: object) -> object:
+        if self.is_global_zero:
+            self.sent.append(result)
+        return self.sent[-1]
+
+
+def test_each_process_draws_its_share_of_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     class Noise(Replaying):
         def generate(self, labels: Tensor, rng=None, noise=None) -> Tensor:  # type: ignore[no-untyped-def]
             return torch.rand(len(labels), 1, 32, 32, generator=rng)
 
     monkeypatch.setattr(quality, "DRAW_BATCH", 10)
     labels = torch.arange(10).repeat(3)[:25]
-    whole = quality.draw(Stub(1, 0), Noise(), labels)  # type: ignore[arg-type]
-    shares = [quality.draw(Stub(2, each), Noise(), labels) for each in (0, 1)]  # type: ignore[arg-type]
+    whole = quality.draw(Process(1, 0), Noise(), labels)  # type: ignore[arg-type]
+    shares = [quality.draw(Process(2, rank), Noise(), labels) for rank in (0, 1)]  # type: ignore[arg-type]
 
+    assert [int(share.flatten(1).any(1).sum()) for share in shares] == [15, 10]
     assert torch.equal(shares[0] + shares[1], whole)
-    assert shares[rank].flatten(1).any(1).sum() == [15, 10][rank]
     assert whole.flatten(1).unique(dim=0).shape[0] == 25
+
+
+def test_what_one_process_finds_or_refuses_holds_for_all() -> None:
+    def refuse() -> None:
+        raise UserError("no")
+
+    ranks: list[Any] = [Process(2, 0), Process(2, 1)]
+    assert [quality.once(rank, lambda rank=rank: rank.global_rank) for rank in ranks] == [0, 0]
+    for rank in ranks:
+        with pytest.raises(UserError, match="no"):
+            quality.once(rank, refuse)
 
 
 @pytest.mark.parametrize("name", ["n_val", "n_test"])
