@@ -63,6 +63,8 @@ class MNISTGANModel(ImageModel):
         d_steps: D's steps for each step of G, which then is trained on every `d_steps`-th batch.
         spectral_norm: whether every weight matrix of D is divided by its largest singular value (Miyato et al. 2018).
         label_smoothing: share of real images that D is to take for generated ones (one-sided, Salimans et al. 2016).
+        mismatched_labels: as many real images, as a share of the batch, are shown to D once more with a wrong label,
+            and it is to take them for generated ones, with that weight (Reed et al. 2016): so D must read the label.
         clip_grad_norm: largest norm of each network's gradients; None: any.
 
     Raises:
@@ -88,6 +90,7 @@ class MNISTGANModel(ImageModel):
         d_steps: int = 1,
         spectral_norm: bool = False,
         label_smoothing: float = 0.0,
+        mismatched_labels: float = 0.0,
         clip_grad_norm: float | None = None,
     ) -> None:
         super().__init__()
@@ -110,6 +113,7 @@ class MNISTGANModel(ImageModel):
         self.d_steps = d_steps
         self.spectral_norm = spectral_norm
         self.label_smoothing = label_smoothing
+        self.mismatched_labels = mismatched_labels
         self.clip_grad_norm = clip_grad_norm
         self._check_options()
         if spectral_norm:
@@ -127,6 +131,12 @@ class MNISTGANModel(ImageModel):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if not 0 <= self.label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must be a number from 0 to below 0.5, not {self.label_smoothing}")
+        if not 0 <= self.mismatched_labels <= 1:
+            raise ValueError(f"mismatched_labels must be a number from 0 to 1, not {self.mismatched_labels}")
+        if self.mismatched_labels and self.n_classes == 1:
+            raise ValueError(
+                f"mismatched_labels is {self.mismatched_labels}, but with one class no label is wrong: set it to 0"
+            )
         if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
             raise ValueError(f"clip_grad_norm must be a positive number or null, not {self.clip_grad_norm}")
         loss = type(self.loss).__name__
@@ -266,8 +276,9 @@ class MNISTGANModel(ImageModel):
         Returns:
             The losses and D's mean scores that were computed, detached, under `g_loss`, `d_loss`, `d_real_loss`,
             `d_fake_loss`, `d_real`, `d_fake`, with `d_pair_accuracy`, the share of pairs of a label whose real image
-            has the higher score, and `penalty_<name>` of each penalty that was due; and the loss of the network being
-            optimised, penalties included, or the sum of both.
+            has the higher score, `d_mismatched`, D's mean score of real images with wrong labels, and
+            `penalty_<name>` of each penalty that was due; and the loss of the network being optimised, penalties
+            included, or the sum of both.
         """
         real, labels = batch
         losses: dict[str, Tensor] = {}
@@ -288,10 +299,22 @@ class MNISTGANModel(ImageModel):
             self._fakes = fake.detach(), labels
 
         if optimizer_idx in (DISCRIMINATOR, None):
-            # One pass over both halves costs less than two; without BatchNorm in D the scores are the same.
-            images = self._as_seen(torch.cat([real, self._take_fakes(labels)]), optimizer_idx)
-            d_real, d_fake = self.discriminator(images, torch.cat([labels, labels])).chunk(2)
+            # One pass over all costs less than several; without BatchNorm in D the scores are the same.
+            shown, their_labels = [real, self._take_fakes(labels)], [labels, labels]
+            if self.mismatched_labels and optimizer_idx == DISCRIMINATOR:
+                n = math.ceil(self.mismatched_labels * len(real))
+                shown.append(real[:n])
+                shift = torch.randint(1, self.n_classes, (n,), device=labels.device)
+                their_labels.append((labels[:n] + shift) % self.n_classes)
+            images = self._as_seen(torch.cat(shown), optimizer_idx)
+            scores = self.discriminator(images, torch.cat(their_labels))
+            d_real, d_fake, *d_mismatched = scores.split([len(part) for part in shown])
             d_real_loss, d_fake_loss = self.loss.discriminator(d_real, d_fake)
+            for mismatched in d_mismatched:
+                _, their_loss = self.loss.discriminator(d_real[: len(mismatched)], mismatched)
+                weight = self.mismatched_labels
+                d_fake_loss = (d_fake_loss + weight * their_loss) / (1 + weight)
+                losses["d_mismatched"] = mismatched.detach().mean()
             if self.label_smoothing:
                 _, taken_for_fake = self.loss.discriminator(d_real, d_real)
                 d_real_loss = torch.lerp(d_real_loss, taken_for_fake, self.label_smoothing)
@@ -302,7 +325,7 @@ class MNISTGANModel(ImageModel):
             losses["d_pair_accuracy"] = (d_real > d_fake).float().mean()
             objective = objective + d_loss
             if optimizer_idx == DISCRIMINATOR:
-                real_seen, fake_seen = images.chunk(2)
+                real_seen, fake_seen = images[: len(real)], images[len(real) : 2 * len(real)]
                 for name, penalty in self._penalties_on(real_seen, fake_seen, labels):
                     losses[f"penalty_{name}"] = penalty.detach()
                     # Halved as the losses are. Lazily, it makes up for the batches that it leaves out.

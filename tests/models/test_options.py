@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.nn.functional import softplus
 
-from src.models.mnist_gan_model import MNISTGANModel
+from src.models.losses import NonSaturatingLoss
+from src.models.mnist_gan_model import DISCRIMINATOR, MNISTGANModel
 from src.utils.errors import UserError
 from src.utils.instantiate import instantiate
 from tests.conftest import ROOT, assert_same, compose_config, load
-from tests.models.test_mnist_gan_model import BATCH, BATCHES, Spy, loader, make_model, quiet_trainer
+from tests.models.test_mnist_gan_model import BATCH, BATCHES, Spy, loader, make_batch, make_model, quiet_trainer
 
 R1 = "model.penalties.r1={_target_: src.models.penalties.R1, gamma: 1.0, every: 1}"
 NOISE = "model.augment.instance_noise={_target_: src.models.augment.InstanceNoise, std: 0.2, until: 0.8}"
@@ -28,12 +30,17 @@ FLIPS = [
     ("", "model.networks=dcgan"),
     ("model.networks=dcgan", "model.generator.width=16"),
     ("model.networks=dcgan", "model.discriminator.width=16"),
+    ("", "model.networks=residual"),
+    ("model.networks=residual", "model.generator.width=16"),
+    ("model.networks=residual", "model.discriminator.width=16"),
+    ("model.networks=residual", "model.discriminator.features=16"),
     ("", "model.objective=hinge"),
     ("", "model.objective=non_saturating"),
     ("", "model.objective=wasserstein"),
     ("", "model.objective=relativistic"),
     ("model.objective=hinge", "model.spectral_norm=false"),
     ("", "model.label_smoothing=0.1"),
+    ("", "model.mismatched_labels=0.5"),
     ("", "model.clip_grad_norm=0.01"),
     ("", "model.d_steps=2"),
     ("", R1),
@@ -132,6 +139,8 @@ def leaves(part: dict, prefix: str = "") -> list[str]:
         (["model.loss._target_=src.models.losses.WassersteinLoss"], r"model\.loss is WassersteinLoss, which needs a"),
         (["model.objective=hinge", "model.label_smoothing=0.1"], r"model\.label_smoothing is 0\.1, but HingeLoss has"),
         (["model.label_smoothing=0.5"], r"model\.label_smoothing must be a number from 0 to below 0\.5"),
+        (["model.mismatched_labels=2"], r"model\.mismatched_labels must be a number from 0 to 1, not 2"),
+        (["model.mismatched_labels=0.5", "model.n_classes=1"], r"model\.mismatched_labels .* with one class"),
         (["model.clip_grad_norm=0"], r"model\.clip_grad_norm must be a positive number or null"),
         (["model.d_steps=0"], r"model\.d_steps must be a whole number of at least 1"),
         (["model.schedule_batches=0"], r"model\.schedule_batches must be"),
@@ -176,6 +185,24 @@ def test_spectral_norm_bounds_every_layer() -> None:
     ]
     assert len(norms) == 5
     torch.testing.assert_close(torch.stack(norms), torch.ones(5), rtol=0.02, atol=0)
+
+
+def test_mismatched_labels_are_wrong_and_count_as_generated() -> None:
+    model = make_model(mismatched_labels=0.4, loss=NonSaturatingLoss()).eval()
+    seen = Spy(model.discriminator)
+    images, labels = make_batch()
+    losses, objective = model.step((images, labels), 0, DISCRIMINATOR)
+
+    ((shown, told, scores),) = seen.calls
+    assert len(shown) == 2 * BATCH + 4  # 0.4 of 8, rounded up
+    assert torch.equal(shown[2 * BATCH :], images[:4])
+    assert (told[2 * BATCH :] != labels[:4]).all() and told.max() < 3
+    real, fake, wrong = scores.split([BATCH, BATCH, 4])
+    expected = (softplus(fake).mean() + 0.4 * softplus(wrong).mean()) / 1.4
+    torch.testing.assert_close(losses["d_fake_loss"], expected)
+    torch.testing.assert_close(objective, (softplus(-real).mean() + expected) / 2)
+    assert losses["d_mismatched"] == wrong.mean()
+    assert "d_mismatched" not in model.step((images, labels), 0)[0]  # nothing is optimised
 
 
 def test_d_steps_train_the_generator_on_every_nth_batch(tmp_path: Path) -> None:
