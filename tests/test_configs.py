@@ -69,10 +69,11 @@ def test_every_file_composes_and_arrives_where_it_is_read(group: str, name: str,
 @pytest.mark.parametrize(
     ("override", "group", "entries"),
     [
-        ("callbacks=default", "callbacks", "model_checkpoint progress_bar model_summary throughput sample_grid"),
+        ("callbacks=default", "callbacks", "model_checkpoint progress_bar model_summary throughput sample_grid quality"),
         ("callbacks=checkpoint", "callbacks", "model_checkpoint"),
         ("callbacks=progress", "callbacks", "progress_bar model_summary throughput"),
         ("callbacks=wandb", "callbacks", "sample_grid"),
+        ("callbacks=quality", "callbacks", "quality"),
         ("callbacks=none", "callbacks", ""),
         ("logger=wandb", "logger", "wandb"),
         ("logger=csv", "logger", "csv"),
@@ -233,8 +234,12 @@ def test_a_search_runs_many_times_over_keys_that_exist(name: str) -> None:
     assert ("optuna" in config.hydra.sweeper._target_) == ("optuna" in name)
     searched = config.hydra.sweeper.params
     assert len(searched) > 0
-    for key in searched:
-        assert OmegaConf.select(config, key) is not None, key
+    for key, values in searched.items():
+        if "/" not in key:
+            assert OmegaConf.select(config, key) is not None, key
+            continue
+        files = {file.stem for file in (ROOT / "configs" / key).glob("*.yaml")}  # a group: every file of it
+        assert {value.strip() for value in values.split(",")} == files
 
 
 def test_the_grid_tries_every_pair() -> None:

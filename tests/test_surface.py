@@ -105,7 +105,8 @@ def test_run_folder(folder: Path, run_dir: Path) -> None:
     files = {str(p.relative_to(run_dir)) for p in run_dir.rglob("*") if p.is_file()}
     assert files >= {".hydra/config.yaml", ".hydra/overrides.yaml", "config_tree.txt", "ckpts/last.ckpt"}
     assert files >= {"samples/epoch_0000.png", "samples/epoch_0001.png"}
-    assert [p.name for p in (run_dir / "ckpts").iterdir()] == ["last.ckpt"]  # one file, however long the run
+    # Two files, however long the run.
+    assert {p.name for p in (run_dir / "ckpts").iterdir()} == {"best.ckpt", "last.ckpt"}
     results = json.loads((run_dir / "results.json").read_text())
     assert results["command"].startswith("python run.py experiment=train_mnist_gan.yaml datamodule=digits")
     assert results["metrics"]["test/g_loss"] > 0 and results["seconds"] > 0

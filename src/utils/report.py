@@ -58,10 +58,13 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
     """Prints final metrics, what lies where, and the commands that come next."""
     console = Console(soft_wrap=True)
     if metrics:
-        table = Table("metric", "train", "val", "test", title=str(config.name))
+        table = Table("metric", "train", "val", "test", "real images", title=str(config.name))
         names = dict.fromkeys(name.partition("/")[2] for name in metrics if "/" in name)
         for name in names:
+            if name.endswith("_floor"):  # beside what it is the floor of
+                continue
             row = [metrics.get(f"{split}/{name}") for split in ("train", "val", "test")]
+            row.append(metrics.get(f"test/{name}_floor", metrics.get(f"val/{name}_floor")))
             table.add_row(name, *("" if value is None else f"{value:,.4g}" for value in row))
         console.print(table)
 
