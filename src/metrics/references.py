@@ -37,7 +37,7 @@ class LabelledImages(Protocol):
 
 
 class References(NamedTuple):
-    """A data set's feature net and the real images of its splits `train`, `val` and `test` in its features."""
+    """A data set's feature net, on the CPU, and the real images of its splits `train`, `val` and `test` in its features."""
 
     name: str
     net: FeatureNet
@@ -79,7 +79,6 @@ def load_references(
         log.info("training the feature net of %s: a minute on two cores, once for %s", source, path)
         net = train_classifier(data.images, data.labels, n_classes, size, device, f"feature net of {source}")
         cached = {"weights": {key: value.cpu() for key, value in net.state_dict().items()}, "real": {}}
-        write_cache(cached, path)
     net.load_state_dict(cached["weights"])
     net.to(device).eval().requires_grad_(False)
     if img_size not in cached["real"]:
@@ -89,7 +88,7 @@ def load_references(
     accuracy = float((real["test"].predicted == real["test"].labels).double().mean())
     check_accuracy(accuracy, source, len(real["train"].labels), n_classes, path)
     log.info("features: %s, weights %s, test accuracy %.2f %%", name, digest(cached["weights"])[:8], 100 * accuracy)
-    return References(name, net, real)
+    return References(name, net.cpu(), real)
 
 
 def data_hash(sets: Mapping[str, LabelledImages]) -> str:
