@@ -37,7 +37,7 @@ class LabelledImages(Protocol):
 
 
 class References(NamedTuple):
-    """A data set's feature net, on the CPU, and the real images of its splits `train`, `val` and `test` in its features."""
+    """A data set's feature net, on the CPU, and the real images of `train`, `val` and `test` in its features."""
 
     name: str
     net: FeatureNet
