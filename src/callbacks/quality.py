@@ -92,7 +92,8 @@ class LogQuality(Callback):
                     f" {len(datamodule.sets[split])}: change datamodule.train_val_test_split, or set"
                     " callbacks.quality=null"
                 )
-        args = datamodule.sets, datamodule.source, datamodule.n_classes, datamodule.img_size, self.cache_dir
+        splits = datamodule.sets | {"train": datamodule.whole_train}
+        args = splits, datamodule.source, datamodule.n_classes, datamodule.img_size, self.cache_dir
         self._references = once(trainer, lambda: load_references(*args, trainer.strategy.root_device))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -133,7 +134,7 @@ class LogQuality(Callback):
     def _measure_cas(self, trainer: Trainer, model: Any) -> None:
         assert self._references is not None
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        train, test = datamodule.sets["train"], datamodule.sets["test"]
+        train, test = datamodule.whole_train, datamodule.sets["test"]
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         labels = train.labels[order[:N_CAS]]
         pixels = draw(trainer, model, labels)

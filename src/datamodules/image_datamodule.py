@@ -123,6 +123,8 @@ class ImageDataModule(LightningDataModule):
         if self.sets:
             return
         splits = self.load()
+        # What images are compared with is the same whatever part of it a run trains on.
+        self.whole_train = ImageSet(*splits["train"], self.img_size)
         splits["train"] = self._chosen(*splits["train"])
         self.sets = {name: ImageSet(*split, self.img_size) for name, split in splits.items()}
 

@@ -268,3 +268,16 @@ def test_a_model_without_images_is_refused() -> None:
 
     with pytest.raises(UserError, match=r"needs a model that is an ImageModel.* set callbacks.quality=null"):
         measured(Other())
+
+
+def test_a_subset_is_measured_against_the_same_real_images(train_here: Train) -> None:
+    """So that its numbers compare with those of a run on everything."""
+    rows = []
+    for name, subset in (("whole", "null"), ("part", "200")):
+        run_dir = train_here(
+            name, "logger=csv", "trainer.max_epochs=1", f"datamodule.subset={subset}", "callbacks.quality.cas=false"
+        )
+        with open(run_dir / "csv" / "metrics.csv") as file:
+            rows.append([row for row in csv.DictReader(file) if row["test/fd"]][0])
+    floors = [{key: value for key, value in row.items() if key.endswith("_floor")} for row in rows]
+    assert floors[0] == floors[1] and rows[0]["test/fd"] != rows[1]["test/fd"]
