@@ -41,13 +41,14 @@ def test_the_next_run_reads_the_file(cached: Path) -> None:
     assert_same(again.net.state_dict(), digits_references().net.state_dict())
 
 
-def test_one_net_for_every_size_that_a_model_draws(cached: Path) -> None:
-    small = load(cached.parent, 8)
+@pytest.mark.parametrize("img_size", [8, 28, 64])
+def test_one_net_for_every_size_that_a_model_draws(cached: Path, img_size: int) -> None:
+    other = load(cached.parent, img_size)
     before = cached.stat().st_mtime_ns
 
-    assert not torch.equal(small.real["val"].features, digits_references().real["val"].features)
-    assert (small.real["val"].predicted == small.real["val"].labels).double().mean() > 0.95
-    assert_same(load(cached.parent, 8).real, small.real)
+    assert not torch.equal(other.real["val"].features, digits_references().real["val"].features)
+    assert (other.real["val"].predicted == other.real["val"].labels).double().mean() > 0.95
+    assert_same(load(cached.parent, img_size).real, other.real)
     assert_same(load(cached.parent).real, digits_references().real)
     assert cached.stat().st_mtime_ns == before
 
