@@ -120,12 +120,11 @@ def test_as_many_images_as_asked_for_where_there_are_enough() -> None:
 
 
 def test_a_classifier_trained_on_samples_knows_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the training images it is the floor's own recipe; with labels off by one it is wrong every time."""
+    """On the training images it is the floor's own recipe; with labels off by one it is mostly wrong."""
     monkeypatch.setattr(quality, "DRAW_BATCH", 2_000)
     logged = measured(Replaying("train"), "test", cas=True)
-    assert logged["test/cas_floor"] == float(
-        (references().real["test"].predicted == references().real["test"].labels).float().mean()
-    )
+    real = references().real["test"]
+    assert logged["test/cas_floor"] == pytest.approx(float((real.predicted == real.labels).float().mean()))
     assert abs(logged["test/cas"] - logged["test/cas_floor"]) < 0.02
 
     class OffByOne(Replaying):
