@@ -277,6 +277,6 @@ def test_a_subset_is_measured_against_the_same_real_images(train_here: Train) ->
             name, "logger=csv", "trainer.max_epochs=1", f"datamodule.subset={subset}", "callbacks.quality.cas=false"
         )
         with open(run_dir / "csv" / "metrics.csv") as file:
-            rows.append([row for row in csv.DictReader(file) if row["test/fd"]][0])
+            rows.append(next(row for row in csv.DictReader(file) if row["test/fd"]))
     floors = [{key: value for key, value in row.items() if key.endswith("_floor")} for row in rows]
     assert floors[0] == floors[1] and rows[0]["test/fd"] != rows[1]["test/fd"]
