@@ -20,6 +20,8 @@ from src.utils.errors import UserError, explain
 from src.utils.instantiate import instantiate, instantiate_each
 from src.utils.loggers import finish
 from tests.conftest import ROOT, compose_config, load
+from tests.datamodules.test_cifar10_datamodule import HAS_CIFAR10
+from tests.datamodules.test_fashion_mnist_datamodule import HAS_FASHION
 from tests.datamodules.test_mnist_datamodule import HAS_MNIST
 
 EXTRAS = r"pip install -r requirements-extras\.txt"
@@ -165,7 +167,12 @@ def test_experiments_train_and_test(name: str, tmp_path: Path) -> None:
     """The number that comes back is a test metric, so the test has run."""
     few = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
     quick = ["trainer.max_epochs=1", "trainer.enable_model_summary=false", "optimized_metric=test/g_loss"]
-    data = [] if HAS_MNIST else ["datamodule=digits"]
+    has_data = {"cifar10": HAS_CIFAR10, "fashion": HAS_FASHION}.get(name.split("_")[1], HAS_MNIST)
+    data = [] if has_data else ["datamodule=digits", "model.channels=1"]
+    if name != "train_mnist_gan":  # one feature net of real size is enough, and they take a minute each
+        quick += ["callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
+    else:
+        quick += ["callbacks.quality.cas=false"]
     config = compose_config(
         "train", f"experiment={name}", *few, *quick, *data, f"work_dir={tmp_path}", run_dir=tmp_path
     )
