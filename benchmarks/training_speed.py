@@ -1,19 +1,23 @@
-"""Training speed of the baseline against bare PyTorch, as ratios of one run.
+"""Training speed against bare PyTorch, as ratios of one run.
 
     python benchmarks/training_speed.py [--batches 400] [--rounds 7] [--threads 2] [--out docs/speed.md]
 
-Three ways to train the same two networks on the same images, each in a process of its own, in turns, so that a busy
-machine hits all alike. MNIST must be in `DATA_DIR` or `data/`:
+Ways to train the same two networks on the same images, each in a process of its own, in turns, so that a busy machine
+hits all alike. MNIST must be in `DATA_DIR` or `data/`:
 
-- project:  `src.train.train` as `python run.py experiment=train_mnist_gan.yaml` runs it, with its default logging
-- bare:     a plain loop over the same tensors with the same arithmetic and fused Adam
-- template: the way it is usually written: PIL transforms an image in a DataLoader, plain Adam, two G forwards
+- project:     `src.train.train` as `python run.py experiment=train_mnist_gan.yaml` runs it, with its default logging
+- bare:        a plain loop over the same tensors with the same arithmetic and fused Adam
+- template:    the way it is usually written: PIL transforms an image in a DataLoader, plain Adam, two G forwards
+- recipe:      as `project`, of `experiment=train_mnist_cnn_gan.yaml`
+- recipe_bare: a plain loop with that recipe's arithmetic
 
-The time to the first batch is compared with the time to import torch, Lightning and wandb.
+A validation with its metrics is compared with an epoch of training, and the time to the first batch with the time to
+import torch, Lightning and wandb.
 """
 
 import argparse
-import os
+import copy
+import math
 import resource
 import statistics
 import subprocess
@@ -26,29 +30,44 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from torch.nn.functional import mse_loss
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from pytorch_lightning import Callback
+from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.record import command_line
 from src.datamodules.loader import ImageSet
-from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
+from src.utils.instantiate import instantiate
 from src.utils.provenance import provenance
 
 BATCH = 64
-KINDS = ("project", "bare", "template")
+KINDS = ("project", "bare", "template", "recipe", "recipe_bare")
+EXPERIMENTS = {"project": "train_mnist_gan", "recipe": "train_mnist_cnn_gan"}
 TABLE = """# Speed
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions} and {threads} threads.
-Medians of {rounds} rounds of {batches} batches of 64, each round all three in turn; timings on a shared machine are
-noisy, so compare the ratios.
+Medians of {rounds} rounds of {batches} batches, each round all in turn; timings on a shared machine are noisy, so
+compare the ratios.
 
 | training the baseline | images/s | project / this |
 |---|---|---|
 | this project, as `experiment=train_mnist_gan.yaml` runs it, with its default logging | {project_speed:,.0f} | |
 | a bare PyTorch loop: same tensors, same arithmetic, fused Adam | {bare_speed:,.0f} | {bare_ratio:.2f} |
 | the usual way: PIL transforms an image, plain Adam, two G forwards | {template_speed:,.0f} | {template_ratio:.2f} |
+
+| training the recommended recipe | images/s | project / this |
+|---|---|---|
+| this project, as `experiment=train_mnist_cnn_gan.yaml` runs it, with its default logging | {recipe_speed:,.0f} | |
+| a bare PyTorch loop: same tensors, same arithmetic | {recipe_bare_speed:,.0f} | {recipe_bare_ratio:.2f} |
+
+| a validation, with the quality of 2,000 samples | seconds | / an epoch of training |
+|---|---|---|
+| `experiment=train_mnist_gan.yaml` | {project_validation:.2f} | {project_share:.1%} |
+| `experiment=train_mnist_cnn_gan.yaml` | {recipe_validation:.2f} | {recipe_share:.1%} |
 
 | from typing the command | seconds | / imports |
 |---|---|---|
@@ -83,6 +102,48 @@ def bare_loop(data: ImageSet, batches: int) -> float:
         d_loss.backward()
         opt_d.step()
     return batches * BATCH / (time.perf_counter() - start)
+
+
+def recipe_bare_loop(data: ImageSet, batches: int) -> float:
+    """Images/s of the recommended recipe's arithmetic, written out by hand for its settings."""
+    config = composed("recipe")
+    model, adam = config.model, config.model.optimizer_d
+    generator, discriminator = instantiate(config, "model.generator"), instantiate(config, "model.discriminator")
+    average = copy.deepcopy(generator).eval().requires_grad_(False)
+    options = {"lr": adam.lr, "betas": tuple(adam.betas), "fused": True}
+    opt_g = torch.optim.Adam(generator.parameters(), **options)
+    opt_d = torch.optim.Adam(discriminator.parameters(), **options)
+    size, r1 = config.datamodule.batch_size, model.penalties.r1
+    n_wrong = math.ceil(model.mismatched_labels * size)
+    order = torch.randperm(len(data))[: size * (len(data) // size)].split(size)
+    start = time.perf_counter()
+    for i in range(batches):
+        real, labels = data.__getitems__(order[i % len(order)])
+        fake = generator(torch.randn(size, model.latent_dim), labels)
+        discriminator.requires_grad_(False)
+        g_loss = softplus(-discriminator(fake, labels)).mean()
+        opt_g.zero_grad()
+        g_loss.backward()
+        opt_g.step()
+        discriminator.requires_grad_(True)
+        wrong = (labels[:n_wrong] + torch.randint(1, 10, (n_wrong,))) % 10
+        scores = discriminator(torch.cat([real, fake.detach(), real[:n_wrong]]), torch.cat([labels, labels, wrong]))
+        d_real, d_fake, d_wrong = scores.split([size, size, n_wrong])
+        fake_loss = softplus(d_fake).mean()
+        if n_wrong:
+            weight = model.mismatched_labels
+            fake_loss = (fake_loss + weight * softplus(d_wrong).mean()) / (1 + weight)
+        d_loss = (softplus(-d_real).mean() + fake_loss) / 2
+        if (i + 1) % r1.every == 0:
+            images = real.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(discriminator(images, labels).sum(), images, create_graph=True)
+            d_loss = d_loss + r1.every * r1.gamma / 2 * gradient.square().sum(dim=(1, 2, 3)).mean() / 2
+        opt_d.zero_grad()
+        d_loss.backward()
+        opt_d.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 0.01)
+    return batches * size / (time.perf_counter() - start)
 
 
 class PILImages(Dataset):
@@ -131,12 +192,18 @@ def template_loop(data: ImageSet, batches: int) -> float:
     return i * BATCH / (time.perf_counter() - start)
 
 
-def project(batches: int) -> float:
-    """Images/s of a real run, from its first batch to its last, with everything that happens between them."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
-    from pytorch_lightning import Callback
+def composed(kind: str, *overrides: str) -> DictConfig:
+    """The configuration of a kind's experiment."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        return compose("train", [f"experiment={EXPERIMENTS[kind]}.yaml", *overrides], return_hydra_config=True)
 
+
+def project(kind: str, batches: int) -> tuple[float, float, float]:
+    """A real run, with everything that happens between its first batch and its last.
+
+    Returns:
+        Images/s; seconds of a validation; the share of it in an epoch of training.
+    """
     import src.train as verb
 
     class Clock(Callback):
@@ -148,19 +215,27 @@ def project(batches: int) -> float:
             if batch_idx == batches:
                 self.seconds = time.perf_counter() - self.start
 
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        overrides = ["experiment=train_mnist_gan.yaml", f"trainer.limit_train_batches={batches + 1}"]
-        overrides += ["trainer.max_epochs=1", "test_after_training=false", "print_config=false"]
-        overrides += ["trainer.limit_val_batches=1", "logger.wandb.mode=offline"]
+        def on_validation_start(self, trainer, pl_module) -> None:
+            self.validation_start = time.perf_counter()
+
+        def on_validation_end(self, trainer, pl_module) -> None:
+            self.validation = time.perf_counter() - self.validation_start
+
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = ["trainer.max_epochs=1", "test_after_training=false", "print_config=false"]
+        overrides += [f"trainer.limit_train_batches={batches + 1}", "logger.wandb.mode=offline"]
         overrides += [f"hydra.run.dir={folder}", f"work_dir={folder}"]
-        config = compose("train", overrides, return_hydra_config=True)
+        config = composed(kind, *overrides)
         config.hydra.runtime.output_dir = folder
         HydraConfig.instance().set_config(config)
+        epoch = composed(kind).trainer.limit_train_batches
         original = verb.instantiate_each
+        clock = Clock()
         verb.instantiate_each = lambda c, g: [*original(c, g), *([clock] if g == "callbacks" else [])]
         verb.train(config)
-    return batches * BATCH / clock.seconds
+    size = config.datamodule.batch_size
+    in_epoch = epoch if isinstance(epoch, int) else int(epoch * config.datamodule.train_val_test_split[0] / size)
+    return batches * size / clock.seconds, clock.validation, clock.validation / (clock.seconds / batches * in_epoch)
 
 
 def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
@@ -168,8 +243,7 @@ def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
     code = "import os, torch, pytorch_lightning, wandb; os._exit(0)"  # both end without tidying up
     probe = (
         "import sys, os, runpy; sys.argv = sys.argv[1:];"
-        "import pytorch_lightning as pl; t = pl.LightningModule.on_train_batch_start;"
-        "pl.LightningModule.on_train_batch_start = lambda self, *a: os._exit(0);"
+        "import pytorch_lightning as pl; pl.Callback.on_train_batch_start = lambda self, *a: os._exit(0);"
         "sys.path.insert(0, os.path.dirname(sys.argv[0])); runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     imports, first = [], []
@@ -187,16 +261,17 @@ def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
 
 
 def measure_one(kind: str, batches: int) -> None:
-    """Prints images/s and the process's peak memory in MiB."""
-    if kind == "project":
-        speed = project(batches)
+    """Prints images/s and the process's peak memory in MiB; of a run also a validation's seconds and its share."""
+    more: tuple[float, ...] = ()
+    if kind in EXPERIMENTS:
+        speed, *more = project(kind, batches)
     else:
-        datamodule = MNISTDataModule(os.environ.get("DATA_DIR", "data"), offline_fallback=False)
+        datamodule = instantiate(composed("recipe" if kind == "recipe_bare" else "project"), "datamodule")
         datamodule.setup()
-        loop = {"bare": bare_loop, "template": template_loop}[kind]
+        loop = {"bare": bare_loop, "template": template_loop, "recipe_bare": recipe_bare_loop}[kind]
         loop(datamodule.sets["train"], 20)
         speed = loop(datamodule.sets["train"], batches)
-    print(f"\n{speed} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}")
+    print("\n" + " ".join(map(str, [speed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, *more])))
 
 
 def main() -> None:
@@ -214,6 +289,7 @@ def main() -> None:
     started = time.perf_counter()
     speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     memory: dict[str, float] = {}
+    validation: dict[str, list[tuple[float, float]]] = {kind: [] for kind in EXPERIMENTS}
     for round_ in range(args.rounds):
         for kind in KINDS:  # each in a process of its own, as they would run
             command = [
@@ -225,17 +301,20 @@ def main() -> None:
                 f"--threads={args.threads}",
             ]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            speed, memory[kind] = map(float, done.stdout.splitlines()[-1].split())
+            speed, memory[kind], *more = map(float, done.stdout.splitlines()[-1].split())
             speeds[kind].append(speed)
+            if more:
+                validation[kind].append((more[0], more[1]))
         print(f"round {round_ + 1}/{args.rounds}: " + "  ".join(f"{k} {v[-1]:,.0f}" for k, v in speeds.items()))
     imports, first, start_ratio = first_batch_ratio(args.rounds)
-    ratio = {
-        kind: statistics.median(p / o for p, o in zip(speeds["project"], speeds[kind], strict=True)) for kind in KINDS
-    }
+    ours = {kind: speeds["recipe" if kind.startswith("recipe") else "project"] for kind in KINDS}
+    ratio = {kind: statistics.median(p / o for p, o in zip(ours[kind], speeds[kind], strict=True)) for kind in KINDS}
     report = TABLE.format(
         **provenance(command_line()),
         **{f"{kind}_speed": statistics.median(values) for kind, values in speeds.items()},
         **{f"{kind}_ratio": value for kind, value in ratio.items()},
+        **{f"{kind}_validation": statistics.median(s for s, _ in values) for kind, values in validation.items()},
+        **{f"{kind}_share": statistics.median(s for _, s in values) for kind, values in validation.items()},
         rounds=args.rounds,
         batches=args.batches,
         threads=args.threads,

@@ -1,0 +1,159 @@
+"""Writes docs/results.md, README's table and the grids in images/ from run folders, one row a run.
+
+    python benchmarks/results.py logs/runs/<date>/<time> ...   # add runs, replacing those of the same name
+    python benchmarks/results.py                               # write the page again from the records it has
+
+A run's record is its `results.json`, with the curve of its validations from its local W&B file. Records are kept in
+docs/results/, and a page is nothing but its records.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+RECORDS = ROOT / "docs" / "results"
+CURVE = ("val/seconds", "val/label_accuracy", "val/worst_class_accuracy", "val/fd")
+# What a column shows: its title, its metric, and whether its floor stands beside it.
+COLUMNS = [
+    ("label accuracy", "label_accuracy", "{:.2%}"),
+    ("worst class", "worst_class_accuracy", "{:.2%}"),
+    ("FD", "fd", "{:.3f}"),
+    ("KID", "kid", "{:.4f}"),
+    ("precision", "precision", "{:.3f}"),
+    ("recall", "recall", "{:.3f}"),
+    ("density", "density", "{:.3f}"),
+    ("coverage", "coverage", "{:.3f}"),
+    ("variance", "within_class_variance", "{:.2f}"),
+    ("nearest", "nearest_train", "{:.2f}"),
+    ("CAS", "cas", "{:.2%}"),
+]
+IN_README = ("label_accuracy", "worst_class_accuracy", "fd", "recall", "cas")
+MARKERS = ("<!-- written by benchmarks/results.py -->\n", "<!-- end -->")
+HEAD = """# Results
+
+Written by `python benchmarks/results.py` from the runs' own files (docs/results/*.json). Each number is of the test
+that ends a run, on images drawn by the checkpoint with the best `val/fd`, and beside it in brackets is its floor: the
+same number of as many real images that neither the classifier nor the reference has seen.
+
+- Features and labels come from our own small classifier of each data set, so that **FD and KID here are not the FID
+  and KID of papers**, and compare only within a data set. References are the test split.
+- *label accuracy*: images that the classifier takes for what was asked for; *worst class*: of the class that does
+  worst.
+- *variance*: within classes, over that of real images. *nearest*: mean distance to the nearest training image; far
+  below its floor, a model copies.
+- *CAS*: accuracy on real test images of a classifier trained on nothing but samples (Ravuri & Vinyals 2019); its floor
+  is the same classifier trained on the real training images.
+- *seconds*: wall-clock of the whole command, from composing the configuration to the last number, with validation,
+  sample grids, checkpoints and the test.
+"""
+
+
+def record(run_dir: Path) -> dict:
+    """What is kept of a run: its results, and the curve of its validations."""
+    path = run_dir / "results.json"
+    if not path.exists():
+        sys.exit(f"error: {run_dir} has no results.json: name the folder of a run that ended")
+    results = json.loads(path.read_text())
+    results["curve"] = [
+        {key.partition("/")[2]: row[key] for key in CURVE} for row in history(run_dir) if all(k in row for k in CURVE)
+    ]
+    return results
+
+
+def history(run_dir: Path) -> list[dict]:
+    """What the run logged, row by row, from its local W&B file."""
+    folders = sorted(run_dir.glob("wandb/*run-*-*"))
+    if not folders:
+        sys.exit(f"error: {run_dir} has no wandb/ folder: run with logger=wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folders[-1])]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [entry["history"]["item"] for entry in map(json.loads, lines) if entry["type"] == "history"]
+
+
+def cell(metrics: dict[str, float], name: str, pattern: str) -> str:
+    value, floor = metrics.get(f"test/{name}"), metrics.get(f"test/{name}_floor")
+    if value is None:
+        return ""
+    return pattern.format(value) + ("" if floor is None else f" ({pattern.format(floor)})")
+
+
+def reached(run: dict, accuracy: float) -> str:
+    """Seconds of training until a validation found this label accuracy."""
+    return next((f"{row['seconds']:.0f}" for row in run["curve"] if row["label_accuracy"] >= accuracy), "never")
+
+
+def section(experiment: str, runs: list[dict]) -> str:
+    first = runs[0]
+    titles = ["run", *(title for title, _, _ in COLUMNS), "95 % after s", "seconds"]
+    lines = [f"## {experiment}", "", f"`{first['command']}`", ""]
+    lines += [f"![Samples of {experiment}, one row a class](../images/{experiment}.png)", ""]
+    lines += ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for run in runs:
+        cells = [cell(run["metrics"], name, pattern) for _, name, pattern in COLUMNS]
+        lines.append("| " + " | ".join([run["name"], *cells, reached(run, 0.95), f"{run['seconds']:.0f}"]) + " |")
+    if len(runs) > 1:
+        accuracies = [run["metrics"]["test/label_accuracy"] for run in runs]
+        lines += ["", f"Label accuracy over {len(runs)} seeds: {min(accuracies):.2%} to {max(accuracies):.2%}, median"]
+        lines[-1] += f" {statistics.median(accuracies):.2%}."
+    lines += [
+        "",
+        "The first run's validations:",
+        "",
+        "| training s | label accuracy | worst class | FD |",
+        "|---|---|---|---|",
+    ]
+    for row in first["curve"]:
+        numbers = [f"{row['label_accuracy']:.2%}", f"{row['worst_class_accuracy']:.2%}", f"{row['fd']:.3f}"]
+        lines.append(f"| {row['seconds']:.0f} | " + " | ".join(numbers) + " |")
+    lines += [""] + [f"- {run['name']}: commit {run['commit']}, {run['machine']}, {run['versions']}" for run in runs]
+    return "\n".join(lines) + "\n"
+
+
+def readme_table(experiments: dict[str, list[dict]]) -> str:
+    """Each experiment's first run in a row."""
+    shown = [column for column in COLUMNS if column[1] in IN_README]
+    titles = ["experiment", *(title for title, _, _ in shown), "minutes"]
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for name in sorted(experiments):
+        run = experiments[name][0]
+        cells = [cell(run["metrics"], metric, pattern) for _, metric, pattern in shown]
+        lines.append("| " + " | ".join([f"`{name}`", *cells, f"{run['seconds'] / 60:.1f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(run_dirs: list[Path]) -> None:
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    for run_dir in run_dirs:
+        run = record(run_dir)
+        (RECORDS / f"{run['name']}.json").write_text(json.dumps(run, indent=1) + "\n")
+        picture = ROOT / "images" / f"{experiment_of(run)}.png"
+        if not picture.exists() or run["name"].endswith("seed12345"):
+            shutil.copy(sorted((run_dir / "samples").glob("epoch_*.png"))[-1], picture)
+            print(f"wrote {picture}")
+    experiments: dict[str, list[dict]] = {}
+    # The default seed comes first.
+    for path in sorted(RECORDS.glob("*.json"), key=lambda path: ("seed12345" not in path.name, path.name)):
+        run = json.loads(path.read_text())
+        experiments.setdefault(experiment_of(run), []).append(run)
+    page = "\n".join([HEAD, *(section(name, experiments[name]) for name in sorted(experiments))])
+    (ROOT / "docs" / "results.md").write_text(page)
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text().partition(MARKERS[0])
+    _, _, after = rest.partition(MARKERS[1])
+    readme.write_text(before + MARKERS[0] + readme_table(experiments) + MARKERS[1] + after)
+    print(f"wrote {readme} and {ROOT / 'docs' / 'results.md'} from {sum(map(len, experiments.values()))} runs")
+
+
+def experiment_of(run: dict) -> str:
+    """A run's name without data and seed."""
+    return run["name"].partition("-")[0]
+
+
+if __name__ == "__main__":
+    main([Path(argument).resolve() for argument in sys.argv[1:]])
