@@ -15,11 +15,6 @@ from typing import Any
 # busy machine ten times slower, and networks this small hardly gain from them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ROOT = Path(__file__).resolve().parents[1]
-# One folder for all tests where the user has none, so that the digits' feature net is trained once.
-data_folder = tempfile.TemporaryDirectory(prefix="data-")
-os.environ.setdefault("DATA_DIR", str(ROOT / "data" if (ROOT / "data").is_dir() else data_folder.name))
-
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -27,6 +22,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+ROOT = Path(__file__).resolve().parents[1]
+# One folder for all tests where the user has none, so that the digits' feature net is trained once.
+data_folder = tempfile.TemporaryDirectory(prefix="data-")
+os.environ.setdefault("DATA_DIR", str(ROOT / "data" if (ROOT / "data").is_dir() else data_folder.name))
 # Real data, a few seconds a run: the embedded digits, 22 batches of 64 an epoch.
 QUICK = ["datamodule=digits", "print_config=false", "trainer.enable_model_summary=false"]
 

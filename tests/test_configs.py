@@ -71,7 +71,11 @@ def test_every_file_composes_and_arrives_where_it_is_read(group: str, name: str,
 @pytest.mark.parametrize(
     ("override", "group", "entries"),
     [
-        ("callbacks=default", "callbacks", "model_checkpoint progress_bar model_summary throughput sample_grid quality"),
+        (
+            "callbacks=default",
+            "callbacks",
+            "model_checkpoint progress_bar model_summary throughput sample_grid quality",
+        ),
         ("callbacks=checkpoint", "callbacks", "model_checkpoint"),
         ("callbacks=progress", "callbacks", "progress_bar model_summary throughput"),
         ("callbacks=wandb", "callbacks", "sample_grid"),

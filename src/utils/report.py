@@ -86,10 +86,10 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
         if isinstance(logger, WandbLogger):
             commands += _wandb_commands(logger)
     if checkpoint.exists():
-        label = min(5, int(config.model.get("n_classes", 1)) - 1)
+        a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
         commands += [
             ("resume", next_command(*_resume_overrides(config, trainer, checkpoint))),
-            ("sample", next_command("task=sample", f"ckpt_path={checkpoint}", f"labels=[{label}]")),
+            ("sample", next_command("task=sample", f"ckpt_path={checkpoint}", f"labels=[{a_class}]")),
         ]
     for label, command in commands:
         console.print(f"{label:<11} {command}", highlight=False)
