@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -27,8 +28,13 @@ PROBE = "+callbacks.probe._target_=tests.test_ddp.SaveWeights"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def test_two_processes_train_one_model_on_different_images(tmp_path: Path) -> None:
-    done = run_cli(*QUICK, "trainer=ddp_cpu", "trainer.max_epochs=2", PROBE, cwd=tmp_path)
+TRICKS = ["model/networks=dcgan", "model/objective=relativistic", "model.d_steps=2", "model.clip_grad_norm=1.0"]
+TRICKS += ["model.mismatched_labels=0.25", "model/schedule=linear", "callbacks.quality.cas=false"]
+
+
+@pytest.mark.parametrize("more", [[], TRICKS], ids=["plain", "tricks"])
+def test_two_processes_train_one_model_on_different_images(tmp_path: Path, more: list[str]) -> None:
+    done = run_cli(*QUICK, *more, "trainer=ddp_cpu", "trainer.max_epochs=2", PROBE, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     (run_dir,) = tmp_path.glob("logs/runs/*/*")

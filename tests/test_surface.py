@@ -24,6 +24,7 @@ KEYS = {
     "optimized_metric",
 }
 METRICS = {"g_loss", "d_loss", "d_real_loss", "d_fake_loss", "d_real", "d_fake"}
+QUALITY = {"fd", "kid", "label_accuracy", "precision", "recall", "density", "coverage"}
 SHORT = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")] + ["trainer.max_epochs=2"]
 
 
@@ -97,6 +98,7 @@ def test_metric_keys(run_dir: Path) -> None:
     rows = list(csv.DictReader((run_dir / "csv" / "metrics.csv").read_text().splitlines()))
     logged = {key for row in rows for key, value in row.items() if value}
     assert logged >= {f"{split}/{key}" for split in ("train", "val", "test") for key in METRICS}
+    assert logged >= {f"{split}/{key}" for split in ("val", "test") for key in QUALITY}
 
 
 def test_run_folder(folder: Path, run_dir: Path) -> None:
