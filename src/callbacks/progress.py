@@ -17,16 +17,17 @@ class ProgressBar(RichProgressBar):
         refresh_rate: updates a second.
     """
 
-    def __init__(self, refresh_rate: int = 10) -> None:
+    def __init__(self, refresh_rate: int = 3) -> None:
         super().__init__(refresh_rate=refresh_rate)
         self._updated = 0.0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Lightning prepares an update every batch, most of which nobody sees.
+        # Lightning prepares an update every batch, most of which nobody sees, and drawing one takes milliseconds.
         now = time.perf_counter()
-        if trainer.is_last_batch or (self.refresh_rate > 0 and now - self._updated >= 1 / self.refresh_rate):
+        seen = self.refresh_rate > 0 and self._console is not None and self._console.is_terminal
+        if trainer.is_last_batch or (seen and now - self._updated >= 1 / self.refresh_rate):
             self._updated = now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

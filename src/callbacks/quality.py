@@ -61,7 +61,7 @@ class LogQuality(Callback):
     """
 
     def __init__(
-        self, n_val: int = 2_000, n_test: int = 5_000, cas: bool = True, cache_dir: str | Path = "data/features"
+        self, n_val: int = 5_000, n_test: int = 5_000, cas: bool = True, cache_dir: str | Path = "data/features"
     ) -> None:
         for name, value in [("n_val", n_val), ("n_test", n_test)]:
             if not is_whole(value, least=10):
@@ -126,7 +126,8 @@ class LogQuality(Callback):
             where = "the test" if split == "test" else f"epoch {trainer.current_epoch}"
             warn(f"{where} of {self._references.name}: {'; '.join(raised.values())}")
         logged = {f"{split}/{name}": value for name, value in quality.metrics.items()}
-        logged |= {f"{split}/{name}_floor": value for name, value in metrics.floor.metrics.items()}
+        if not quick:
+            logged |= {f"{split}/{name}_floor": value for name, value in metrics.floor.metrics.items()}
         logged[f"{split}/alarms"] = len(raised)
         # Every process has measured the same images.
         model.log_dict(logged, batch_size=len(labels), sync_dist=True)

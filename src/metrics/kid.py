@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-BLOCK = 1_000  # rows of the kernel matrix in memory at a time
+BLOCK = 250  # rows of the kernel matrix at a time: they stay in the cache
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
@@ -19,7 +19,11 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
-    return torch.stack([(block @ b.T / a.shape[1] + 1).pow(3).sum() for block in a.split(BLOCK)]).sum()
+    total, one = a.new_zeros(()), a.new_ones(())
+    for block in a.split(BLOCK):
+        kernel = torch.addmm(one, block, b.T, alpha=1 / a.shape[1])
+        total += torch.dot(kernel.square().flatten(), kernel.flatten())  # several times faster than pow(3).sum()
+    return total
 
 
 def _kernel_diagonal(a: Tensor) -> Tensor:
