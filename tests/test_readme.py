@@ -33,7 +33,7 @@ def test_there_is_an_example_of_each_kind() -> None:
     folders = {str(Path(name).parent) for name, _ in FILES}
 
     assert {"configs/experiment", "src/models/modules", "src/models", "src/datamodules"} <= folders
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize("command", COMMANDS)

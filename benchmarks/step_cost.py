@@ -1,0 +1,148 @@
+"""What a step of the recommended recipe costs, and what the alternatives would: docs/step_cost.md.
+
+    python benchmarks/step_cost.py [--steps 24] [--rounds 5] [--out docs/step_cost.md]
+
+Each variant is timed in turns, so that a busy machine hits all alike; the median of the rounds counts. Only the step is
+run, on random images: no Lightning, no loader, no logging (benchmarks/training_speed.py has those).
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.record import command_line
+from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
+from src.utils.instantiate import instantiate
+from src.utils.provenance import provenance
+
+# Its name, what is changed in the configuration, threads (None: all), and what else is done to it.
+VARIANTS: list[tuple[str, list[str], int | None, str]] = [
+    ("as in the recipe", [], None, ""),
+    ("one thread", [], 1, ""),
+    ("no R1", ["model.penalties.r1=null"], None, ""),
+    ("R1 on every 8th batch", ["model.penalties.r1.every=8"], None, ""),
+    ("R1 on every batch", ["model.penalties.r1.every=1"], None, ""),
+    ("two G forwards a batch", [], None, "two forwards"),
+    ("Adam that is not fused", ["model.optimizer_g.fused=false", "model.optimizer_d.fused=false"], None, ""),
+    ("channels last", [], None, "channels last"),
+    ("bf16 autocast", [], None, "bf16"),
+    ("torch.compile", [], None, "compile"),
+    ("batches of 32", ["datamodule.batch_size=32"], None, ""),
+    ("batches of 128", ["datamodule.batch_size=128"], None, ""),
+    ("spectral norm", ["model.spectral_norm=true"], None, ""),
+    ("relativistic with R1 and R2", ["model/objective=relativistic"], None, ""),
+    ("width 48", ["model.generator.width=48", "model.discriminator.width=48"], None, ""),
+    ("DCGAN", ["model/networks=dcgan"], None, ""),
+]
+TABLE = """# What a step costs
+
+Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine},
+with {versions}. A step is one update of G and one of D on a batch of 64 images of 28 pixels, without
+loading, logging and Lightning. Medians of {rounds} rounds in turns of {steps} steps.
+
+| step | ms | images/s | / recipe |
+|---|---|---|---|
+{rows}
+
+Where the recipe's step goes, by operator (its own time, all threads):
+
+| operator | share |
+|---|---|
+{profile}
+"""
+
+
+def make_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], int]:
+    """A function that runs the i-th step, and its batch size."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = compose("train", ["experiment=train_mnist_cnn_gan", *overrides])
+    torch.manual_seed(0)
+    model = instantiate(config, "model").train()
+    penalties, size = model.penalties, config.datamodule.batch_size
+    optimizers = model.configure_optimizers()[0]
+    networks = [model.generator, model.discriminator]
+    if more == "channels last":
+        model.to(memory_format=torch.channels_last)
+    if more == "compile":
+        model.generator.compile()
+        model.discriminator.compile()
+    batch = torch.rand(size, 1, 28, 28) * 2 - 1, torch.randint(10, (size,))
+    if more == "channels last":
+        batch = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
+
+    def step(i: int) -> None:
+        model.penalties = {name: each for name, each in penalties.items() if (i + 1) % each.every == 0}
+        for index in (GENERATOR, DISCRIMINATOR):
+            networks[1 - index].requires_grad_(False)
+            if more == "two forwards":
+                model._fakes = None
+            with torch.autocast("cpu", torch.bfloat16, enabled=more == "bf16"):
+                _, loss = model.step(batch, i, index)
+            optimizers[index].zero_grad()
+            loss.backward()
+            optimizers[index].step()
+            networks[1 - index].requires_grad_(True)
+        model.ema.update(model.generator, size)
+
+    return step, size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="also write the report to this file, such as docs/step_cost.md")
+    args = parser.parse_args()
+    threads, started = torch.get_num_threads(), time.perf_counter()
+    steps = {name: make_step(overrides, more) for name, overrides, _, more in VARIANTS}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for round_ in range(args.rounds + 1):
+        for name, _, wanted, _ in VARIANTS:
+            torch.set_num_threads(wanted or threads)
+            step, _ = steps[name]
+            start = time.perf_counter()
+            for i in range(args.steps):
+                step(i)
+            if round_:  # the first compiles, and fills caches
+                times[name].append((time.perf_counter() - start) / args.steps)
+        print(f"round {round_}/{args.rounds}", flush=True)
+    torch.set_num_threads(threads)
+
+    step, _ = steps[VARIANTS[0][0]]
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for i in range(args.steps):
+            step(i)
+    operators = sorted(profiler.key_averages(), key=lambda each: -each.self_cpu_time_total)
+    total = sum(each.self_cpu_time_total for each in operators)
+
+    recipe = statistics.median(times[VARIANTS[0][0]]) / steps[VARIANTS[0][0]][1]
+    rows = []
+    for name, (_, size) in steps.items():
+        seconds = statistics.median(times[name])
+        rows.append(f"| {name} | {seconds * 1e3:.1f} | {size / seconds:,.0f} | {seconds / size / recipe:.2f} |")
+    report = TABLE.format(
+        **provenance(command_line()),
+        rows="\n".join(rows),
+        profile="\n".join(f"| `{each.key}` | {each.self_cpu_time_total / total:.0%} |" for each in operators[:10]),
+        rounds=args.rounds,
+        steps=args.steps,
+        seconds=time.perf_counter() - started,
+    )
+    print(report)
+    if args.out:
+        args.out.write_text(report)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
