@@ -50,7 +50,7 @@ KINDS = ("project", "bare", "template", "recipe", "recipe_bare")
 EXPERIMENTS = {"project": "train_mnist_gan", "recipe": "train_mnist_cnn_gan"}
 TABLE = """# Speed
 
-Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions} and {threads} threads.
+Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions}.
 Medians of {rounds} rounds of {batches} batches, each round all in turn; timings on a shared machine are noisy, so
 compare the ratios.
 
@@ -320,7 +320,6 @@ def main() -> None:
         **{f"{kind}_share": statistics.median(s for _, s in values) for kind, values in validation.items()},
         rounds=args.rounds,
         batches=args.batches,
-        threads=args.threads,
         imports=imports,
         first=first,
         start_ratio=start_ratio,

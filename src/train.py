@@ -22,7 +22,7 @@ from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import finish
 from src.utils.numbers import is_whole
-from src.utils.report import print_summary, record_config, record_results
+from src.utils.report import origin_of_run, print_summary, record_config, record_results
 from src.utils.signals import StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def train(config: DictConfig) -> float | None:
         datamodule.setup("fit")
     name_run(config, datamodule)
     record_config(config, Path(trainer.default_root_dir))
+    origin = origin_of_run()
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     trainer.callbacks.insert(0, RunState(plain))
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
@@ -80,7 +81,7 @@ def train(config: DictConfig) -> float | None:
             finish(loggers, exit_code)
 
     if exit_code == 0:
-        record_results(config, Path(trainer.default_root_dir), metrics)
+        record_results(config, Path(trainer.default_root_dir), origin, metrics)
     print_summary(config, trainer, metrics if exit_code == 0 else {})
     if exit_code:
         raise SystemExit(exit_code)

@@ -22,10 +22,11 @@ def provenance(command: str) -> dict[str, str]:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     cpu = f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
+    threads = torch.get_num_threads()
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": command,
         "commit": commit,
-        "machine": ", ".join([*cards, cpu]),
+        "machine": ", ".join([*cards, cpu, f"{threads} thread{'s' if threads > 1 else ''}"]),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }

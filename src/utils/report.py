@@ -39,14 +39,19 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
         Console(file=file, width=120).print(tree)
 
 
-@rank_zero_only
-def record_results(config: DictConfig, run_dir: Path, metrics: dict[str, float]) -> None:
-    """Keeps the final metrics as `results.json` in the run folder, with command, commit, machine and seconds."""
+def origin_of_run() -> dict[str, str]:
+    """Command, commit and machine; to be asked when a run starts, as the commit may change while it goes on."""
     typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return provenance(shlex.join(["python", "run.py", *typed]))
+
+
+@rank_zero_only
+def record_results(config: DictConfig, run_dir: Path, origin: dict[str, str], metrics: dict[str, float]) -> None:
+    """Keeps the final metrics as `results.json` in the run folder, their origin, and the seconds it took."""
     begun = run_dir / ".hydra" / "overrides.yaml"  # Hydra writes it before anything slow is imported
     record = {
         "name": config.name,
-        **provenance(shlex.join(["python", "run.py", *typed])),
+        **origin,
         "seconds": round(time.time() - begun.stat().st_mtime, 1) if begun.exists() else None,
         "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
     }
