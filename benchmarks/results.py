@@ -3,7 +3,8 @@
     python benchmarks/results.py logs/runs/<date>/<time> ...   # add runs, replacing those of the same name
     python benchmarks/results.py                               # write the page again from the records it has
 
-A run's record is its `results.json`, with the curve of its validations from its local W&B file. Records are kept in
+Runs of one experiment that differ in more than the seed need a name of their own: `name=...-64px`. A run's record is
+its `results.json`, with the curve of its validations from its local W&B file. Records are kept in
 docs/results/, and a page is nothing but its records.
 """
 
@@ -39,7 +40,8 @@ HEAD = """# Results
 
 Written by `python benchmarks/results.py` from the runs' own files (docs/results/*.json). Each number is of the test
 that ends a run, on images drawn by the checkpoint with the best `val/fd`, and beside it in brackets is its floor: the
-same number of as many real images that neither the classifier nor the reference has seen.
+same number of as many real images that neither the classifier nor the reference has seen. The test draws other images
+than the validations that chose the checkpoint, and compares them with the same real ones.
 
 - Features and labels come from our own small classifier of each data set, so that **FD and KID here are not the FID
   and KID of papers**, and compare only within a data set. References are the test split.
@@ -91,7 +93,7 @@ def reached(run: dict, accuracy: float) -> str:
 def section(experiment: str, runs: list[dict]) -> str:
     first = runs[0]
     titles = ["run", *(title for title, _, _ in COLUMNS), "95 % after s", "seconds"]
-    lines = [f"## {experiment}", "", f"`{first['command']}`", ""]
+    lines = [f"## {experiment}", ""]
     lines += [f"![Samples of {experiment}, one row a class](../images/{experiment}.png)", ""]
     lines += ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for run in runs:
@@ -111,7 +113,10 @@ def section(experiment: str, runs: list[dict]) -> str:
     for row in first["curve"]:
         numbers = [f"{row['label_accuracy']:.2%}", f"{row['worst_class_accuracy']:.2%}", f"{row['fd']:.3f}"]
         lines.append(f"| {row['seconds']:.0f} | " + " | ".join(numbers) + " |")
-    lines += [""] + [f"- {run['name']}: commit {run['commit']}, {run['machine']}, {run['versions']}" for run in runs]
+    lines += [""] + [
+        f"- {run['name']}: `{run['command']}`, commit {run['commit']}, {run['machine']}, {run['versions']}"
+        for run in runs
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -75,7 +75,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches", "datamodule.batch_size"),
     ("+trainer.resume_from_checkpoint=x", "trainer.resume_from_checkpoint", "use ckpt_path"),
     ("experiment=train_mnist_gna", "experiment=train_mnist_gna", "did you mean experiment=train_mnist_gan?"),
-    ("experiment=nope.yaml", "experiment=nope.yaml", "choose one of train_mnist_gan"),
+    ("experiment=nope.yaml", "experiment=nope.yaml", "choose one of train_cifar10_gan"),
     ("datamodule=minst", "datamodule=minst", "did you mean datamodule=mnist?"),
     ("logger=foo", "logger=foo", "choose one of csv"),
     ("logger=[csv,foo]", "logger=foo", "choose one of csv"),
@@ -154,7 +154,9 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("callbacks.model_checkpoint.save_top_k=abc", "callbacks.model_checkpoint.save_top_k", "a whole number"),
     ("callbacks.model_checkpoint.every_n_epochs=0", "callbacks.model_checkpoint.every_n_epochs", "at least 1"),
     ("+trainer.logger=true", "trainer.logger", "use logger=csv"),
-    ("callbacks.model_checkpoint.save_top_k=3", "callbacks.model_checkpoint.monitor", "such as val/g_loss"),
+    ("callbacks.model_checkpoint.monitor=val/recall", "callbacks.model_checkpoint.mode", "mode=max"),
+    ("callbacks.model_checkpoint.mode=max", "keep the worst val/fd", "callbacks.model_checkpoint.mode=min"),
+    ("callbacks.model_checkpoint.monitor=test/fd", "callbacks.model_checkpoint.monitor", "use val/fd"),
     ("callbacks.model_checkpoint.mode=banana", "callbacks.model_checkpoint.mode", "min, max"),
     ("callbacks.model_checkpoint.monitor=val/nonsense", "callbacks.model_checkpoint.monitor", "val/g_loss"),
     ("callbacks.model_checkpoint.monitor=train/nonsense", "callbacks.model_checkpoint.monitor", "train/g_loss"),
@@ -179,6 +181,11 @@ MISTAKES: list[tuple[str, str, str]] = [
 @pytest.mark.parametrize(("mistake", "key", "remedy"), MISTAKES, ids=[mistake for mistake, *_ in MISTAKES])
 def test_a_mistake_is_explained(typed: Typed, mistake: str, key: str, remedy: str) -> None:
     assert_explained(type_short(typed, mistake), key, remedy)
+
+
+def test_the_best_by_nothing(typed: Typed) -> None:
+    keys = ["callbacks.model_checkpoint.save_top_k=3", "callbacks.model_checkpoint.monitor=null"]
+    assert_explained(type_short(typed, *keys), "callbacks.model_checkpoint.monitor", "such as val/fd")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from src.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+HIGHER_IS_BETTER = ("label_accuracy", "worst_class_accuracy", "precision", "recall", "density", "coverage")
+LOWER_IS_BETTER = ("fd", "kid")
+
 
 class Checkpoint(ModelCheckpoint):
     """Keeps `last.ckpt` current, and with a `monitor` the best checkpoints beside it.
@@ -30,7 +33,8 @@ class Checkpoint(ModelCheckpoint):
         every_n_epochs: how often both are written.
 
     Raises:
-        ValueError: `every_n_epochs` is not positive, or `save_top_k` is set without a `monitor`.
+        ValueError: `every_n_epochs` is not positive, `save_top_k` is set without a `monitor`, `mode` does not suit the
+            metric, or the metric is the test's.
     """
 
     def __init__(
@@ -47,8 +51,16 @@ class Checkpoint(ModelCheckpoint):
         if save_top_k != 1 and not monitor:
             raise ValueError(
                 f"save_top_k is {save_top_k}, but nothing says which are the best: set"
-                " callbacks.model_checkpoint.monitor to a metric such as val/g_loss"
+                " callbacks.model_checkpoint.monitor to a metric such as val/fd"
             )
+        measured = (monitor or "").partition("/")[2]
+        wanted = "max" if measured in HIGHER_IS_BETTER else "min" if measured in LOWER_IS_BETTER else mode
+        if mode in ("min", "max") and mode != wanted:
+            raise ValueError(
+                f"mode is {mode}, which would keep the worst {monitor}: set callbacks.model_checkpoint.mode={wanted}"
+            )
+        if monitor and monitor.startswith("test/"):
+            raise ValueError(f"monitor is {monitor}, which is known only when training is over: use val/{measured}")
         super().__init__(
             dirpath=dirpath,
             monitor=monitor,
@@ -134,4 +146,6 @@ def check_logged(metrics: Mapping[str, Any], key: str, metric: str) -> None:
         UserError: the metric is missing; names those there are.
     """
     if metric not in metrics:
-        raise UserError(f"{key}={metric} is logged by nobody: choose one of {', '.join(sorted(metrics))}")
+        raise UserError(
+            f"{key}={metric} is logged by nobody: choose one of {', '.join(sorted(metrics))}, or set {key}=null"
+        )

@@ -29,7 +29,7 @@ class LogInception(Callback):
     """Logs after the test `test/inception_fid`, `test/inception_kid` and `test/inception_score`.
 
     They are torch-fidelity's, on the weights of the original Inception (Heusel et al. 2017, Binkowski et al. 2018,
-    Salimans et al. 2016), against the test split; with `_floor` those of as many images of the validation split.
+    Salimans et al. 2016), against the test split; with `_floor` those of as many training images.
     Inception has seen photographs alone: of digits it says little, and `LogQuality` more. It is slow without a GPU, at
     some ten images a second.
 
@@ -59,17 +59,21 @@ class LogInception(Callback):
             return
         sets = trainer.datamodule.sets  # type: ignore[attr-defined]
         labels = sets["test"].labels
-        pixels = draw(trainer, pl_module, labels.repeat(self.n // len(labels) + 1)[: self.n])
+        n = min(self.n, len(trainer.datamodule.whole_train))  # type: ignore[attr-defined]
+        pixels = draw(trainer, pl_module, labels.repeat(n // len(labels) + 1)[:n], seed=0)
+        sets = sets | {"train": trainer.datamodule.whole_train}  # type: ignore[attr-defined]
         metrics = once(trainer, lambda: self._compare(sets, pixels, pl_module.device))
         pl_module.log_dict(metrics, batch_size=self.n, sync_dist=True)
 
     def _compare(self, sets: Any, pixels: Tensor, device: torch.device) -> dict[str, float]:
         from torch_fidelity import calculate_metrics
 
-        served = {name: to_pixels(sets[name].__getitems__(range(len(sets[name])))[0]) for name in ("val", "test")}
+        some = torch.randperm(len(sets["train"]), generator=torch.Generator().manual_seed(0))[: len(pixels)]
+        wanted = {"train": some.tolist(), "test": range(len(sets["test"]))}
+        served = {name: to_pixels(sets[name].__getitems__(indices)[0]) for name, indices in wanted.items()}
         logged = {}
         with tempfile.TemporaryDirectory() as folder:  # the test split's features, which are needed twice
-            for suffix, images in [("", pixels), ("_floor", served["val"][: self.n])]:
+            for suffix, images in [("", pixels), ("_floor", served["train"])]:
                 found = calculate_metrics(
                     input1=Pictures(images),
                     input2=Pictures(served["test"]),

@@ -27,6 +27,8 @@ T = TypeVar("T")
 DRAW_BATCH = 250
 N_TRIED = 50  # images drawn before training, to see that all of this works
 N_CAS = 50_000
+# The tested checkpoint was chosen by a validation's images: the test draws others, and CAS others again.
+SEEDS = {"val": 0, "test": 1_000_000, "cas": 2_000_000}
 
 
 class LogQuality(Callback):
@@ -45,10 +47,10 @@ class LogQuality(Callback):
 
     With `cas` also `test/cas`: the accuracy on real test images of a classifier that was trained on generated images
     alone (classification accuracy score, Ravuri & Vinyals 2019; GAN-train, Shmelkov et al. 2018). Its floor is the
-    same classifier trained on the real training images.
+    same classifier trained on the real training images. It is left out where `trainer.limit_test_batches` is set.
 
-    Images are drawn with the labels of the held-out images and always from the same noise. Training is not disturbed:
-    its random numbers are those of a run without these metrics.
+    Images are drawn with the labels of the held-out images and always from the same noise, the test's another than the
+    validations'. Training is not disturbed: its random numbers are those of a run without these metrics.
 
     Args:
         n_val: images drawn after a validation; no more than the validation or the test split has.
@@ -90,7 +92,7 @@ class LogQuality(Callback):
                 raise UserError(
                     f"callbacks.quality needs at least 10 images in the {split} split, not"
                     f" {len(datamodule.sets[split])}: change datamodule.train_val_test_split, or set"
-                    " callbacks.quality=null"
+                    " callbacks.quality=null callbacks.model_checkpoint.monitor=null"
                 )
         splits = datamodule.sets | {"train": datamodule.whole_train}
         args = splits, datamodule.source, datamodule.n_classes, datamodule.img_size, self.cache_dir
@@ -101,7 +103,9 @@ class LogQuality(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module, "test")
-        if self.cas and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        # Who limits the test wants it quick, as `debug=true` does.
+        whole = not trainer.fast_dev_run and trainer.limit_test_batches == 1.0  # type: ignore[attr-defined]
+        if self.cas and whole:
             self._measure_cas(trainer, pl_module)
 
     def _measure(self, trainer: Trainer, model: Any, split: str) -> None:
@@ -111,7 +115,7 @@ class LogQuality(Callback):
         metrics = self._metrics[split]
         quick = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
         labels = metrics.labels[:N_TRIED] if quick else metrics.labels
-        pixels = draw(trainer, model, labels)
+        pixels = draw(trainer, model, labels, SEEDS[split])
         quality = metrics.measure(self._references.net.to(model.device).embed(pixels, labels))
         raised: dict[str, str] = {}
         if not quick:
@@ -138,7 +142,7 @@ class LogQuality(Callback):
         train, test = datamodule.whole_train, datamodule.sets["test"]
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         labels = train.labels[order[:N_CAS]]
-        pixels = draw(trainer, model, labels)
+        pixels = draw(trainer, model, labels, SEEDS["cas"])
         size = train.images.shape[-2]
 
         def known() -> float:
@@ -191,13 +195,13 @@ def once(trainer: Trainer, work: Callable[[], T]) -> T:
     return result
 
 
-def draw(trainer: Trainer, model: ImageModel, labels: Tensor) -> Tensor:
+def draw(trainer: Trainer, model: ImageModel, labels: Tensor, seed: int) -> Tensor:
     """One image a label as uint8 [N, C, H, W], on the CPU, the same on every process; each draws a part of them."""
     size = (len(labels), model.channels, model.img_size, model.img_size)
     pixels = torch.zeros(size, dtype=torch.uint8, device=model.device)
     for start, part in _shares(trainer, labels):
         # A generator for each part, so that its noise does not depend on the number of processes.
-        images = model.generate(part, torch.Generator().manual_seed(start))
+        images = model.generate(part, torch.Generator().manual_seed(seed + start))
         pixels[start : start + len(part)] = to_pixels(images)
     return trainer.strategy.reduce(pixels, reduce_op="sum").cpu()
 

@@ -126,7 +126,7 @@ def check_accuracy(accuracy: float, source: str, n_train: int, n_classes: int, p
         raise UserError(
             f"callbacks.quality: the feature net of {source} ({path.name}) has a test accuracy of {accuracy:.1%}, but"
             f" its features mean little below {required:.1%}: check the labels, use more training images, or set"
-            " callbacks.quality=null to train without these metrics"
+            " callbacks.quality=null callbacks.model_checkpoint.monitor=null to train without these metrics"
         )
 
 

@@ -75,11 +75,14 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
 
     run_dir = Path(trainer.default_root_dir)
     checkpoint = run_dir / "ckpts" / "last.ckpt"
+    best_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    best = Path(best_path) if best_path else None  # the one that was tested
     samples = sorted((run_dir / "samples").glob("epoch_*.png"))
     made = [
         ("run folder", run_dir),
         ("results", run_dir / "results.json"),
         ("checkpoint", checkpoint),
+        ("best", best),
         ("samples", samples[-1] if samples else None),
     ]
     for label, path in made:
@@ -94,7 +97,7 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
         a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
         commands += [
             ("resume", next_command(*_resume_overrides(config, trainer, checkpoint))),
-            ("sample", next_command("task=sample", f"ckpt_path={checkpoint}", f"labels=[{a_class}]")),
+            ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{a_class}]")),
         ]
     for label, command in commands:
         console.print(f"{label:<11} {command}", highlight=False)

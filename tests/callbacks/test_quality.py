@@ -186,9 +186,9 @@ def test_the_sanity_check_draws_a_few_images(train_here: Train, monkeypatch: pyt
     drawn = []
     draw = quality.draw
 
-    def counted(trainer: Trainer, model: ImageModel, labels: Tensor) -> Tensor:
+    def counted(trainer: Trainer, model: ImageModel, labels: Tensor, seed: int) -> Tensor:
         drawn.append((trainer.sanity_checking, len(labels)))
-        return draw(trainer, model, labels)
+        return draw(trainer, model, labels, seed)
 
     monkeypatch.setattr(quality, "draw", counted)
     train_here("run", *on("trainer.max_epochs=1", "logger=none", "test_after_training=false"))
@@ -234,8 +234,8 @@ def test_each_process_draws_its_share_of_the_same_images(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(quality, "DRAW_BATCH", 10)
     labels = torch.arange(10).repeat(3)[:25]
-    whole = quality.draw(Process(1, 0), Noise(), labels)  # type: ignore[arg-type]
-    shares = [quality.draw(Process(2, rank), Noise(), labels) for rank in (0, 1)]  # type: ignore[arg-type]
+    whole = quality.draw(Process(1, 0), Noise(), labels, 0)  # type: ignore[arg-type]
+    shares = [quality.draw(Process(2, rank), Noise(), labels, 0) for rank in (0, 1)]  # type: ignore[arg-type]
 
     assert [int(share.flatten(1).any(1).sum()) for share in shares] == [15, 10]
     assert torch.equal(shares[0] + shares[1], whole)
@@ -280,3 +280,12 @@ def test_a_subset_is_measured_against_the_same_real_images(train_here: Train) ->
             rows.append(next(row for row in csv.DictReader(file) if row["test/fd"]))
     floors = [{key: value for key, value in row.items() if key.endswith("_floor")} for row in rows]
     assert floors[0] == floors[1] and rows[0]["test/fd"] != rows[1]["test/fd"]
+
+
+def test_the_test_draws_other_images_than_the_validation_that_chose_the_checkpoint(train_here: Train) -> None:
+    run_dir = train_here("run", *on("trainer.max_epochs=1", "logger=csv"))
+    with open(run_dir / "csv" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    (val,) = [float(row["val/fd"]) for row in rows if row["val/fd"]]
+    (test,) = [float(row["test/fd"]) for row in rows if row["test/fd"]]
+    assert val != test
