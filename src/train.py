@@ -200,7 +200,7 @@ def resume_from(config: DictConfig, model: LightningModule) -> Path:
     before: Any = checkpoint["config"]
     now: Any = OmegaConf.to_container(config, resolve=True)
     differences = changed_keys(before, now)
-    if config.model.get("schedule") and config.model.get("schedule_batches") is None:  # it follows the run's length
+    if getattr(model, "follows_progress", False) and config.model.get("schedule_batches") is None:
         differences += [
             f"trainer.{k}" for k in ("max_epochs", "max_steps") if before["trainer"][k] != now["trainer"][k]
         ]

@@ -105,6 +105,15 @@ def test_resuming_with_other_settings_names_them(train_here: Train, caplog: pyte
     assert warning == f"not the run that was stopped: the checkpoint had other {names}"
 
 
+def test_a_resumed_run_has_the_rates_that_were_asked_for(train_here: Train) -> None:
+    first = train_here("first", "trainer.max_epochs=1", "logger=none")
+    asked = ["model.optimizer_g.lr=1e-5", "model.optimizer_d.betas=[0.0,0.9]"]
+    rest = train_here("rest", "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *asked)
+    g, d = (states["param_groups"][0] for states in load(rest)["optimizer_states"])
+    assert g["lr"] == 1e-5 and list(d["betas"]) == [0.0, 0.9]
+    assert load(rest)["optimizer_states"][0]["state"][0]["step"] == 44  # and its moments
+
+
 def test_a_schedule_over_another_length_is_another_run(train_here: Train, caplog: pytest.LogCaptureFixture) -> None:
     first = train_here("first", "trainer.max_epochs=1", "logger=none", "model/schedule=linear")
     resume = ["logger=none", "model/schedule=linear", f"ckpt_path={first}/ckpts/last.ckpt"]

@@ -19,6 +19,8 @@ class InstanceNoise:
         ValueError: `std` is not positive, or `until` is not a share.
     """
 
+    follows_progress = True
+
     def __init__(self, std: float = 0.1, until: float = 0.5) -> None:
         if std <= 0:
             raise ValueError(f"std must be a positive number, not {std}: set the augmentation to null for none")
@@ -106,7 +108,7 @@ def _uniform(images: Tensor, amount: float) -> Tensor:
 def _shifted(images: Tensor, share: float) -> Tensor:
     n, _, height, width = images.shape
     device = images.device
-    most_y, most_x = round(height * share), round(width * share)
+    most_y, most_x = (max(1, round(size * share)) for size in (height, width))
     # Of the padded image, a window at a random place; gathering keeps it one differentiable operation.
     padded = pad(images, (most_x, most_x, most_y, most_y), value=-1)
     y = torch.randint(2 * most_y + 1, (n, 1, 1), device=device) + torch.arange(height, device=device).view(1, -1, 1)

@@ -1,7 +1,7 @@
 """Adversarial losses. Each class says what D's scores cost each network; swap them with `model/objective`.
 
 Scores are [N, 1], higher for what D takes for real; all losses are scalars. `discriminator` returns the loss on real
-and on generated images; D minimises their mean, which is half of the sum that most papers write.
+and on generated images; D minimises their mean, which is half of what their papers write as a sum.
 """
 
 from torch import Tensor
@@ -79,6 +79,6 @@ class RelativisticLoss:
         return softplus(real - fake).mean()
 
     def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """One loss of both, returned twice: it has no part of real images alone."""
-        loss = softplus(fake - real).mean()
-        return loss, loss
+        """Half of the one loss for each, as it has no part of real images alone."""
+        half = softplus(fake - real).mean() / 2
+        return half, half

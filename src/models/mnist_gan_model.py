@@ -1,5 +1,6 @@
 """The conditional GAN: two networks, one loss, and the step that trains them in turn."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import clip_grad_norm_, get_total_norm, parametrizations
+from torch.nn.utils import clip_grad_norm_, get_total_norm, parametrizations, parametrize
 from torch.optim import Adam, Optimizer
 
 from src.models.image_model import DivergedError, ImageModel
@@ -20,6 +21,8 @@ from src.models.modules.ema import EMA
 from src.models.penalties import Penalty
 from src.models.schedules import Schedule
 from src.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 OptimizerFactory = Callable[[Iterator[nn.Parameter]], Optimizer]
@@ -62,7 +65,8 @@ class MNISTGANModel(ImageModel):
         schedule_batches: batches over which `schedule` and `augment` run their course; None: those of the whole run.
         d_steps: D's steps for each step of G, which then is trained on every `d_steps`-th batch.
         spectral_norm: whether every weight matrix of D is divided by its largest singular value (Miyato et al. 2018).
-        label_smoothing: share of real images that D is to take for generated ones (one-sided, Salimans et al. 2016).
+        label_smoothing: how far D's target for real images is moved towards that for generated ones (one-sided,
+            Salimans et al. 2016).
         mismatched_labels: as many real images, as a share of the batch, are shown to D once more with a wrong label,
             and it is to take them for generated ones, with that weight (Reed et al. 2016): so D must read the label.
         clip_grad_norm: largest norm of each network's gradients; None: any.
@@ -119,9 +123,12 @@ class MNISTGANModel(ImageModel):
         if spectral_norm:
             for module in [*discriminator.modules()]:
                 if isinstance(module, (nn.Linear, nn.Embedding, _ConvNd)):
+                    if parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_orig"):
+                        raise ValueError("spectral_norm is true, but the discriminator brings its own: set it to false")
                     parametrizations.spectral_norm(module)
         self.configure_optimizers()  # would otherwise be refused only after the data is loaded
         self._fakes: Batch | None = None  # G's step leaves its images here for D's step on the same batch
+        self._latest: dict[str, Tensor] = {}  # what each step found last: not every one is made on every batch
         self._last_batch = math.inf  # of what `schedule` and `augment` follow
 
     def _check_options(self) -> None:
@@ -154,6 +161,13 @@ class MNISTGANModel(ImageModel):
                 f"penalties ({', '.join(self.penalties)}) cannot be used with BatchNorm in the discriminator, as an"
                 " image's score then has no gradient of its own: set them to null, or use another network"
             )
+        for group in ("penalties", "augment"):
+            for name, part in getattr(self, group).items():
+                if not callable(part):
+                    raise ValueError(
+                        f"{group} must hold parts with a _target_ (src/models/{group}.py) or null, but {name} is"
+                        f" {part!r}"
+                    )
         for name, augmentation in self.augment.items():
             try:
                 augmentation(torch.zeros(2, self.channels, self.img_size, self.img_size), 0.0)
@@ -240,14 +254,26 @@ class MNISTGANModel(ImageModel):
         """Finds out how long the run is.
 
         Raises:
-            UserError: something follows the run's progress, but the run has no end.
+            UserError: something follows the run's progress, but the run has no end; or the precision does not suit an
+                option.
         """
-        self._last_batch = self.schedule_batches or self.trainer.estimated_stepping_batches
-        if math.isinf(self._last_batch) and (self.schedule or self.augment):
+        batches = self.trainer.estimated_stepping_batches
+        self._last_batch = self.schedule_batches or batches
+        if math.isinf(self._last_batch) and self.follows_progress:
             raise UserError(
                 "model.schedule and model.augment follow the run's progress, but it has no end: set"
                 " trainer.max_epochs, trainer.max_steps or model.schedule_batches"
             )
+        every = {f"penalties.{name}.every": penalty.every for name, penalty in self.penalties.items()}
+        for key, n in {"d_steps": self.d_steps, **every}.items():
+            if n > batches:
+                log.warning("model.%s=%s has no effect, as the run has only %s batches", key, n, batches)
+        if self.clip_grad_norm is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError(
+                "model.clip_grad_norm cannot be used with trainer.precision=16-mixed, which scales gradients: use"
+                " trainer.precision=bf16-mixed"
+            )
+        self._latest = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.schedule is None:
@@ -256,6 +282,20 @@ class MNISTGANModel(ImageModel):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether anything changes over the run, so that a run of another length is another run."""
+        parts = self.augment.values()
+        return self.schedule is not None or any(getattr(part, "follows_progress", False) for part in parts)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Of the optimizers' states, the moments are resumed; torch would also take the rates of the file.
+        for saved, optimizer in zip(
+            checkpoint.get("optimizer_states", ()), self.configure_optimizers()[0], strict=False
+        ):
+            for theirs, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+                theirs |= {key: value for key, value in ours.items() if key != "params"}
 
     @property
     def progress(self) -> float:
@@ -289,10 +329,10 @@ class MNISTGANModel(ImageModel):
             # training stays what it would have been without validation.
             rng = None if optimizer_idx == GENERATOR else torch.Generator(real.device).manual_seed(batch_idx)
             fake = self.generator(self.draw_noise(len(real), rng), labels)
-            scores = [self.discriminator(self._as_seen(fake, optimizer_idx), labels)]
+            scores = [self._scores(self._as_seen(fake, optimizer_idx), labels)]
             if getattr(self.loss, "paired", False):
                 with torch.no_grad():
-                    scores.append(self.discriminator(self._as_seen(real, optimizer_idx), labels))
+                    scores.append(self._scores(self._as_seen(real, optimizer_idx), labels))
             g_loss = self.loss.generator(*scores)
             losses["g_loss"] = g_loss.detach()
             objective = objective + g_loss
@@ -307,12 +347,12 @@ class MNISTGANModel(ImageModel):
                 shift = torch.randint(1, self.n_classes, (n,), device=labels.device)
                 their_labels.append((labels[:n] + shift) % self.n_classes)
             images = self._as_seen(torch.cat(shown), optimizer_idx)
-            scores = self.discriminator(images, torch.cat(their_labels))
-            d_real, d_fake, *d_mismatched = scores.split([len(part) for part in shown])
+            all_scores = self._scores(images, torch.cat(their_labels))
+            d_real, d_fake, *d_mismatched = all_scores.split([len(part) for part in shown])
             d_real_loss, d_fake_loss = self.loss.discriminator(d_real, d_fake)
             for mismatched in d_mismatched:
                 _, their_loss = self.loss.discriminator(d_real[: len(mismatched)], mismatched)
-                weight = self.mismatched_labels
+                weight = len(mismatched) / len(real)  # each image counts alike
                 d_fake_loss = (d_fake_loss + weight * their_loss) / (1 + weight)
                 losses["d_mismatched"] = mismatched.detach().mean()
             if self.label_smoothing:
@@ -333,6 +373,10 @@ class MNISTGANModel(ImageModel):
 
         return losses, objective
 
+    def _scores(self, images: Tensor, labels: Tensor) -> Tensor:
+        """D's scores, never in half precision: losses are differences of them."""
+        return self.discriminator(images, labels).to(self.dtype)
+
     def _as_seen(self, images: Tensor, optimizer_idx: int | None) -> Tensor:
         """What D is shown of images: while training, distorted by `augment`."""
         if optimizer_idx is not None:
@@ -347,7 +391,7 @@ class MNISTGANModel(ImageModel):
             if batches % penalty.every == 0:
                 # Squared gradients overflow or vanish in half precision.
                 with torch.autocast(real.device.type, enabled=False):
-                    yield name, penalty(self.discriminator, real.float(), fake.float(), labels)
+                    yield name, penalty(self.discriminator, real.to(self.dtype), fake.to(self.dtype), labels)
 
     def _take_fakes(self, labels: Tensor) -> Tensor:
         """The images of G's step on this batch, so that G runs once a batch; drawn where G had no step."""
@@ -379,8 +423,8 @@ class MNISTGANModel(ImageModel):
                 norm = clip_grad_norm_(parameters, self.clip_grad_norm)
             elif due:
                 norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+            self._latest |= losses
             if due:
-                metrics |= losses
                 metrics[f"grad_norm_{name}"] = norm
                 metrics[f"lr_{name}"] = optimizer.param_groups[0]["lr"]
             if optimizer_idx < len(optimizers) - 1:
@@ -394,6 +438,7 @@ class MNISTGANModel(ImageModel):
         if self.ema is not None and trains_g:
             self.ema.update(self.generator, len(batch[0]) * self.d_steps * self.trainer.world_size)
         if due:
+            metrics |= self._latest
             self.log_dict({f"train/{key}": value for key, value in metrics.items()}, batch_size=len(batch[0]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

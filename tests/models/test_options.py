@@ -48,6 +48,8 @@ FLIPS = [
     (R1, "model.penalties.r1.every=2"),
     ("model.objective=relativistic", "model.penalties.r2=null"),
     ("", PENALTY),
+    (PENALTY, "model.penalties.gradient_penalty.weight=1.0"),
+    (PENALTY, "model.penalties.gradient_penalty.every=2"),
     ("", NOISE),
     (NOISE, "model.augment.instance_noise.std=0.1"),
     (NOISE, "model.augment.instance_noise.until=0.3"),
@@ -121,8 +123,8 @@ def test_every_option_is_flipped() -> None:
 
 
 def is_swept(name: str) -> bool:
-    """R2 and the gradient penalty take their numbers as R1 does, and a penalty of each kind is flipped whole."""
-    return name.startswith(("model.penalties.r2.", "model.penalties.gradient_penalty."))
+    """R2 takes its numbers as R1 does, and is flipped whole."""
+    return name.startswith("model.penalties.r2.")
 
 
 def leaves(part: dict, prefix: str = "") -> list[str]:
@@ -142,6 +144,7 @@ def leaves(part: dict, prefix: str = "") -> list[str]:
         (["model.mismatched_labels=2"], r"model\.mismatched_labels must be a number from 0 to 1, not 2"),
         (["model.mismatched_labels=0.5", "model.n_classes=1"], r"model\.mismatched_labels .* with one class"),
         (["model.clip_grad_norm=0"], r"model\.clip_grad_norm must be a positive number or null"),
+        (["+model.penalties.r3=1.0"], r"model\.penalties must hold parts .* but r3 is 1\.0"),
         (["model.d_steps=0"], r"model\.d_steps must be a whole number of at least 1"),
         (["model.schedule_batches=0"], r"model\.schedule_batches must be"),
         ([R1, "model.penalties.r1.gamma=-1"], r"model\.penalties\.r1\.gamma must be a positive number"),
@@ -174,6 +177,19 @@ def test_what_follows_the_progress_of_a_run_needs_its_end(tmp_path: Path) -> Non
         quiet_trainer(tmp_path, max_epochs=-1).fit(model, datamodule)
 
 
+def test_a_run_too_short_for_an_option_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quiet_trainer(tmp_path).fit(make_model(d_steps=9), loader())
+    assert "model.d_steps=9 has no effect, as the run has only 5 batches" in caplog.text
+
+
+def test_what_is_not_computed_on_every_batch_is_logged_all_the_same(tmp_path: Path) -> None:
+    """Five batches an epoch: G's fourth step and the log's fifth never meet."""
+    model = make_model(d_steps=4, loss=NonSaturatingLoss())
+    trainer = quiet_trainer(tmp_path, log_every_n_steps=5)
+    trainer.fit(model, loader())
+    assert trainer.callback_metrics["train/g_loss"] > 0
+
+
 def test_spectral_norm_bounds_every_layer() -> None:
     torch.manual_seed(0)
     model = instantiate(composed("model.spectral_norm=true"), "model").train()
@@ -198,7 +214,7 @@ def test_mismatched_labels_are_wrong_and_count_as_generated() -> None:
     assert torch.equal(shown[2 * BATCH :], images[:4])
     assert (told[2 * BATCH :] != labels[:4]).all() and told.max() < 3
     real, fake, wrong = scores.split([BATCH, BATCH, 4])
-    expected = (softplus(fake).mean() + 0.4 * softplus(wrong).mean()) / 1.4
+    expected = softplus(torch.cat([fake, wrong])).mean()  # each image counts alike
     torch.testing.assert_close(losses["d_fake_loss"], expected)
     torch.testing.assert_close(objective, (softplus(-real).mean() + expected) / 2)
     assert losses["d_mismatched"] == wrong.mean()
@@ -263,7 +279,8 @@ def test_clipping_bounds_each_networks_gradients(tmp_path: Path) -> None:
 def test_everything_at_once_is_resumed_exactly(train_here: Callable[..., Path]) -> None:
     """Schedules, noise and lazy penalties are functions of the batch: nothing of them is lost."""
     options = ["model/schedule=cosine", "model/objective=relativistic", NOISE, SHIFT, "model.spectral_norm=true"]
-    options += ["model.d_steps=2", "model.ema_half_life=500", "model.schedule_batches=44", "logger=none"]
+    options += ["model.mismatched_labels=0.1", "model.clip_grad_norm=1.0", "model.d_steps=2"]
+    options += ["model.ema_half_life=500", "model.schedule_batches=44", "logger=none"]
     whole = train_here("whole", *options, "trainer.max_epochs=2")
     first = train_here("first", *options, "trainer.max_steps=15")
     rest = train_here("rest", *options, "trainer.max_epochs=2", f"ckpt_path={first}/ckpts/last.ckpt")
