@@ -64,7 +64,8 @@ def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path: Path, train_here: 
     grids = len(list(run_dir.glob("samples/*.png")))  # the last thing before the checkpoint
     assert checkpoint["global_step"] % 22 == 0
     assert grids - 1 <= epochs <= grids
-    assert {path.name for path in (run_dir / "ckpts").iterdir()} <= {"last.ckpt", ".last.ckpt.partial"}
+    names = {"last.ckpt", "best.ckpt"}
+    assert {path.name for path in (run_dir / "ckpts").iterdir()} <= names | {f".{name}.partial" for name in names}
 
     limit = f"trainer.max_epochs={epochs + 1}"
     whole = train_here("whole", "logger=none", limit)
@@ -76,4 +77,4 @@ def test_disk_use_does_not_grow_with_epochs(tmp_path: Path) -> None:
     done = run_cli(*QUICK, "trainer.max_epochs=4", "trainer.limit_train_batches=2", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
-    assert os.listdir(run_folder(tmp_path) / "ckpts") == ["last.ckpt"]
+    assert set(os.listdir(run_folder(tmp_path) / "ckpts")) == {"best.ckpt", "last.ckpt"}
