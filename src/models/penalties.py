@@ -4,6 +4,7 @@ They need a second backward pass, so that each may be applied lazily: only on ev
 (Karras et al. 2020, StyleGAN2).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ def squared_gradient_norm(discriminator: Scores, images: Tensor, labels: Tensor)
     return gradient.square().sum(dim=(1, 2, 3))
 
 
-class Penalty:
+class Penalty(ABC):
     """A penalty on D, applied on every `every`-th batch.
 
     Args:
@@ -38,6 +39,7 @@ class Penalty:
                 raise ValueError(f"{name} must be a positive number, not {value}: set the penalty to null for none")
         self.every = every
 
+    @abstractmethod
     def __call__(self, discriminator: Scores, real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
         """The penalty, a scalar.
 
@@ -47,7 +49,6 @@ class Penalty:
             fake: generated images of the same shape and labels.
             labels: int64 [N].
         """
-        raise NotImplementedError
 
 
 class R1(Penalty):

@@ -1,9 +1,10 @@
 """How the learning rates change over a run. Each class maps progress, from 0 to 1, to a factor of the base rate."""
 
 import math
+from abc import ABC, abstractmethod
 
 
-class Schedule:
+class Schedule(ABC):
     """A rise, a plateau and a fall. Shares are of the run's batches.
 
     Args:
@@ -34,9 +35,9 @@ class Schedule:
         fallen = min(1.0, (progress - self.hold) / (1 - self.hold))
         return self.final + (1 - self.final) * self.fall(fallen)
 
+    @abstractmethod
     def fall(self, share: float) -> float:
         """From 1 at `share` 0 to 0 at 1."""
-        raise NotImplementedError
 
 
 class LinearSchedule(Schedule):
