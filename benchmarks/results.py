@@ -41,7 +41,9 @@ HEAD = """# Results
 Written by `python benchmarks/results.py` from the runs' own files (docs/results/*.json). Each number is of the test
 that ends a run, on images drawn by the checkpoint with the best `val/fd`, and beside it in brackets is its floor: the
 same number of as many real images that neither the classifier nor the reference has seen. The test draws other images
-than the validations that chose the checkpoint, and compares them with the same real ones.
+than the validations that chose the checkpoint, and compares them with the same real ones. The runs of commits 1c83416
+and 4eb4766 are older: their tests drew the validations' images, and they shared the machine with other work on one
+thread each, so that their seconds are upper bounds.
 
 - Features and labels come from our own small classifier of each data set, so that **FD and KID here are not the FID
   and KID of papers**, and compare only within a data set. References are the test split.

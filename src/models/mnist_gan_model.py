@@ -246,7 +246,7 @@ class MNISTGANModel(ImageModel):
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{name} cannot be built: {error}") from error
             for group in optimizer.param_groups:
-                group["base_lr"] = group["lr"]  # what the schedule scales, kept in the checkpoint
+                group["base_lr"] = group["lr"]  # what the schedule scales
             optimizers.append(optimizer)
         return optimizers, []
 
@@ -267,7 +267,7 @@ class MNISTGANModel(ImageModel):
         every = {f"penalties.{name}.every": penalty.every for name, penalty in self.penalties.items()}
         for key, n in {"d_steps": self.d_steps, **every}.items():
             if n > batches:
-                log.warning("model.%s=%s has no effect, as the run has only %s batches", key, n, batches)
+                log.warning("model.%s=%s is never reached, as the run has only %s batches", key, n, batches)
         if self.clip_grad_norm is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise UserError(
                 "model.clip_grad_norm cannot be used with trainer.precision=16-mixed, which scales gradients: use"

@@ -179,7 +179,7 @@ def test_what_follows_the_progress_of_a_run_needs_its_end(tmp_path: Path) -> Non
 
 def test_a_run_too_short_for_an_option_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     quiet_trainer(tmp_path).fit(make_model(d_steps=9), loader())
-    assert "model.d_steps=9 has no effect, as the run has only 5 batches" in caplog.text
+    assert "model.d_steps=9 is never reached, as the run has only 5 batches" in caplog.text
 
 
 def test_what_is_not_computed_on_every_batch_is_logged_all_the_same(tmp_path: Path) -> None:
