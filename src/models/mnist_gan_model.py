@@ -65,6 +65,7 @@ class MNISTGANModel(ImageModel):
         schedule_batches: batches over which `schedule` and `augment` run their course; None: those of the whole run.
         d_steps: D's steps for each step of G, which then is trained on every `d_steps`-th batch.
         spectral_norm: whether every weight matrix of D is divided by its largest singular value (Miyato et al. 2018).
+        spectral_norm_g: the same for G (Zhang et al. 2019), but for its embeddings.
         label_smoothing: how far D's target for real images is moved towards that for generated ones (one-sided,
             Salimans et al. 2016).
         mismatched_labels: as many real images, as a share of the batch, are shown to D once more with a wrong label,
@@ -93,6 +94,7 @@ class MNISTGANModel(ImageModel):
         schedule_batches: int | None = None,
         d_steps: int = 1,
         spectral_norm: bool = False,
+        spectral_norm_g: bool = False,
         label_smoothing: float = 0.0,
         mismatched_labels: float = 0.0,
         clip_grad_norm: float | None = None,
@@ -101,7 +103,6 @@ class MNISTGANModel(ImageModel):
         self.automatic_optimization = False  # Lightning steps several optimizers only by hand
         self.generator = generator
         self.discriminator = discriminator
-        self.ema = None if ema_half_life is None else EMA(generator, ema_half_life)
         self.loss = loss or LSGANLoss()
         default_optimizer = partial(Adam, lr=2e-4, betas=(0.5, 0.999), fused=True)
         self.optimizer_g = optimizer_g or default_optimizer
@@ -121,11 +122,10 @@ class MNISTGANModel(ImageModel):
         self.clip_grad_norm = clip_grad_norm
         self._check_options()
         if spectral_norm:
-            for module in [*discriminator.modules()]:
-                if isinstance(module, (nn.Linear, nn.Embedding, _ConvNd)):
-                    if parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_orig"):
-                        raise ValueError("spectral_norm is true, but the discriminator brings its own: set it to false")
-                    parametrizations.spectral_norm(module)
+            bound("spectral_norm", "discriminator", discriminator, (nn.Linear, nn.Embedding, _ConvNd))
+        if spectral_norm_g:
+            bound("spectral_norm_g", "generator", generator, (nn.Linear, _ConvNd))
+        self.ema = None if ema_half_life is None else EMA(generator, ema_half_life)
         self.configure_optimizers()  # would otherwise be refused only after the data is loaded
         self._fakes: Batch | None = None  # G's step leaves its images here for D's step on the same batch
         self._latest: dict[str, Tensor] = {}  # what each step found last: not every one is made on every batch
@@ -467,6 +467,19 @@ class MNISTGANModel(ImageModel):
                 f"training diverged in epoch {self.current_epoch}: weights are no longer finite; lower"
                 " model.optimizer_g.lr and model.optimizer_d.lr, or resume from an earlier checkpoint"
             )
+
+
+def bound(option: str, name: str, network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Puts spectral norm on all layers of these kinds.
+
+    Raises:
+        ValueError: a layer has a norm of its own; names the option.
+    """
+    for module in [*network.modules()]:
+        if isinstance(module, kinds):
+            if parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_orig"):
+                raise ValueError(f"{option} is true, but the {name} brings its own: set it to false")
+            parametrizations.spectral_norm(module)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ FLIPS = [
     ("", "model.objective=wasserstein"),
     ("", "model.objective=relativistic"),
     ("model.objective=hinge", "model.spectral_norm=false"),
+    ("", "model.spectral_norm_g=true"),
     ("", "model.label_smoothing=0.1"),
     ("", "model.mismatched_labels=0.5"),
     ("", "model.clip_grad_norm=0.01"),
@@ -170,6 +171,14 @@ def test_penalties_refuse_a_discriminator_whose_scores_depend_on_other_images() 
         MNISTGANModel(**arguments, penalties=penalties)
 
 
+@pytest.mark.parametrize(("option", "network"), [("spectral_norm", "discriminator"), ("spectral_norm_g", "generator")])
+def test_spectral_norm_is_not_put_on_twice(option: str, network: str) -> None:
+    networks = {"generator": torch.nn.Linear(1, 1), "discriminator": torch.nn.Linear(1, 1)}
+    torch.nn.utils.parametrizations.spectral_norm(networks[network])
+    with pytest.raises(ValueError, match=f"{option} is true, but the {network} brings its own: set it to false"):
+        MNISTGANModel(**networks, **{option: True})
+
+
 def test_what_follows_the_progress_of_a_run_needs_its_end(tmp_path: Path) -> None:
     model = instantiate(composed("model.schedule=linear"), "model")
     datamodule = instantiate(composed(), "datamodule")
@@ -190,17 +199,18 @@ def test_what_is_not_computed_on_every_batch_is_logged_all_the_same(tmp_path: Pa
     assert trainer.callback_metrics["train/g_loss"] > 0
 
 
-def test_spectral_norm_bounds_every_layer() -> None:
+@pytest.mark.parametrize(
+    ("option", "network", "n"), [("spectral_norm", "discriminator", 5), ("spectral_norm_g", "generator", 5)]
+)
+def test_spectral_norm_bounds_every_layer(option: str, network: str, n: int) -> None:
     torch.manual_seed(0)
-    model = instantiate(composed("model.spectral_norm=true"), "model").train()
-    images = torch.randn(8, 1, 32, 32)
+    model = instantiate(composed(f"model.{option}=true"), "model").train()
     for _ in range(50):  # the estimate gets better with each pass
+        images = model.generator(torch.randn(8, 100), torch.arange(8))
         model.discriminator(images, torch.arange(8))
-    norms = [
-        torch.linalg.matrix_norm(m.weight, 2) for m in model.discriminator.modules() if "parametrizations" in m._modules
-    ]
-    assert len(norms) == 5
-    torch.testing.assert_close(torch.stack(norms), torch.ones(5), rtol=0.02, atol=0)
+    layers = [m for m in getattr(model, network).modules() if "parametrizations" in m._modules]
+    norms = torch.stack([torch.linalg.matrix_norm(m.weight, 2) for m in layers])
+    torch.testing.assert_close(norms, torch.ones(n), rtol=0.02, atol=0)
 
 
 def test_mismatched_labels_are_wrong_and_count_as_generated() -> None:
@@ -279,6 +289,7 @@ def test_clipping_bounds_each_networks_gradients(tmp_path: Path) -> None:
 def test_everything_at_once_is_resumed_exactly(train_here: Callable[..., Path]) -> None:
     """Schedules, noise and lazy penalties are functions of the batch: nothing of them is lost."""
     options = ["model/schedule=cosine", "model/objective=relativistic", NOISE, SHIFT, "model.spectral_norm=true"]
+    options += ["model.spectral_norm_g=true"]
     options += ["model.mismatched_labels=0.1", "model.clip_grad_norm=1.0", "model.d_steps=2"]
     options += ["model.ema_half_life=500", "model.schedule_batches=44", "logger=none"]
     whole = train_here("whole", *options, "trainer.max_epochs=2")
