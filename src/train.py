@@ -145,14 +145,25 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
     for key, part, kind in [("model", model, LightningModule), ("datamodule", datamodule, LightningDataModule)]:
         if not isinstance(part, kind):
             raise UserError(f"{key}._target_ must make a {kind.__name__}, not a {type(part).__name__}")
+    found, hints = [], []
     for name in ("img_size", "channels", "n_classes"):
         ours, theirs = getattr(model, name, None), getattr(datamodule, name, None)
         if ours != theirs and None not in (ours, theirs):
+            found.append(f"model.{name} is {ours}, but datamodule.{name} is {theirs}")
             follows = "datamodule.img_size alone, which model.img_size follows"
-            hint = follows if name == "img_size" else f"model.{name}={theirs}"
-            raise UserError(f"model.{name} is {ours}, but datamodule.{name} is {theirs}: set {hint}")
+            hints.append(follows if name == "img_size" else f"model.{name}={theirs}")
+    if found:
+        raise UserError(f"{', and '.join(found)}: set {' '.join(hints)}")
     if isinstance(model, ImageModel) and isinstance(datamodule, ImageDataModule):
-        drawn = list(model.generate(torch.zeros(1, dtype=torch.int64), torch.Generator().manual_seed(0)).shape[1:])
+        last = torch.tensor([datamodule.n_classes - 1])
+        try:
+            images = model.generate(last, torch.Generator().manual_seed(0))
+        except IndexError as error:
+            raise UserError(
+                f"model.generator knows no class {int(last)}, but the datamodule has {datamodule.n_classes}: set"
+                " model.n_classes alone, which the networks follow"
+            ) from error
+        drawn = list(images.shape[1:])
         served = [datamodule.channels, datamodule.img_size, datamodule.img_size]
         if drawn != served:
             raise UserError(

@@ -22,7 +22,7 @@ class InstanceNoise:
     follows_progress = True
 
     def __init__(self, std: float = 0.1, until: float = 0.5) -> None:
-        if std <= 0:
+        if not std > 0:
             raise ValueError(f"std must be a positive number, not {std}: set the augmentation to null for none")
         if not 0 < until <= 1:
             raise ValueError(f"until must be a share of the run above 0 and up to 1, not {until}")

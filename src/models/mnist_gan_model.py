@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -144,7 +145,7 @@ class MNISTGANModel(ImageModel):
             raise ValueError(
                 f"mismatched_labels is {self.mismatched_labels}, but with one class no label is wrong: set it to 0"
             )
-        if self.clip_grad_norm is not None and self.clip_grad_norm <= 0:
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise ValueError(f"clip_grad_norm must be a positive number or null, not {self.clip_grad_norm}")
         loss = type(self.loss).__name__
         if self.label_smoothing and not getattr(self.loss, "has_targets", False):
@@ -263,6 +264,13 @@ class MNISTGANModel(ImageModel):
             raise UserError(
                 "model.schedule and model.augment follow the run's progress, but it has no end: set"
                 " trainer.max_epochs, trainer.max_steps or model.schedule_batches"
+            )
+        timed = any(isinstance(callback, Timer) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if timed and self.follows_progress and not self.schedule_batches:
+            log.warning(
+                "trainer.max_time may end the run before model.schedule and model.augment have run their course over"
+                " its %s batches: set model.schedule_batches to how many there will be",
+                batches,
             )
         every = {f"penalties.{name}.every": penalty.every for name, penalty in self.penalties.items()}
         for key, n in {"d_steps": self.d_steps, **every}.items():
@@ -406,7 +414,8 @@ class MNISTGANModel(ImageModel):
         assert isinstance(optimizers, list)
         # Reading numbers out costs time, on a GPU most of all: only where Lightning will log them.
         log_every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        due = log_every > 0 and (self.trainer.global_step + 1) % log_every == 0
+        until_due = -(self.trainer.global_step + 1) % log_every if log_every > 0 else math.inf
+        due = until_due == 0
         metrics: dict[str, Tensor | float] = {}
 
         trains_g = (self.trainer.global_step + 1) % self.d_steps == 0
@@ -419,13 +428,13 @@ class MNISTGANModel(ImageModel):
             optimizer.zero_grad()
             self.manual_backward(loss)
             parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if self.clip_grad_norm is not None:
-                norm = clip_grad_norm_(parameters, self.clip_grad_norm)
-            elif due:
-                norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
             self._latest |= losses
+            if self.clip_grad_norm is not None:
+                self._latest[f"grad_norm_{name}"] = clip_grad_norm_(parameters, self.clip_grad_norm)
+            elif until_due < (self.d_steps if optimizer_idx == GENERATOR else 1):  # the network's last step before it
+                norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+                self._latest[f"grad_norm_{name}"] = norm
             if due:
-                metrics[f"grad_norm_{name}"] = norm
                 metrics[f"lr_{name}"] = optimizer.param_groups[0]["lr"]
             if optimizer_idx < len(optimizers) - 1:
                 # Lightning counts optimizer steps. Only D's goes through its counter, so that `global_step`,

@@ -35,7 +35,7 @@ class Penalty(ABC):
         if every < 1:
             raise ValueError(f"every must be a whole number of at least 1, in batches, not {every}")
         for name, value in weight.items():
-            if value <= 0:
+            if not value > 0:
                 raise ValueError(f"{name} must be a positive number, not {value}: set the penalty to null for none")
         self.every = every
 

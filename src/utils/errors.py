@@ -166,6 +166,12 @@ def _unknown_key(key: str, known: list[str]) -> str:
     namesakes = [k for k in known if k.endswith(f".{name}")]
     if close := difflib.get_close_matches(name, siblings, n=1):
         return f"there is no key {key}: did you mean {siblings[close[0]]}?"
+    if parent in known and not siblings:  # null, or a plain value
+        if group := sorted(path.stem for path in (CONFIGS / parent.replace(".", "/")).glob("*.yaml")):
+            way = f"choose one of {parent.replace('.', '/')}={'|'.join(group)} first"
+        else:
+            way = f"set it as a whole, {parent}=VALUE"
+        return f"there is no key {key}, as {parent} has no keys: {way}"
     if parent in known:  # the group is right
         return f"there is no key {key}: choose one of {', '.join(sorted(siblings))}"
     if close := namesakes[:1] or difflib.get_close_matches(key, known, n=1):

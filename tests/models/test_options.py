@@ -179,6 +179,14 @@ def test_spectral_norm_is_not_put_on_twice(option: str, network: str) -> None:
         MNISTGANModel(**networks, **{option: True})
 
 
+def test_a_run_that_may_end_before_its_schedule_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limits = {"max_epochs": 1, "limit_train_batches": 1, "max_time": "00:00:10:00"}
+    for option, n_warnings in [("model.schedule_batches=100", 0), ("model.schedule_batches=null", 1)]:
+        model = instantiate(composed("model.schedule=linear", option), "model")
+        quiet_trainer(tmp_path, **limits).fit(model, instantiate(composed(), "datamodule"))
+        assert caplog.text.count("trainer.max_time may end the run before model.schedule") == n_warnings
+
+
 def test_what_follows_the_progress_of_a_run_needs_its_end(tmp_path: Path) -> None:
     model = instantiate(composed("model.schedule=linear"), "model")
     datamodule = instantiate(composed(), "datamodule")
@@ -197,6 +205,7 @@ def test_what_is_not_computed_on_every_batch_is_logged_all_the_same(tmp_path: Pa
     trainer = quiet_trainer(tmp_path, log_every_n_steps=5)
     trainer.fit(model, loader())
     assert trainer.callback_metrics["train/g_loss"] > 0
+    assert trainer.callback_metrics["train/grad_norm_g"] > 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, leaky_relu, pixel_shuffle, pixel_unshuffle, relu
 
-from src.models.modules.dcgan import halvings
+from src.models.modules.sizes import halvings
 
 
 class ConditionalNorm(nn.Module):
