@@ -35,6 +35,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning import Callback
+from pytorch_lightning.loggers import WandbLogger
 from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader, Dataset
 
@@ -69,6 +70,11 @@ compare the ratios.
 |---|---|---|
 | `experiment=train_mnist_gan.yaml` | {project_validation:.2f} | {project_share:.1%} |
 | `experiment=train_mnist_cnn_gan.yaml` | {recipe_validation:.2f} | {recipe_share:.1%} |
+
+| default logging: metrics, six pictures an epoch | seconds an epoch | / an epoch of training |
+|---|---|---|
+| `experiment=train_mnist_gan.yaml` | {project_logging:.2f} | {project_logging_share:.1%} |
+| `experiment=train_mnist_cnn_gan.yaml` | {recipe_logging:.2f} | {recipe_logging_share:.1%} |
 
 | from typing the command | seconds | / imports |
 |---|---|---|
@@ -201,13 +207,41 @@ def composed(kind: str, *overrides: str) -> DictConfig:
         return compose("train", [*always, *overrides], return_hydra_config=True)
 
 
-def project(kind: str, batches: int) -> tuple[float, float, float]:
+def time_logging(seconds: dict[str, float]) -> None:
+    """Adds up what calls of loggers cost `often`, in training, and what pictures cost `once` an epoch."""
+    from src.callbacks import quality, wandb_callbacks
+    from src.utils.run_record import RunRecord
+
+    def timed(owner: object, name: str, when: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                seconds[when] += time.perf_counter() - start
+
+        setattr(owner, name, call)
+
+    for logger in (WandbLogger, RunRecord):
+        timed(logger, "log_metrics", "often")
+    timed(wandb_callbacks.PictureCallback, "on_train_epoch_end", "once")
+    timed(wandb_callbacks.LogDiscriminatorConfusion, "on_validation_end", "once")
+    for name in ("draw_confusion", "show"):
+        timed(quality, name, "once")
+
+
+def project(kind: str, batches: int) -> tuple[float, ...]:
     """A real run, with everything that happens between its first batch and its last.
 
     Returns:
-        Images/s; seconds of a validation; the share of it in an epoch of training.
+        Images/s; seconds of a validation and its share in an epoch of training; the same of logging in an epoch.
     """
     import src.train as verb
+
+    logging = {"often": 0.0, "once": 0.0}
+    time_logging(logging)
 
     class Clock(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
@@ -238,7 +272,10 @@ def project(kind: str, batches: int) -> tuple[float, float, float]:
         verb.train(config)
     size = config.datamodule.batch_size
     in_epoch = epoch if isinstance(epoch, int) else int(epoch * config.datamodule.train_val_test_split[0] / size)
-    return batches * size / clock.seconds, clock.validation, clock.validation / (clock.seconds / batches * in_epoch)
+    epoch_seconds = clock.seconds / batches * in_epoch
+    logging_seconds = logging["often"] * in_epoch / batches + logging["once"]
+    costs = [(seconds, seconds / epoch_seconds) for seconds in (clock.validation, logging_seconds)]
+    return batches * size / clock.seconds, *costs[0], *costs[1]
 
 
 def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
@@ -264,7 +301,7 @@ def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
 
 
 def measure_one(kind: str, batches: int) -> None:
-    """Prints images/s and the process's peak memory in MiB; of a run also a validation's seconds and its share."""
+    """Prints images/s and the process's peak memory in MiB; of a run also what `project` returns besides."""
     more: tuple[float, ...] = ()
     if kind in EXPERIMENTS:
         speed, *more = project(kind, batches)
@@ -292,7 +329,7 @@ def main() -> None:
     started = time.perf_counter()
     speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     memory: dict[str, float] = {}
-    validation: dict[str, list[tuple[float, float]]] = {kind: [] for kind in EXPERIMENTS}
+    costs: dict[str, list[list[float]]] = {kind: [] for kind in EXPERIMENTS}
     for round_ in range(args.rounds):
         for kind in KINDS:  # each in a process of its own, as they would run
             command = [
@@ -307,7 +344,7 @@ def main() -> None:
             speed, memory[kind], *more = map(float, done.stdout.splitlines()[-1].split())
             speeds[kind].append(speed)
             if more:
-                validation[kind].append((more[0], more[1]))
+                costs[kind].append(more)
         print(f"round {round_ + 1}/{args.rounds}: " + "  ".join(f"{k} {v[-1]:,.0f}" for k, v in speeds.items()))
     imports, first, start_ratio = first_batch_ratio(args.rounds)
     ours = {kind: speeds["recipe" if kind.startswith("recipe") else "project"] for kind in KINDS}
@@ -316,8 +353,11 @@ def main() -> None:
         **provenance(command_line()),
         **{f"{kind}_speed": statistics.median(values) for kind, values in speeds.items()},
         **{f"{kind}_ratio": value for kind, value in ratio.items()},
-        **{f"{kind}_validation": statistics.median(s for s, _ in values) for kind, values in validation.items()},
-        **{f"{kind}_share": statistics.median(s for _, s in values) for kind, values in validation.items()},
+        **{
+            f"{kind}_{name}": statistics.median(values[i] for values in costs[kind])
+            for kind in EXPERIMENTS
+            for i, name in enumerate(("validation", "share", "logging", "logging_share"))
+        },
         rounds=args.rounds,
         batches=args.batches,
         imports=imports,

@@ -18,15 +18,25 @@ from src.callbacks.run_state import RunState
 from src.datamodules.image_datamodule import ImageDataModule
 from src.models.image_model import ImageModel
 from src.utils.checkpoints import check_fits, find_checkpoint, read_checkpoint
+from src.utils.checksum import splits_sha256
 from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
-from src.utils.loggers import finish
+from src.utils.loggers import finish, hand_over
 from src.utils.numbers import is_whole
-from src.utils.report import origin_of_run, print_summary, record_config, record_results
+from src.utils.report import (
+    origin_of_run,
+    print_summary,
+    record_config,
+    record_results,
+    seconds_so_far,
+    typed_overrides,
+)
+from src.utils.run_record import RunRecord, record_diff, versions
 from src.utils.signals import StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
 
+NAMED = ("model.", "datamodule.", "model/", "+model.")  # overrides that a run's name shows
 # What does not change what is learnt.
 WHERE_AND_HOW_FAST = ("data_dir", "num_workers", "pin_memory", "offline_fallback")
 
@@ -55,34 +65,41 @@ def train(config: DictConfig) -> float | None:
         datamodule.prepare_data()  # before the loggers: a run on other data than asked for carries that in its name
         datamodule.setup("fit")
     name_run(config, datamodule)
-    record_config(config, Path(trainer.default_root_dir))
+    run_dir = Path(trainer.default_root_dir)
+    record_config(config, run_dir)
     origin = origin_of_run()
+    record_diff(run_dir)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     trainer.callbacks.insert(0, RunState(plain))
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
     for key, metric in [("callbacks.model_checkpoint.monitor", monitor), ("optimized_metric", config.optimized_metric)]:
         if metric:
             trainer.callbacks.insert(0, RequiredMetric(key, metric))
+    about = describe(config, plain, datamodule, origin)
+    record = RunRecord(run_dir, about, goes_on=ckpt_path is not None)
     loggers: list[Logger] = []
+    metrics: dict[str, float] = {}
     exit_code = 1
     with stop_on_signals(trainer) as stop:
         try:
             for logger in instantiate_each(config, "logger"):
                 loggers.append(logger)
-                logger.log_hyperparams(plain)
-            trainer.loggers = loggers
+                logger.log_hyperparams(plain | {key: about[key] for key in ("command", "commit", "machine", "data")})
+            trainer.loggers = [*loggers, record]
             metrics = fit_and_test(config, trainer, model, datamodule, ckpt_path, stop)
+            record_results(config, run_dir, origin, metrics)
             exit_code = 0
         except (SystemExit, KeyboardInterrupt):
             if stop.signum is None:
                 raise
             exit_code = 128 + stop.signum
         finally:
+            status = {0: "finished", 1: "failed"}.get(exit_code, "stopped")
+            hand_over(trainer, loggers, status, model, metrics)
             finish(loggers, exit_code)
+            record.end(status, seconds_so_far(run_dir))
 
-    if exit_code == 0:
-        record_results(config, Path(trainer.default_root_dir), origin, metrics)
-    print_summary(config, trainer, metrics if exit_code == 0 else {})
+    print_summary(config, trainer, metrics)
     if exit_code:
         raise SystemExit(exit_code)
     return float(metrics[config.optimized_metric]) if config.optimized_metric else None
@@ -127,6 +144,9 @@ def check_run_wide(config: DictConfig) -> None:
     for name in ("test_after_training", "print_config", "ignore_warnings"):
         if not isinstance(config[name], bool):
             raise UserError(f"{name} must be true or false, not {config[name]!r}")
+    for name in ("name", "group", "notes"):
+        if not isinstance(config[name], (str, NoneType)):
+            raise UserError(f"{name} must be text or null, not {config[name]!r}")
     if not isinstance(config.tags, ListConfig) or not all(isinstance(tag, str) for tag in config.tags):
         raise UserError(f"tags must be a list of words such as [baseline], not {config.tags!r}")
     metric = config.optimized_metric
@@ -232,6 +252,32 @@ def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
     return sorted(changed)
 
 
+def describe(
+    config: DictConfig, plain: dict[str, Any], datamodule: LightningDataModule, origin: dict[str, str]
+) -> dict[str, Any]:
+    """What `run.json` says of a run: what it is called, what was typed, and on which data it trains."""
+    data: dict[str, Any] = {"source": config.data_source}
+    if isinstance(datamodule, ImageDataModule):
+        sets = datamodule.sets | {"train": datamodule.whole_train}
+        data |= {
+            "classes": list(datamodule.class_names),
+            "sha256": splits_sha256(sets),
+            **{split: len(datamodule.sets[split]) for split in ("train", "val", "test")},
+            "img_size": datamodule.img_size,
+            "channels": datamodule.channels,
+        }
+    return {
+        "name": config.name,
+        "command": origin["command"],
+        "overrides": typed_overrides(),
+        "commit": origin["commit"],
+        "machine": origin["machine"],
+        "versions": versions(),
+        "data": data,
+        "config": plain,
+    }
+
+
 def is_sweep() -> bool:
     """Whether this is one of several jobs of a `-m` command."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -242,9 +288,15 @@ def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     experiment = str(choices.get("experiment") or choices.get("model") or "train").removesuffix(".yaml")
     source = getattr(datamodule, "source", type(datamodule).__name__)
+    typed = typed_overrides()
+    # What sets a run apart from others of its experiment, as far as it fits into a name.
+    changes = [each.removeprefix("model.").removeprefix("datamodule.") for each in typed if each.startswith(NAMED)]
+    group = "-".join([experiment, source, *changes])[:80]
     with open_dict(config):
         config.data_source = source
+        config.group = config.group or group
         config.name = config.name or "-".join(
-            [experiment, source, f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
+            [group, f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
         )
         config.tags = [*config.tags, source]
+        config.notes = config.notes or " ".join(typed) or None

@@ -111,9 +111,10 @@ def wandb_records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def wandb_run(run_dir: Path) -> dict[str, Any]:
-    """`name`, `run_id`, `state`, `exit_code`, `config`, `summary` and `tags` in the run's local W&B file."""
-    tags = next(record["run"]["tags"] for record in wandb_records(run_dir) if record["type"] == "run")
-    return json.loads(_inspect(run_dir, "--summary")) | {"tags": tags}
+    """What the run's local W&B file says of it: `name`, `group`, `tags`, `state`, `config`, `summary`, ..."""
+    begun = next(record["run"] for record in wandb_records(run_dir) if record["type"] == "run")
+    more = {"tags": begun["tags"], "group": begun["run_group"], "job_type": begun["job_type"]}
+    return json.loads(_inspect(run_dir, "--summary")) | more
 
 
 def _inspect(run_dir: Path, *options: str) -> str:

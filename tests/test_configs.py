@@ -74,11 +74,16 @@ def test_every_file_composes_and_arrives_where_it_is_read(group: str, name: str,
         (
             "callbacks=default",
             "callbacks",
-            "model_checkpoint progress_bar model_summary throughput sample_grid quality",
+            "model_checkpoint progress_bar model_summary throughput quality "
+            "sample_grid interpolation real_images discriminator_confusion model_artifact code_artifact",
         ),
         ("callbacks=checkpoint", "callbacks", "model_checkpoint"),
         ("callbacks=progress", "callbacks", "progress_bar model_summary throughput"),
-        ("callbacks=wandb", "callbacks", "sample_grid"),
+        (
+            "callbacks=wandb",
+            "callbacks",
+            "sample_grid interpolation real_images discriminator_confusion model_artifact code_artifact",
+        ),
         ("callbacks=quality", "callbacks", "quality"),
         ("callbacks=none", "callbacks", ""),
         ("logger=wandb", "logger", "wandb"),
@@ -205,7 +210,7 @@ def test_both_spellings_of_an_experiment_are_the_same_run(tmp_path: Path) -> Non
     for spelling in ("train_mnist_gan", "train_mnist_gan.yaml"):
         config = compose_config("train", f"experiment={spelling}", "datamodule=digits", run_dir=tmp_path)
         name_run(config, instantiate(config, "datamodule"))
-        named.append(plain(config))
+        named.append(plain(config) | {"notes": "what was typed"})
     assert named[0] == named[1]
     assert named[0]["name"] == "train_mnist_gan-digits-seed12345"
 

@@ -23,7 +23,7 @@ def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         run_dir = tmp_path_factory.mktemp("run")
-        overrides = [*QUICK, "trainer.max_epochs=2", "trainer.log_every_n_steps=5"]
+        overrides = [*QUICK, "trainer.max_epochs=2", "trainer.log_every_n_steps=5", "model.ema_half_life=500"]
         train(compose_config("train", *overrides, run_dir=run_dir))
         yield run_dir
 
@@ -68,10 +68,64 @@ def test_the_logged_grid_is_the_one_on_disk_and_not_black(two_epochs: Path) -> N
         assert saved.std() > 20
 
 
+def test_the_pictures_of_a_run(two_epochs: Path) -> None:
+    """Each on the axis of the metrics: two epochs, and the test where it has one."""
+    steps = {
+        key: [row["trainer/global_step"] for row in history(two_epochs, key)]
+        for key in ("real_imgs", "gen_imgs", "gen_imgs_raw", "interpolation", "label_confusion", "d_confusion")
+    }
+    epochs, with_test = [21, 43], [21, 43, 43]
+    assert steps == {
+        "real_imgs": [0],
+        "gen_imgs": epochs,
+        "gen_imgs_raw": epochs,
+        "interpolation": epochs,
+        "label_confusion": with_test,
+        "d_confusion": with_test,
+    }
+    grids = [np.asarray(Image.open(two_epochs / "samples" / f"{kind}_0001.png")) for kind in ("epoch", "raw")]
+    assert grids[0].shape == grids[1].shape and not np.array_equal(*grids)
+    captions = history(two_epochs, "label_confusion")[-1]["label_confusion.captions"][0]
+    assert captions.startswith("the test: label accuracy ") and "real images 100.0%" in captions
+
+
+def test_checkpoints_and_source_are_artifacts(two_epochs: Path) -> None:
+    records = [record["artifact"] for record in wandb_records(two_epochs) if record["type"] == "artifact"]
+    run = wandb_run(two_epochs)
+    models = [record for record in records if record["type"] == "model"]
+    assert [set(record["aliases"]) for record in models] == [{"best", "latest"}, {"latest"}]  # in this order
+    assert {record["name"] for record in models} == {f"model-{run['run_id']}"}
+    (source,) = [record for record in records if record["type"] == "code"]
+    paths = {content["path"] for content in source["manifest"]["contents"]}
+    assert {"run.py", "src/train.py", "configs/train.yaml"} <= paths
+    assert not any(path.startswith(("tests", "logs", "data", ".")) for path in paths)
+
+
+def test_the_best_of_each_metric_stands_beside_the_last(two_epochs: Path) -> None:
+    summary = wandb_run(two_epochs)["summary"]
+    for name, best in [("fd", min), ("label_accuracy", max)]:
+        values = [row[f"val/{name}"] for row in history(two_epochs, f"val/{name}")]
+        assert summary[f"val/{name}"] == {best.__name__: best(values), "last": values[-1]}
+
+
+def test_each_part_can_be_left_out(train_here: Train) -> None:
+    parts = ["sample_grid", "interpolation", "real_images", "discriminator_confusion"]
+    parts += ["model_artifact", "code_artifact"]
+    off = [f"callbacks.{part}=null" for part in parts]
+    run_dir = train_here("bare", *off, "callbacks.quality.picture=false", "trainer.max_epochs=1")
+    records = wandb_records(run_dir)
+    assert not [record for record in records if record["type"] == "artifact"]
+    assert not list(run_dir.glob("wandb/offline-run-*/files/media/images/*"))
+    assert not (run_dir / "samples").exists() and not (run_dir / "pictures").exists()
+
+
 def test_the_run_says_what_it_is(two_epochs: Path) -> None:
     run = wandb_run(two_epochs)
 
-    assert run["name"] == "mnist_gan_model-digits-seed12345"
+    assert run["name"] == "mnist_gan_model-digits-ema_half_life=500-seed12345"
+    assert run["group"] == "mnist_gan_model-digits-ema_half_life=500"
+    assert run["job_type"] == "train"
+    assert run["notes"].startswith("datamodule=digits print_config=false")
     assert run["tags"] == ["digits"]
     assert run["state"] == "finished"
     config = run["config"]
@@ -84,6 +138,8 @@ def test_the_run_says_what_it_is(two_epochs: Path) -> None:
         "img_size": 32,
     }
     assert config["trainer"]["max_epochs"] == 2
+    assert config["data"]["train"] == 1412 and len(config["data"]["sha256"]) == 64
+    assert config["commit"] and config["machine"] and config["command"].startswith("python run.py datamodule=digits")
     assert set(config) >= {"trainer", "model", "datamodule", "callbacks", "logger", "seed", "task", "data_dir"}
 
 
@@ -117,7 +173,9 @@ def test_every_job_of_a_sweep_is_a_finished_run(tmp_path: Path) -> None:
     jobs = sorted(tmp_path.glob("logs/multiruns/*/*/[0-9]"))
     runs = [wandb_run(job) for job in jobs]
     assert [job.name for job in jobs] == ["0", "1"]
-    assert [run["name"] for run in runs] == [f"mnist_gan_model-digits-seed12345-job{n}" for n in (0, 1)]
+    assert [run["name"] for run in runs] == [
+        f"mnist_gan_model-digits-optimizer_g.lr={lr}-seed12345-job{n}" for n, lr in enumerate(["0.0001", "0.0002"])
+    ]
     assert [run["config"]["model"]["optimizer_g"]["lr"] for run in runs] == [1e-4, 2e-4]
     assert [run["exit_code"] for run in runs] == [0, 0]
 

@@ -11,11 +11,9 @@ from pytorch_lightning.trainer.states import TrainerFn
 
 from src.models.image_model import DivergedError
 from src.utils.errors import UserError
+from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
-
-HIGHER_IS_BETTER = ("label_accuracy", "worst_class_accuracy", "precision", "recall", "density", "coverage")
-LOWER_IS_BETTER = ("fd", "kid")
 
 
 class Checkpoint(ModelCheckpoint):

@@ -20,6 +20,8 @@ from src.models.image_model import ImageModel
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
 from src.utils.numbers import is_whole
+from src.utils.pictures import draw_confusion, show
+from src.utils.run_record import log_table
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,6 +58,7 @@ class LogQuality(Callback):
         n_val: images drawn after a validation; no more than the validation or the test split has.
         n_test: images drawn after the test; likewise.
         cas: whether to train a classifier on generated images after the test.
+        picture: whether to show which class the classifier takes each class's images for, as `label_confusion`.
         cache_dir: where classifiers and the features of real images are kept.
 
     Raises:
@@ -63,13 +66,19 @@ class LogQuality(Callback):
     """
 
     def __init__(
-        self, n_val: int = 5_000, n_test: int = 5_000, cas: bool = True, cache_dir: str | Path = "data/features"
+        self,
+        n_val: int = 5_000,
+        n_test: int = 5_000,
+        cas: bool = True,
+        picture: bool = True,
+        cache_dir: str | Path = "data/features",
     ) -> None:
         for name, value in [("n_val", n_val), ("n_test", n_test)]:
             if not is_whole(value, least=10):
                 raise ValueError(f"{name} must be a whole number of at least 10, not {value!r}")
         self.n = {"val": n_val, "test": n_test}
         self.cas = cas
+        self.picture = picture
         self.cache_dir = Path(cache_dir).expanduser()
         self._references: References | None = None
         self._metrics: dict[str, QualityMetrics] = {}
@@ -126,9 +135,19 @@ class LogQuality(Callback):
             if trainer.state.fn == TrainerFn.FITTING:
                 raised = {name: text for name, text in found.items() if name in self._seen}
                 self._seen = list(found)
+        when = "the test" if split == "test" else f"epoch {trainer.current_epoch}"
+        if not quick and trainer.is_global_zero:
+            log_table(trainer, f"{split}/label_confusion", quality.confusion)
+            if self.picture:
+                names = trainer.datamodule.class_names  # type: ignore[attr-defined]
+                title = "% of images asked for (rows)\nthat the classifier takes for (columns)"
+                picture = draw_confusion(quality.confusion.numpy(), names, title)
+                file = "test" if split == "test" else f"epoch_{trainer.current_epoch:04d}"
+                caption = f"{when}: label accuracy {quality.metrics['label_accuracy']:.1%} (real images"
+                caption += f" {metrics.floor.metrics['label_accuracy']:.1%})"
+                show(trainer, "label_confusion", picture, caption, f"pictures/label_confusion/{file}.png")
         if raised:
-            where = "the test" if split == "test" else f"epoch {trainer.current_epoch}"
-            warn(f"{where} of {self._references.name}: {'; '.join(raised.values())}")
+            warn(f"{when} of {self._references.name}: {'; '.join(raised.values())}")
         logged = {f"{split}/{name}": value for name, value in quality.metrics.items()}
         if not quick:
             logged |= {f"{split}/{name}_floor": value for name, value in metrics.floor.metrics.items()}

@@ -1,63 +1,241 @@
-"""What a reviewer sees of a run besides numbers."""
+"""What a reviewer sees of a run besides numbers: pictures in every logger, and files in W&B."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from pytorch_lightning import Callback, Trainer
+import wandb
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
 from src.models.image_model import ImageModel
 from src.utils.images import to_grid
-from src.utils.loggers import log_picture
 from src.utils.numbers import is_whole
+from src.utils.pictures import draw_confusion, show
+from src.utils.provenance import ROOT
+from src.utils.run_record import log_table
+
+SOURCE = ("run.py", "src", "configs")
 
 
-class LogSampleGrid(Callback):
-    """Once an epoch, a grid of generated images, one row a class, always from the same noise.
-
-    It goes to `samples/epoch_NNNN.png` in the run folder, and as `gen_imgs` to W&B and to every other logger that
-    takes pictures. The noise is kept in the checkpoint, so that a resumed run draws the same grid.
+class PictureCallback(Callback):
+    """Draws something once in so many epochs, at their end.
 
     Args:
-        n_per_class: images a row.
         every_n_epochs: how often.
-        seed: of the noise.
     """
 
-    def __init__(self, n_per_class: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
-        for name, value in [("n_per_class", n_per_class), ("every_n_epochs", every_n_epochs)]:
-            if not is_whole(value, least=1):
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        self.n_per_class = n_per_class
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        check_counts(every_n_epochs=every_n_epochs)
         self.every_n_epochs = every_n_epochs
-        self.seed = seed
-        self.noise: Tensor | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self.on_epoch_end(trainer, pl_module)
 
     def on_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Draws the grid and hands it out. Lightning no longer calls this by itself."""
+        """Draws. Lightning no longer calls this by itself."""
+        raise NotImplementedError
+
+
+class LogSampleGrid(PictureCallback):
+    """A grid of generated images, one row a class, always from the same noise.
+
+    It goes to `samples/epoch_NNNN.png` in the run folder, and as `gen_imgs` to W&B and to every other logger that
+    takes pictures. Where images are drawn with a moving average, what the generator itself makes of the same noise
+    stands beside it, as `gen_imgs_raw` and `samples/raw_NNNN.png`. The noise is kept in the checkpoint, so that a
+    resumed run draws the same grid.
+
+    Args:
+        n_per_class: images a row.
+        every_n_epochs: how often.
+        seed: of the noise.
+        raw: whether to show the generator without its average, too.
+    """
+
+    def __init__(self, n_per_class: int = 10, every_n_epochs: int = 1, seed: int = 0, raw: bool = True) -> None:
+        super().__init__(every_n_epochs)
+        check_counts(n_per_class=n_per_class)
+        self.n_per_class = n_per_class
+        self.seed = seed
+        self.raw = raw
+        self.noise: Tensor | None = None
+
+    def on_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         labels = torch.arange(pl_module.n_classes).repeat_interleave(self.n_per_class)
         if self.noise is None or len(self.noise) != len(labels):
             self.noise = pl_module.draw_noise(len(labels), torch.Generator().manual_seed(self.seed))
         if not trainer.is_global_zero:
             return
+        epoch = trainer.current_epoch
+        caption = f"epoch {epoch}, batch {trainer.global_step:,}: one row a class, 0 to {pl_module.n_classes - 1}"
         grid = to_grid(pl_module.generate(labels, noise=self.noise), self.n_per_class)
-        path = Path(trainer.default_root_dir) / "samples" / f"epoch_{trainer.current_epoch:04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid).save(path)
-        last = pl_module.n_classes - 1
-        caption = f"epoch {trainer.current_epoch}, batch {trainer.global_step:,}: one row a class, 0 to {last}"
-        for logger in trainer.loggers:
-            # Lightning numbers a batch's metrics from 0; this is the epoch's last batch.
-            log_picture(logger, "gen_imgs", grid, caption, trainer.global_step - 1, path)
+        show(trainer, "gen_imgs", grid, caption, f"samples/epoch_{epoch:04d}.png")
+        if self.raw and pl_module.has_average:
+            grid = to_grid(pl_module.generate(labels, noise=self.noise, average=False), self.n_per_class)
+            caption += ", without the moving average"
+            show(trainer, "gen_imgs_raw", grid, caption, f"samples/raw_{epoch:04d}.png")
 
     def state_dict(self) -> dict[str, Any]:
         return {"noise": self.noise}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.noise = state["noise"]
+
+
+class LogInterpolation(PictureCallback):
+    """From each class to the next in a row, with the noise of the row held fixed: `interpolation`.
+
+    Where the images between two classes look like neither, the model has learnt classes; where they jump, a table.
+
+    Args:
+        steps: images a row, the two classes included.
+        every_n_epochs: how often.
+        seed: of the noise.
+    """
+
+    def __init__(self, steps: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
+        super().__init__(every_n_epochs)
+        check_counts(steps=steps)
+        self.steps = steps
+        self.seed = seed
+
+    def on_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
+        if not trainer.is_global_zero:
+            return
+        n = pl_module.n_classes
+        labels = torch.arange(n).repeat_interleave(self.steps)
+        noise = pl_module.draw_noise(n, torch.Generator().manual_seed(self.seed)).repeat_interleave(self.steps, dim=0)
+        weight = torch.linspace(0, 1, self.steps).repeat(n)
+        images = pl_module.interpolate(labels, (labels + 1) % n, weight, noise)
+        epoch = trainer.current_epoch
+        caption = f"epoch {epoch}, batch {trainer.global_step:,}: each row from a class to the next, with one noise"
+        show(
+            trainer,
+            "interpolation",
+            to_grid(images, self.steps),
+            caption,
+            f"pictures/interpolation/epoch_{epoch:04d}.png",
+        )
+
+
+class LogRealImages(Callback):
+    """Once, before training: real training images as the model is served them, one row a class: `real_imgs`.
+
+    Args:
+        n_per_class: images a row; a class that has fewer repeats them.
+    """
+
+    def __init__(self, n_per_class: int = 10) -> None:
+        check_counts(n_per_class=n_per_class)
+        self.n_per_class = n_per_class
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        data = trainer.datamodule.sets["train"]  # type: ignore[attr-defined]
+        chosen = []
+        for label in range(trainer.datamodule.n_classes):  # type: ignore[attr-defined]
+            of_class = (data.labels == label).nonzero().flatten()[: self.n_per_class]
+            if len(of_class):
+                chosen.append(of_class.repeat(-(-self.n_per_class // len(of_class)))[: self.n_per_class])
+        images, _ = data.__getitems__(torch.cat(chosen).tolist())
+        caption = "real training images, one row a class"
+        show(trainer, "real_imgs", to_grid(images, self.n_per_class), caption, "pictures/real_imgs.png")
+
+
+class LogDiscriminatorConfusion(Callback):
+    """After each validation and after the test, what D takes for real and for generated: `d_confusion`.
+
+    A D that is right about all is one that G learns nothing from; one that is right about half of them sees no
+    difference any more.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._show(
+                trainer, pl_module, "val", f"epoch_{trainer.current_epoch:04d}", f"epoch {trainer.current_epoch}"
+            )
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show(trainer, pl_module, "test", "test", "the test")
+
+    def _show(self, trainer: Trainer, model: LightningModule, split: str, name: str, when: str) -> None:
+        counts = getattr(model, "d_confusion", None)
+        if counts is None or not trainer.is_global_zero:
+            return
+        log_table(trainer, f"{split}/d_confusion", counts)
+        picture = draw_confusion(counts.numpy(), ["real", "generated"], "% of images (rows)\ntaken for (columns)")
+        show(trainer, "d_confusion", picture, f"{when}: what D takes images for", f"pictures/d_confusion/{name}.png")
+
+
+class LogModelArtifact(Callback):
+    """At the end of the run, its checkpoints as versions of a W&B model artifact.
+
+    The last has the alias `latest`, the best by the checkpoints' `monitor` has `best`; with no best, the last has both.
+
+    Args:
+        registry: where in a W&B registry to link the best to, such as `wandb-registry-model/digits`; None: nowhere.
+            Links are made by online runs alone.
+    """
+
+    def __init__(self, registry: str | None = None) -> None:
+        self.registry = registry
+
+    def finish_run(self, trainer: Trainer) -> None:
+        """Adds the files that are there. An interrupted run has its last checkpoint, too."""
+        run = wandb_run(trainer)
+        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        if run is None or folder is None:
+            return
+        files = [(Path(folder) / "last.ckpt", ["latest"])]
+        if best := getattr(trainer.checkpoint_callback, "best_model_path", ""):
+            files.insert(0, (Path(best), ["best"]))
+        else:
+            files[0][1].append("best")
+        for path, aliases in files:
+            if not path.exists():
+                continue
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={"file": path.name})
+            artifact.add_file(str(path), "model.ckpt")
+            logged = run.log_artifact(artifact, aliases=aliases)
+            if self.registry and "best" in aliases and not run.offline:
+                run.link_artifact(logged, self.registry)
+
+
+class LogCodeArtifact(Callback):
+    """At the start of the run, its source as a W&B code artifact: run.py, src/, configs/, and what is not committed."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = wandb_run(trainer)
+        if run is None:
+            return
+        run.log_code(str(ROOT), include_fn=is_source)
+        patch = Path(trainer.default_root_dir) / "diff.patch"
+        if patch.exists():
+            shutil.copy(patch, run.dir)  # it is uploaded with the run
+
+
+def is_source(path: str, root: str) -> bool:
+    """Whether a file is one of those that decide what a run does."""
+    inside = Path(path).relative_to(root)
+    return inside.parts[0] in SOURCE and inside.suffix in (".py", ".yaml", ".html")
+
+
+def wandb_run(trainer: Trainer) -> Any:
+    """The W&B run of this process, or None."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    return loggers[0].experiment if loggers and trainer.is_global_zero else None
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuses what is not a whole number of at least 1.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    for name, value in counts.items():
+        if not is_whole(value, least=1):
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

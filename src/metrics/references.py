@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, train_classifier
+from src.utils.checksum import splits_sha256
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
 
@@ -93,12 +94,7 @@ def load_references(
 
 def data_hash(sets: Mapping[str, LabelledImages]) -> str:
     """Eight hexadecimal digits of the splits' pixels and labels and of the recipe's number."""
-    hashed = hashlib.sha256(str(RECIPE).encode())
-    for split in ("train", "val", "test"):
-        for tensor in (sets[split].images, sets[split].labels):
-            hashed.update(repr(list(tensor.shape)).encode())
-            hashed.update(tensor.contiguous().numpy().data)
-    return hashed.hexdigest()[:8]
+    return splits_sha256(sets, str(RECIPE).encode())[:8]
 
 
 def embed_served(net: FeatureNet, data: LabelledImages) -> Embedded:

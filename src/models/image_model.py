@@ -18,16 +18,31 @@ class ImageModel(LightningModule):
         n_classes: number of classes; labels are 0 to n_classes - 1.
         channels: image channels.
         img_size: height and width of the images in pixels.
+        has_average: whether there is a moving average of the weights.
     """
 
     n_classes: int
     channels: int
     img_size: int
+    has_average: bool = False
 
     @abstractmethod
     def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """What `n` images start from, [n, ...], drawn on the device of `rng`; None: torch's global generator."""
 
     @abstractmethod
-    def generate(self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
-        """Labels int64 [N] -> images [N, C, H, W] in [-1, 1], a function of `noise`, or else of `rng`, alone."""
+    def interpolate(self, labels: Tensor, others: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+        """Images between two classes: labels and others int64 [N], weight [N] from 0 (labels) to 1 (others)."""
+
+    @abstractmethod
+    def generate(
+        self,
+        labels: Tensor,
+        rng: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        average: bool = True,
+    ) -> Tensor:
+        """Labels int64 [N] -> images [N, C, H, W] in [-1, 1], a function of `noise`, or else of `rng`, alone.
+
+        They are drawn with the moving average of the weights where `average` is true and `has_average` is, too.
+        """

@@ -1,7 +1,8 @@
 """Adversarial losses. Each class says what D's scores cost each network; swap them with `model/objective`.
 
 Scores are [N, 1], higher for what D takes for real; all losses are scalars. `discriminator` returns the loss on real
-and on generated images; D minimises their mean, which is half of what their papers write as a sum.
+and on generated images; D minimises their mean, which is half of what their papers write as a sum. Above `threshold` D
+takes an image for real; without one only differences of scores mean something.
 """
 
 from torch import Tensor
@@ -9,11 +10,9 @@ from torch.nn.functional import relu, softplus
 
 
 class LSGANLoss:
-    """Least squares (Mao et al. 2017): D is pulled to 1 on real images and 0 on generated ones, G pulls it to 1.
+    """Least squares (Mao et al. 2017): D is pulled to 1 on real images and 0 on generated ones, G pulls it to 1."""
 
-    Above 0.5 D takes an image for real.
-    """
-
+    threshold = 0.5
     has_targets = True  # label smoothing can move them
 
     def generator(self, fake: Tensor) -> Tensor:
@@ -24,11 +23,9 @@ class LSGANLoss:
 
 
 class NonSaturatingLoss:
-    """Binary cross-entropy on logits, with the generator loss that does not saturate (Goodfellow et al. 2014).
+    """Binary cross-entropy on logits, with the generator loss that does not saturate (Goodfellow et al. 2014)."""
 
-    Above 0 D takes an image for real.
-    """
-
+    threshold = 0.0
     has_targets = True
 
     def generator(self, fake: Tensor) -> Tensor:
@@ -39,10 +36,9 @@ class NonSaturatingLoss:
 
 
 class HingeLoss:
-    """The hinge loss (Lim & Ye 2017, Tran et al. 2017): D stops where real is above 1 and generated below -1.
+    """The hinge loss (Lim & Ye 2017, Tran et al. 2017): D stops where real is above 1 and generated below -1."""
 
-    Above 0 D takes an image for real.
-    """
+    threshold = 0.0
 
     def generator(self, fake: Tensor) -> Tensor:
         return -fake.mean()
@@ -52,10 +48,7 @@ class HingeLoss:
 
 
 class WassersteinLoss:
-    """The difference of D's mean scores (Arjovsky et al. 2017), which estimates a distance only if D is Lipschitz.
-
-    Only differences of scores mean something: there is no threshold.
-    """
+    """The difference of D's mean scores (Arjovsky et al. 2017), which estimates a distance only if D is Lipschitz."""
 
     needs_lipschitz = True  # a gradient penalty or spectral norm must see to it
 
@@ -69,8 +62,7 @@ class WassersteinLoss:
 class RelativisticLoss:
     """Relativistic pairing (Jolicoeur-Martineau 2018; Huang et al. 2024, R3GAN): real against generated, pair by pair.
 
-    A pair shares its label, as generated images take the batch's labels. G is judged against real images, too. Only
-    differences of scores mean something: there is no threshold.
+    A pair shares its label, as generated images take the batch's labels. G is judged against real images, too.
     """
 
     paired = True  # `generator` also takes the scores of the real images

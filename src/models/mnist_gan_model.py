@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import clip_grad_norm_, get_total_norm, parametrizations, parametrize
@@ -34,9 +35,9 @@ GENERATOR, DISCRIMINATOR = 0, 1  # optimizer_idx
 class AdversarialLoss(Protocol):
     """What `src/models/losses.py` offers and a loss of your own must offer too.
 
-    It may also say of itself, with a class attribute set to True, that its G loss takes the scores of real images as
-    a second argument (`paired`), that it pulls scores to targets which can be smoothed (`has_targets`), or that it
-    makes no sense unless D is Lipschitz (`needs_lipschitz`).
+    It may also say of itself, with class attributes, that its G loss takes the scores of real images as a second
+    argument (`paired`), the score above which D takes an image for real (`threshold`), that it pulls scores to targets
+    which can be smoothed (`has_targets`), or that it makes no sense unless D is Lipschitz (`needs_lipschitz`).
     """
 
     @property
@@ -128,6 +129,11 @@ class MNISTGANModel(ImageModel):
             bound("spectral_norm_g", "generator", generator, (nn.Linear, _ConvNd))
         self.ema = None if ema_half_life is None else EMA(generator, ema_half_life)
         self.configure_optimizers()  # would otherwise be refused only after the data is loaded
+        self.d_confusion: Tensor | None = (
+            None  # of the last validation or test: rows real, generated; columns judged so
+        )
+        self._scored: Tensor | None = None  # D's scores of real and generated images in the last step, [2, N]
+        self._judged: list[Tensor] = []  # the same of each batch of a validation
         self._fakes: Batch | None = None  # G's step leaves its images here for D's step on the same batch
         self._latest: dict[str, Tensor] = {}  # what each step found last: not every one is made on every batch
         self._last_batch = math.inf  # of what `schedule` and `augment` follow
@@ -175,6 +181,11 @@ class MNISTGANModel(ImageModel):
             except ValueError as error:
                 raise ValueError(f"augment cannot use {name}: {error}") from error
 
+    @property
+    def has_average(self) -> bool:  # type: ignore[override]
+        """Whether there is a moving average of G."""
+        return self.ema is not None
+
     # Use ------------------------------------------------------------------------------------------------------------
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
@@ -188,13 +199,20 @@ class MNISTGANModel(ImageModel):
         return self.generator(noise, labels)
 
     @torch.no_grad()
-    def generate(self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+    def generate(
+        self,
+        labels: Tensor,
+        rng: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        average: bool = True,
+    ) -> Tensor:
         """Draws one image a label with the EMA of G where there is one, else with G, in evaluation mode.
 
         Args:
             labels: int64 [N].
             rng: where the noise comes from, which then is the same on every device; None: torch's global generator.
             noise: [N, latent_dim] to use instead of drawing some.
+            average: False: with G itself in any case.
 
         Returns:
             Images [N, C, H, W] in [-1, 1] on the model's device.
@@ -206,9 +224,40 @@ class MNISTGANModel(ImageModel):
         if noise is None:
             noise = self.draw_noise(len(labels), rng)
         self._check_noise(noise, len(labels))
-        network = self.generator if self.ema is None else self.ema
+        network = self.ema if self.ema is not None and average else self.generator
         with evaluating(network):
             return network(noise.to(self.device), labels.to(self.device))
+
+    @torch.no_grad()
+    def interpolate(self, labels: Tensor, others: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+        """Draws images between two classes, as `generate` does, by mixing what G's embeddings say of both.
+
+        Args:
+            labels: int64 [N].
+            others: int64 [N], the classes to go to.
+            weight: [N], from 0 for `labels` to 1 for `others`.
+            noise: [N, latent_dim].
+
+        Returns:
+            Images [N, C, H, W] in [-1, 1] on the model's device.
+
+        Raises:
+            ValueError: a shape, a type or a label does not fit.
+        """
+        self._check_labels(others)
+        others, share = others.to(self.device), weight[:, None].to(noise)
+
+        def mix(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+            assert isinstance(module, nn.Embedding)
+            return output.lerp(embedding(others, module.weight), share)
+
+        network = self.generator if self.ema is None else self.ema
+        hooks = [m.register_forward_hook(mix) for m in network.modules() if isinstance(m, nn.Embedding)]
+        try:
+            return self.generate(labels, noise=noise)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Noise [n, latent_dim] from a standard normal distribution, drawn on the device of `rng`."""
@@ -371,6 +420,8 @@ class MNISTGANModel(ImageModel):
             losses["d_real_loss"], losses["d_fake_loss"] = d_real_loss.detach(), d_fake_loss.detach()
             losses["d_real"], losses["d_fake"] = d_real.detach().mean(), d_fake.detach().mean()
             losses["d_pair_accuracy"] = (d_real > d_fake).float().mean()
+            if optimizer_idx is None:
+                self._scored = torch.stack([d_real.detach().flatten(), d_fake.detach().flatten()])
             objective = objective + d_loss
             if optimizer_idx == DISCRIMINATOR:
                 real_seen, fake_seen = images[: len(real)], images[len(real) : 2 * len(real)]
@@ -456,8 +507,37 @@ class MNISTGANModel(ImageModel):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", batch, batch_idx)
 
+    def on_validation_epoch_start(self) -> None:
+        self._judged = []
+
+    def on_test_epoch_start(self) -> None:
+        self._judged = []
+
+    def on_validation_epoch_end(self) -> None:
+        self._judge("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._judge("test")
+
+    def _judge(self, split: str) -> None:
+        """How often D is right; where its loss has no threshold, one midway between its mean scores."""
+        if not self._judged:
+            return
+        ours = torch.cat(self._judged, dim=1)  # [2, N]
+        scores = self.all_gather(ours)
+        assert isinstance(scores, Tensor)
+        scores = scores.view(-1, *ours.shape)  # [processes, 2, N]
+        threshold = getattr(self.loss, "threshold", scores.mean())
+        taken_for_real = (scores > threshold).sum(dim=(0, 2))
+        n = scores.shape[0] * scores.shape[2]
+        self.d_confusion = torch.stack([taken_for_real, n - taken_for_real], dim=1).cpu()
+        accuracy = float(self.d_confusion.trace()) / (2 * n)
+        self.log(f"{split}/d_accuracy", accuracy, batch_size=n, sync_dist=True)
+
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
         losses, _ = self.step(batch, batch_idx)
+        assert self._scored is not None
+        self._judged.append(self._scored)
         metrics = {f"{split}/{key}": value for key, value in losses.items()}
         self.log_dict(metrics, batch_size=len(batch[0]), sync_dist=True)
 

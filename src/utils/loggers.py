@@ -12,10 +12,12 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.utils.errors import UserError
+from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,11 @@ def make_wandb_logger(
         concerns_key = isinstance(error, wandb.errors.AuthenticationError) or "key" in reason.lower()
         remedy = "set WANDB_API_KEY in .env, or logger.wandb.mode=offline" if concerns_key else "change it"
         raise UserError(f"logger.wandb: {reason}: {remedy}") from error
-    return WandbLogger(experiment=run)
+    logger = WandbLogger(experiment=run)
+    for best, names in [("min", LOWER_IS_BETTER), ("max", HIGHER_IS_BETTER)]:
+        for name in names:  # the best validation stands in the runs' table, beside the last
+            run.define_metric(f"val/{name}", step_metric="trainer/global_step", summary=f"{best},last")
+    return logger
 
 
 def _start(options: dict[str, Any], mode: Any) -> Any:
@@ -172,8 +178,35 @@ def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step:
         logger.experiment.log_artifact(logger.run_id, str(path), key)
 
 
+@rank_zero_only
+def hand_over(
+    trainer: Trainer, loggers: Sequence[Logger], status: str, model: LightningModule, metrics: dict[str, float]
+) -> None:
+    """Lets callbacks and loggers that have a `finish_run` add what a run ends with.
+
+    What cannot be added, be it that a server is gone, is a warning: the run is over, and its files are in its folder.
+
+    Args:
+        trainer: with the callbacks; their `finish_run` takes it.
+        loggers: those that have started; their `finish_run` takes `status`, the run folder, `model` and `metrics`.
+        status: `finished`, `failed`, or `stopped` by a signal.
+        model: as it was tested.
+        metrics: the run's last ones; empty where it did not finish.
+    """
+    run_dir = Path(trainer.default_root_dir)
+    parts: list[tuple[Any, tuple[Any, ...]]] = [(part, (trainer,)) for part in trainer.callbacks]  # type: ignore[attr-defined]
+    parts += [(logger, (status, run_dir, model, metrics)) for logger in loggers]
+    for part, arguments in parts:
+        if hasattr(part, "finish_run"):
+            try:
+                part.finish_run(*arguments)
+            except Exception as error:
+                log.warning("%s could not add what the run ends with: %s", type(part).__name__, error)
+
+
+@rank_zero_only
 def finish(loggers: Sequence[Logger], exit_code: int) -> None:
     """Ends W&B runs as `finished` (exit code 0) or `failed`. Lightning ends the other loggers' runs."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        if isinstance(logger, WandbLogger):
             logger.experiment.finish(exit_code=exit_code)

@@ -41,21 +41,30 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
 
 def origin_of_run() -> dict[str, str]:
     """Command, commit and machine; to be asked when a run starts, as the commit may change while it goes on."""
-    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    return provenance(shlex.join(["python", "run.py", *typed]))
+    return provenance(shlex.join(["python", "run.py", *typed_overrides()]))
+
+
+def typed_overrides() -> list[str]:
+    """What was typed behind `python run.py`, in order."""
+    return [str(each) for each in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
 
 
 @rank_zero_only
 def record_results(config: DictConfig, run_dir: Path, origin: dict[str, str], metrics: dict[str, float]) -> None:
     """Keeps the final metrics as `results.json` in the run folder, their origin, and the seconds it took."""
-    begun = run_dir / ".hydra" / "overrides.yaml"  # Hydra writes it before anything slow is imported
     record = {
         "name": config.name,
         **origin,
-        "seconds": round(time.time() - begun.stat().st_mtime, 1) if begun.exists() else None,
+        "seconds": seconds_so_far(run_dir),
         "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
     }
     (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def seconds_so_far(run_dir: Path) -> float | None:
+    """Wall-clock since the command was typed, nearly: Hydra writes a file before anything slow is imported."""
+    begun = run_dir / ".hydra" / "overrides.yaml"
+    return round(time.time() - begun.stat().st_mtime, 1) if begun.exists() else None
 
 
 @rank_zero_only
@@ -115,7 +124,7 @@ def _wandb_commands(logger: WandbLogger) -> list[tuple[str, str]]:
 
 def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path) -> list[str]:
     """What was typed for this run, with the checkpoint, and a higher limit where it has reached its own."""
-    typed = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    typed = typed_overrides()
     replaced = {"ckpt_path": str(checkpoint)}
     for key, done in [("max_epochs", trainer.current_epoch), ("max_steps", trainer.global_step)]:
         limit = config.trainer[key]

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from src.models.image_model import ImageModel
 from src.models.modules.generators import Generator
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
+from src.utils.pictures import CELL, MARGIN
 from tests.conftest import QUICK, assert_same, load, run_cli
 from tests.metrics.digits import cache_dir, digits, references
 from tests.metrics.test_quality import KEYS
@@ -54,13 +57,24 @@ class Replaying(ImageModel):
         pass
 
 
-def measured(model: LightningModule, verb: str = "validate", **options: object) -> dict[str, float]:
+def measured(
+    model: LightningModule, verb: str = "validate", folder: Path | None = None, **options: object
+) -> dict[str, float]:
     """What is logged after validating or testing `model` on the embedded digits."""
     references()  # the feature net is in the cache
-    callback = LogQuality(cache_dir=cache_dir(), **({"cas": False} | options))  # type: ignore[arg-type]
-    trainer = Trainer(accelerator="cpu", callbacks=[callback], logger=False, enable_progress_bar=False)
+    callback = LogQuality(cache_dir=cache_dir(), **({"cas": False, "picture": False} | options))  # type: ignore[arg-type]
+    quiet = {"logger": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", callbacks=[callback], default_root_dir=folder, **quiet)  # type: ignore[arg-type]
     getattr(trainer, verb)(model, datamodule=digits(), verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_what_each_class_is_taken_for_is_a_picture(tmp_path: Path) -> None:
+    measured(Replaying("test", shift=1), "test", tmp_path, picture=True)
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "label_confusion" / "test.png"))
+    for asked in range(10):
+        shades = [int(picture[MARGIN + CELL * asked + 3, MARGIN + CELL * seen + 3].sum()) for seen in range(10)]
+        assert shades.index(min(shades)) == (asked + 1) % 10
 
 
 @pytest.fixture

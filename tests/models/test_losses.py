@@ -106,6 +106,7 @@ def test_the_best_score_for_images_nobody_can_tell_apart(loss, threshold: float)
     scores = torch.linspace(-3, 3, 601)
     costs = torch.stack([sum(loss.discriminator(s, s)) for s in scores.view(-1, 1, 1)])
     assert scores[costs.argmin()].item() == pytest.approx(threshold, abs=0.005)
+    assert loss.threshold == threshold
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)

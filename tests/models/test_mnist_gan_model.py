@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.checkpoint import Checkpoint
+from src.models.losses import LSGANLoss, NonSaturatingLoss, RelativisticLoss, WassersteinLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR, DivergedError, MNISTGANModel
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
@@ -207,7 +208,7 @@ def test_evaluation_leaves_the_random_numbers_of_training_alone(tmp_path: Path, 
     before = states()
     metrics = getattr(trainer, verb)(model, loader(), verbose=False)
     assert states() == before
-    assert len(metrics[0]) == 7
+    assert len(metrics[0]) == 8
 
 
 def test_on_epoch_end_runs_once_an_epoch_of_training(tmp_path: Path) -> None:
@@ -317,3 +318,53 @@ def test_training_moves_the_average_by_the_images_of_each_batch(tmp_path: Path) 
     assert int(model.ema.images_seen) == BATCHES * BATCH
     assert not torch.equal(model.ema.network.model[0].weight, before)
     assert not torch.equal(model.ema.network.model[0].weight, model.generator.model[0].weight)
+
+
+def test_interpolation_begins_at_one_class_and_ends_at_the_other() -> None:
+    model = make_model(ema_half_life=100).eval()
+    noise = torch.randn(3, LATENT_DIM)
+    labels, others = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
+
+    ends = [model.interpolate(labels, others, torch.full((3,), w), noise) for w in (0.0, 1.0)]
+    torch.testing.assert_close(ends[0], model.generate(labels, noise=noise))
+    torch.testing.assert_close(ends[1], model.generate(others, noise=noise))
+    halfway = model.interpolate(labels, others, torch.full((3,), 0.5), noise)
+    assert min((halfway - end).abs().mean() for end in ends) > 1e-4
+    torch.testing.assert_close(model.generate(labels, noise=noise), ends[0])  # nothing is left behind
+
+
+def test_without_its_average_a_model_draws_other_images() -> None:
+    model = make_model(ema_half_life=100)
+    noise, labels = torch.randn(3, LATENT_DIM), torch.arange(3)
+    with torch.no_grad():
+        for parameter in model.generator.parameters():
+            parameter.add_(0.1)
+    raw = model.generate(labels, noise=noise, average=False)
+    assert not torch.allclose(raw, model.generate(labels, noise=noise))
+    torch.testing.assert_close(raw, model.generator.eval()(noise, labels).detach())
+    assert model.has_average and not make_model().has_average
+
+
+@pytest.mark.parametrize(
+    ("loss", "scores", "expected"),
+    [
+        # D's scores of two real images and of two generated ones, and what they are taken for.
+        (LSGANLoss(), [0.6, 0.4, 0.2, 0.7], [[1, 1], [1, 1]]),
+        (NonSaturatingLoss(), [0.6, 0.4, -0.2, 0.7], [[2, 0], [1, 1]]),
+        (WassersteinLoss(), [9.0, 8.0, 7.0, 8.6], [[1, 1], [1, 1]]),  # midway between the means: 8.15
+        (RelativisticLoss(), [9.0, 8.9, 7.0, 6.0], [[2, 0], [0, 2]]),
+    ],
+)
+def test_what_d_takes_for_real(tmp_path: Path, loss, scores: list[float], expected: list[list[int]]) -> None:
+    class Told(nn.Module):
+        def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            told = torch.tensor(scores).repeat_interleave(BATCH // 2)
+            return (told if len(images) == 2 * BATCH else told[:BATCH])[:, None]
+
+    model = make_model(loss=loss, spectral_norm=isinstance(loss, WassersteinLoss))
+    model.discriminator = Told()
+    trainer = quiet_trainer(tmp_path, limit_val_batches=1.0)
+    (metrics,) = trainer.validate(model, loader(), verbose=False)
+    counts = torch.tensor(expected) * BATCHES * BATCH // 2
+    assert torch.equal(model.d_confusion, counts)
+    assert metrics["val/d_accuracy"] == pytest.approx(float(counts.trace() / counts.sum()))

@@ -1,0 +1,4 @@
+"""Which way is better, for the metrics that rank runs."""
+
+HIGHER_IS_BETTER = ("label_accuracy", "worst_class_accuracy", "precision", "recall", "density", "coverage", "cas")
+LOWER_IS_BETTER = ("fd", "kid")

@@ -1,0 +1,69 @@
+"""Pictures of a run: kept in its folder, and shown to every logger that takes pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning import Trainer
+
+from src.utils.loggers import log_picture
+
+CELL, MARGIN, FONT = 44, 96, 13
+INK, PAPER, FULL = (32, 32, 32), (255, 255, 255), (8, 81, 156)
+
+
+def show(trainer: Trainer, key: str, picture: np.ndarray, caption: str, path: str) -> None:
+    """Saves a picture, uint8 [H, W, 3], under `path` in the run folder, and shows it to the loggers as `key`."""
+    file = Path(trainer.default_root_dir) / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(file)
+    for logger in trainer.loggers:
+        # Lightning numbers a batch's metrics from 0; this is the last batch so far.
+        log_picture(logger, key, picture, caption, max(trainer.global_step - 1, 0), file)
+
+
+def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
+    """A table of counts [N, N] as a heat map, uint8 [H, W, 3]; a cell says its share of its row in percent.
+
+    Args:
+        counts: how often a row's cases came out as each column.
+        names: of the rows and of the columns.
+        title: two lines that say what they are.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = MARGIN + CELL * len(names) + 12
+    picture = Image.new("RGB", (max(side, 260), side), PAPER)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT)
+    draw.multiline_text((8, 6), title, INK, font)
+    for j, name in enumerate(names):
+        centre = MARGIN + CELL * j + CELL // 2
+        draw.text((centre, MARGIN - 8 - 15 * (j % 2)), fitted(name, 2 * CELL, draw, font), INK, font, anchor="ms")
+    for i, name in enumerate(names):
+        top = MARGIN + CELL * i
+        draw.text((MARGIN - 8, top + CELL // 2), fitted(name, MARGIN - 12, draw, font), INK, font, anchor="rm")
+        for j in range(len(names)):
+            left, share = MARGIN + CELL * j, float(shares[i, j])
+            colour = tuple(round(p + (f - p) * share**0.5) for p, f in zip(PAPER, FULL, strict=True))
+            draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), fill=colour)
+            if counts[i, j]:
+                text = f"{100 * share:.0f}" if share >= 0.095 else f"{100 * share:.1f}"
+                draw.text(
+                    (left + CELL // 2 - 1, top + CELL // 2 - 1),
+                    text,
+                    PAPER if share > 0.3 else INK,
+                    font,
+                    anchor="mm",
+                )
+    return np.asarray(picture)
+
+
+def fitted(name: str, width: float, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """`name`, cut where it is wider than `width` pixels."""
+    if draw.textlength(name, font) <= width:
+        return name
+    while name and draw.textlength(f"{name}…", font) > width:
+        name = name[:-1]
+    return f"{name}…"

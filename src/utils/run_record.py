@@ -1,0 +1,117 @@
+"""What a run leaves in its folder for whoever opens it later: `run.json`, `metrics.jsonl` and `diff.patch`."""
+
+import json
+import math
+import subprocess
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from src.utils.provenance import ROOT
+
+FORMAT = 1
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
+
+
+class RunRecord(Logger):
+    """Keeps a run in its folder, whatever other loggers there are, so that it can be judged from the folder alone.
+
+    `run.json` says what the run is, and is written when it begins and again when it ends. `metrics.jsonl` has a line
+    for each call of `log_metrics` and `log_table`, written at once: a run that is killed keeps what it had.
+
+    Args:
+        folder: the run folder.
+        about: what stands in `run.json`, plain values.
+        goes_on: whether to add to the metrics that are there, of the run that is being resumed.
+    """
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], goes_on: bool = False) -> None:
+        super().__init__()
+        self.folder = folder
+        self.about = {"format": FORMAT, "status": "running", **about, "seconds": None}
+        self.about["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._begun = time.perf_counter()
+        self._metrics_file = folder / "metrics.jsonl"
+        self._epoch = 0
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            folder.mkdir(parents=True, exist_ok=True)
+            if not goes_on:
+                self._metrics_file.write_text("")
+            self._write_about()
+
+    name = None
+    version = None
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """They are in `run.json` already."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds scalars; what is not finite becomes null."""
+        values = {name: _finite(value) for name, value in metrics.items()}
+        self._epoch = int(values.pop("epoch", self._epoch) or 0)
+        self._add(step, values)
+
+    @rank_zero_only
+    def log_table(self, name: str, rows: Sequence[Sequence[int]], step: int) -> None:
+        """Adds a table of counts."""
+        self._add(step, {name: [list(row) for row in rows]})
+
+    def end(self, status: str, seconds: float | None) -> None:
+        """Writes into `run.json` how the run ended, and the seconds that the whole command took."""
+        self.about |= {"status": status, "seconds": seconds}
+        self._write_about()
+
+    def _add(self, step: int | None, values: dict[str, Any]) -> None:
+        seconds = round(time.perf_counter() - self._begun, 2)
+        line = json.dumps({"step": step, "epoch": self._epoch, "seconds": seconds, **values})
+        with open(self._metrics_file, "a") as file:
+            file.write(line + "\n")
+
+    @rank_zero_only
+    def _write_about(self) -> None:
+        (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n")
+
+
+def log_table(trainer: Trainer, name: str, counts: Tensor) -> None:
+    """Hands a table of counts [R, C] to the loggers that keep tables."""
+    for logger in trainer.loggers:
+        if isinstance(logger, RunRecord):
+            logger.log_table(name, counts.tolist(), max(trainer.global_step - 1, 0))
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@rank_zero_only
+def record_diff(folder: Path) -> None:
+    """Keeps what is not committed as `diff.patch`, for the commit alone would not say what ran."""
+    try:
+        command = ["git", "diff", "HEAD", "--", "run.py", "src", "configs"]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):  # no git, or the project was downloaded without its history
+        return
+    if done.stdout:
+        (folder / "diff.patch").write_bytes(done.stdout)
+
+
+def _finite(value: Any) -> float | None:
+    number = float(value)
+    return float(f"{number:.7g}") if math.isfinite(number) else None  # as many digits as a float32 has

@@ -1,0 +1,31 @@
+"""Pictures that people read."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from src.utils.pictures import CELL, FULL, MARGIN, PAPER, draw_confusion, fitted
+
+
+def corner(picture: np.ndarray, row: int, column: int) -> tuple[int, ...]:
+    """The colour of a cell, beside its number."""
+    return tuple(picture[MARGIN + CELL * row + 3, MARGIN + CELL * column + 3].tolist())
+
+
+def test_a_cell_is_as_dark_as_its_share_of_the_row() -> None:
+    picture = draw_confusion(np.array([[10, 0], [300, 100]]), ["real", "generated"], "a\nb")
+    assert picture.dtype == np.uint8 and picture.shape[2] == 3
+    assert corner(picture, 0, 0) == FULL
+    assert corner(picture, 0, 1) == PAPER
+    assert sum(FULL) < sum(corner(picture, 1, 0)) < sum(corner(picture, 1, 1)) < sum(PAPER)
+
+
+def test_a_class_without_images_is_an_empty_row() -> None:
+    picture = draw_confusion(np.array([[0, 0], [0, 5]]), ["a", "b"], "")
+    assert corner(picture, 0, 0) == corner(picture, 0, 1) == PAPER
+
+
+def test_a_long_name_is_cut_to_its_place() -> None:
+    draw, font = ImageDraw.Draw(Image.new("RGB", (1, 1))), ImageFont.load_default(13)
+    assert fitted("cat", 80, draw, font) == "cat"
+    short = fitted("a very long name of a class", 80, draw, font)
+    assert short.startswith("a very") and short.endswith("…") and draw.textlength(short, font) <= 80
