@@ -1,5 +1,6 @@
 """Runs that are stopped from outside: real processes, real signals."""
 
+import json
 import os
 import random
 import signal
@@ -50,6 +51,28 @@ def test_a_signal_saves_the_batch_and_fails_the_run(tmp_path: Path, signum: int,
     assert checkpoint["global_step"] > 22
     assert f"ckpt_path={run_dir}/ckpts/last.ckpt" in output  # the command that resumes it
     assert "Traceback" not in output
+
+
+def test_a_signal_does_not_wait_for_what_comes_before_training(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *LONG, f"callbacks.quality.cache_dir={tmp_path}/features"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "training the feature net" in line:
+            process.terminate()
+            break
+    output = process.stdout.read()
+
+    assert process.wait(timeout=60) == 143, output
+    assert not (tmp_path / "features").exists()  # it was not finished first
+    assert "Traceback" not in output
+    (about,) = tmp_path.glob("logs/runs/*/*/run.json")
+    assert json.loads(about.read_text())["status"] == "stopped"
 
 
 def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path: Path, train_here: Callable[..., Path]) -> None:

@@ -18,10 +18,14 @@ class StopRequest(Callback):
     """Which signal asked the run to stop, if any; stops training after the batch in which it came."""
 
     signum: int | None = None
+    begun = False  # training; what comes before it, such as a feature net, need not be waited for
 
     def is_made(self, trainer: Trainer) -> bool:
         """Whether any process was asked; all of them get the same answer at the same time."""
         return trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -43,7 +47,12 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     def handle(signum: int, frame: FrameType | None) -> None:
         again = request.signum is not None
         request.signum = request.signum or signum
-        if again or trainer.state.fn != TrainerFn.FITTING or trainer.state.status != TrainerStatus.RUNNING:
+        if (
+            again
+            or not request.begun
+            or trainer.state.fn != TrainerFn.FITTING
+            or trainer.state.status != TrainerStatus.RUNNING
+        ):
             raise KeyboardInterrupt
         if trainer.is_global_zero:
             log.warning("stopping after this batch, with a checkpoint; once more to stop at once")
