@@ -4,14 +4,13 @@
     python benchmarks/results.py                               # write the page again from the records it has
 
 Runs of one experiment that differ in more than the seed need a name of their own: `name=...-64px`. A run's record is
-its `results.json`, with the curve of its validations from its local W&B file. Records are kept in
-docs/results/, and a page is nothing but its records.
+its `results.json`, with the curve of its validations from its `metrics.jsonl`. Records are kept in docs/results/, and a
+page is nothing but its records.
 """
 
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -41,9 +40,7 @@ HEAD = """# Results
 Written by `python benchmarks/results.py` from the runs' own files (docs/results/*.json). Each number is of the test
 that ends a run, on images drawn by the checkpoint with the best `val/fd`, and beside it in brackets is its floor: the
 same number of as many real images that neither the classifier nor the reference has seen. The test draws other images
-than the validations that chose the checkpoint, and compares them with the same real ones. The runs of commits 1c83416
-and 4eb4766 are older: their tests drew the validations' images, and they shared the machine with other work on one
-thread each, so that their seconds are upper bounds.
+than the validations that chose the checkpoint, and compares them with the same real ones.
 
 - Features and labels come from our own small classifier of each data set, so that **FD and KID here are not the FID
   and KID of papers**, and compare only within a data set. References are the test split.
@@ -64,20 +61,9 @@ def record(run_dir: Path) -> dict:
     if not path.exists():
         sys.exit(f"error: {run_dir} has no results.json: name the folder of a run that ended")
     results = json.loads(path.read_text())
-    results["curve"] = [
-        {key.partition("/")[2]: row[key] for key in CURVE} for row in history(run_dir) if all(k in row for k in CURVE)
-    ]
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    results["curve"] = [{key.partition("/")[2]: row[key] for key in CURVE} for row in rows if row.keys() >= set(CURVE)]
     return results
-
-
-def history(run_dir: Path) -> list[dict]:
-    """What the run logged, row by row, from its local W&B file."""
-    folders = sorted(run_dir.glob("wandb/*run-*-*"))
-    if not folders:
-        sys.exit(f"error: {run_dir} has no wandb/ folder: run with logger=wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folders[-1])]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    return [entry["history"]["item"] for entry in map(json.loads, lines) if entry["type"] == "history"]
 
 
 def cell(metrics: dict[str, float], name: str, pattern: str) -> str:
