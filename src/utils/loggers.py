@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import numpy as np
 import wandb
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.utils.errors import UserError
@@ -125,40 +125,6 @@ def has_wandb_key(url: str) -> bool:
         return False
 
 
-def make_mlflow_logger(
-    experiment_name: str, save_dir: str, run_name: str | None = None, tracking_uri: str | None = None
-) -> MLFlowLogger:
-    """Records to an MLflow server, or without one to a database file.
-
-    Args:
-        experiment_name: MLflow experiment.
-        save_dir: where `mlflow.db` and `mlartifacts/` go without a server; runs share them.
-        run_name: shown for the run.
-        tracking_uri: of a server; None: `MLFLOW_TRACKING_URI`, else the database in `save_dir`.
-
-    Raises:
-        UserError: the server does not answer.
-    """
-    # The client would otherwise try a server that is down for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    artifacts = None
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        folder = Path(save_dir).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        uri, artifacts = f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()
-    logger = MLFlowLogger(experiment_name, run_name, uri, artifact_location=artifacts)
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        try:
-            _ = logger.experiment
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"logger.mlflow.tracking_uri={uri} does not answer ({reason}): start it, or logger=csv"
-            ) from error
-    return logger
-
-
 def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step: int, path: Path) -> None:
     """Shows a picture to a logger that takes pictures; others are left alone.
 
@@ -174,8 +140,8 @@ def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step:
         logger.log_image(key, [image], step=step, caption=[caption])
     elif isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(key, image, step, dataformats="HWC")
-    elif isinstance(logger, MLFlowLogger):
-        logger.experiment.log_artifact(logger.run_id, str(path), key)
+    elif hasattr(logger, "log_picture"):
+        logger.log_picture(key, image, caption, step, path)
 
 
 @rank_zero_only
