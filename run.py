@@ -11,8 +11,8 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent
-VERBS = ("train", "sample")
-PATHS = ("ckpt_path", "data_dir", "work_dir", "out", "hydra.run.dir")
+VERBS = ("train", "sample", "report")
+PATHS = ("ckpt_path", "data_dir", "work_dir", "out", "runs", "hydra.run.dir")
 HYDRA_FLAGS = (
     *("--", "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
@@ -66,9 +66,14 @@ def main() -> int:
                 from src.train import train
 
                 return train(config)
-            from src.sample import sample
+            if task == "sample":
+                from src.sample import sample
 
-            sample(config)
+                sample(config)
+                return None
+            from src.report import report as write_report
+
+            write_report(config)
             return None
         except Exception as error:
             debugging = HydraConfig.get().runtime.choices.get("debug", "none") != "none"
@@ -132,6 +137,8 @@ def as_hydra_reads_it(argument: str) -> str:
         return {"true": "debug=default", "false": "debug=none", "null": "debug=none"}.get(value.lower(), argument)
     if key in ("logger", "callbacks") and value.lower() in ("null", "false"):
         return f"{key}=none"
+    if key == "runs" and value.startswith("["):
+        return argument  # a list
     if key in PATHS and re.search(r"[(){}\[\]=]", value) and not value.startswith(("'", '"', "$")):
         return f"{key}='{value}'"  # Hydra's grammar has a meaning for these
     return argument
