@@ -16,7 +16,7 @@ from src.reports.measures import count
 from src.reports.page import render
 from src.reports.run_folder import Run, is_run, read_run
 from src.utils.errors import UserError, explain_os
-from src.utils.report import next_command
+from src.utils.summary import next_command
 
 log = logging.getLogger(__name__)
 

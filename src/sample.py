@@ -16,7 +16,7 @@ from src.utils.checkpoints import build_model, find_checkpoint, read_checkpoint
 from src.utils.errors import UserError
 from src.utils.images import to_grid, to_uint8
 from src.utils.numbers import is_whole
-from src.utils.report import next_command
+from src.utils.summary import next_command
 
 
 def sample(config: DictConfig) -> None:

@@ -23,7 +23,9 @@ from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import finish, hand_over
 from src.utils.numbers import is_whole
-from src.utils.report import (
+from src.utils.run_record import RunRecord, record_diff, versions
+from src.utils.signals import StopRequest, stop_on_signals
+from src.utils.summary import (
     origin_of_run,
     print_summary,
     record_config,
@@ -31,8 +33,6 @@ from src.utils.report import (
     seconds_so_far,
     typed_overrides,
 )
-from src.utils.run_record import RunRecord, record_diff, versions
-from src.utils.signals import StopRequest, stop_on_signals
 
 log = logging.getLogger(__name__)
 
