@@ -456,8 +456,7 @@ def test_the_verdict_follows_the_numbers(
     run = read_run(make_run(tmp_path / "run", **options))
     assert headline(run)[0] == mark
     assert re.search(line, headline(run)[1])
-    text = words(render([run]))
-    assert re.search(line, text) and sentence in text
+    assert any(sentence in each.text for each in judge(run))
 
 
 def test_a_run_says_which_alarms_it_raised(tmp_path: Path) -> None:
@@ -487,6 +486,7 @@ def test_the_page_shows_what_a_reviewer_asks(tmp_path: Path) -> None:
         "Samples of the averaged generator, epoch 2",
         "Real images, for comparison",
         "From each class to the next, epoch 2",
+        "Finished: the images are close to real ones. ✓ good: 98.5% of the images are of the class that was asked for",
         "-old = 1 +new = 2",
         "optimizer_g: lr: 0.001",
     ]:
@@ -692,11 +692,17 @@ def test_a_pattern_is_taken_as_typed_and_a_wrong_folder_costs_one_sentence(
 ) -> None:
     make_run(tmp_path / "logs" / "runs" / "day" / "a")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["run.py", "task=report", "runs=logs"])
-    assert main() == 2
+
+    def typed(*arguments: str) -> int:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr(sys, "argv", ["run.py", "task=report", *arguments])
+        return main()
+
+    assert typed("runs=logs/runs/d*/[ab]", "out=page.html") == 0
+    assert (tmp_path / "page.html").exists()
+    capsys.readouterr()
+    assert typed("runs=logs") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    monkeypatch.setattr(sys, "argv", ["run.py", "task=report", "runs=logs/runs/d*/[ab]", "out=page.html"])
-    assert main() == 0 and (tmp_path / "page.html").exists()
     folder = tmp_path / "logs"
     assert line == f"error: {folder} holds runs, but is none itself: type runs='{folder}/*/*/*'"
 
