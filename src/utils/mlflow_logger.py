@@ -126,6 +126,8 @@ def make_mlflow_logger(
         remedy = "choose another folder with logger.mlflow.save_dir=DIR"
         if "out-of-date database schema" in str(error):
             remedy = f"type mlflow db upgrade {local}, or move the file away"
+        if "Can't locate revision" in str(error):
+            remedy = "a newer MLflow made it: type pip install --upgrade mlflow, or move the file away"
         raise UserError(f"logger.mlflow cannot use {folder / 'mlflow.db'} ({_reason(error)}): {remedy}") from error
 
 
