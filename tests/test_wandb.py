@@ -76,7 +76,7 @@ def test_the_pictures_of_a_run(two_epochs: Path) -> None:
     }
     epochs, with_test = [21, 43], [21, 43, 43]
     assert steps == {
-        "real_imgs": [0],
+        "real_imgs": [21],
         "gen_imgs": epochs,
         "gen_imgs_raw": epochs,
         "interpolation": epochs,

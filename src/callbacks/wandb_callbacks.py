@@ -122,7 +122,9 @@ class LogInterpolation(PictureCallback):
 
 
 class LogRealImages(Callback):
-    """Once, before training: real training images as the model is served them, one row a class: `real_imgs`.
+    """Once: real training images as the model is served them, one row a class: `real_imgs`.
+
+    They come at the end of the first epoch, so that training starts sooner.
 
     Args:
         n_per_class: images a row; a class that has fewer repeats them.
@@ -131,10 +133,12 @@ class LogRealImages(Callback):
     def __init__(self, n_per_class: int = 10) -> None:
         check_counts(n_per_class=n_per_class)
         self.n_per_class = n_per_class
+        self._shown = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._shown or not trainer.is_global_zero:
             return
+        self._shown = True
         data = trainer.datamodule.sets["train"]  # type: ignore[attr-defined]
         chosen = []
         for label in range(trainer.datamodule.n_classes):  # type: ignore[attr-defined]
@@ -206,12 +210,19 @@ class LogModelArtifact(Callback):
 
 
 class LogCodeArtifact(Callback):
-    """At the start of the run, its source as a W&B code artifact: run.py, src/, configs/, and what is not committed."""
+    """The run's source as a W&B code artifact: run.py, src/, configs/, and what is not committed.
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    It is added at the end of the first epoch, so that training starts sooner.
+    """
+
+    def __init__(self) -> None:
+        self._logged = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         run = wandb_run(trainer)
-        if run is None:
+        if run is None or self._logged:
             return
+        self._logged = True
         run.log_code(str(ROOT), include_fn=is_source)
         patch = Path(trainer.default_root_dir) / "diff.patch"
         if patch.exists():
