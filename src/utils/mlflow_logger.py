@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from src.models.image_model import ImageModel
 from src.utils.errors import UserError
-from src.utils.registry import ModelRegistry
+from src.utils.registry import ModelRegistry, environment
 
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 3.0
 RETRY_S = 300.0  # between attempts at a server that has stopped taking what is logged
-REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S = 10, 120
+REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S = 5, 120
 # MLflow's own settings; what you have set wins. A server that is down costs it minutes a call otherwise.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -277,7 +276,9 @@ class SteadyMLFlowLogger(MLFlowLogger):
             return
         self._send(at_once=True)
         if not self._next_try:
-            with _patience():
+            limit = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+            patience = {limit: str(UPLOAD_TIMEOUT_S)} if os.environ.get(limit) == SETTINGS[limit] else {}
+            with environment(**patience):  # files are large
                 kept = self._tried(lambda: self._upload(run_dir), "the run's files could not be kept with it")
                 if kept and status == "finished" and self.registry is not None and isinstance(model, ImageModel):
                     self._register(self.registry, model, metrics)
@@ -408,20 +409,6 @@ def _probe(uri: str) -> None:
         raise OSError(str(error)) from error
 
 
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Longer time limits for large files, unless the user has set one."""
-    name, ours = "MLFLOW_HTTP_REQUEST_TIMEOUT", SETTINGS["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-    before = os.environ.get(name)
-    if before == ours:
-        os.environ[name] = str(UPLOAD_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[name] = before
-
-
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Each value with the path to it, `model/optimizer_g/lr`."""
     for name, value in config.items():
@@ -456,6 +443,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"it needs {error.name}: pip install {error.name}"
     text = _public(" ".join(str(error).split())) or type(error).__name__
-    if match := re.search(r"\[Errno -?\d+\] ([\w ]+)|([Rr]ead timed out|timed out|too many \d+ error responses)", text):
-        return match[1] or match[2]
+    for known in (r"\[Errno -?\d+\] ([\w ]+)", r"([Rr]ead timed out|timed out)", r"Caused by .*'([^']+)'"):
+        if match := re.search(known, text):
+            return match[1]
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,9 +139,11 @@ class ModelRegistry:
                 run.info.experiment_id, "generator", run_id, tags, model_type="image generator"
             )
             try:
-                saved = save_model(
-                    Path(folder) / "model", onnx, model, logged.model_id, logged.artifact_location, run_id
-                )
+                # Some versions of MLflow look for a server while they save, and would make a database where we are.
+                with environment(MLFLOW_TRACKING_URI=client.tracking_uri):
+                    saved = save_model(
+                        Path(folder) / "model", onnx, model, logged.model_id, logged.artifact_location, run_id
+                    )
                 client.log_model_artifacts(logged.model_id, str(saved))
             except Exception:
                 with contextlib.suppress(Exception):
@@ -245,6 +248,21 @@ def save_model(folder: Path, onnx: Path, model: ImageModel, model_id: str, locat
     flavor["artifacts"]["generator"]["uri"] = onnx.name
     described.save(str(folder / "MLmodel"))
     return folder
+
+
+@contextlib.contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Sets environment variables for the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def number(tags: Mapping[str, str], key: str) -> float:
