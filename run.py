@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -62,19 +63,8 @@ def main() -> int:
         if config.get("ignore_warnings"):
             quieten()
         try:
-            if task == "train":
-                from src.train import train
-
-                return train(config)
-            if task == "sample":
-                from src.sample import sample
-
-                sample(config)
-                return None
-            from src.report import report as write_report
-
-            write_report(config)
-            return None
+            made = getattr(import_module(f"src.{task}"), task)(config)
+            return made if task == "train" else None  # the number that a sweep optimises
         except Exception as error:
             debugging = HydraConfig.get().runtime.choices.get("debug", "none") != "none"
             code = report(error, show_traceback or debugging, Path(HydraConfig.get().runtime.output_dir))

@@ -15,8 +15,8 @@ from rich.console import Console
 from src.reports.measures import count
 from src.reports.page import render
 from src.reports.run_folder import Run, is_run, read_run
+from src.utils.commands import next_command
 from src.utils.errors import UserError, explain_os
-from src.utils.summary import next_command
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from src.utils.checkpoints import build_model, find_checkpoint, read_checkpoint
+from src.utils.checkpoints import build_model, read_checkpoint
+from src.utils.commands import find_checkpoint, next_command
 from src.utils.errors import UserError
 from src.utils.images import to_grid, to_uint8
 from src.utils.numbers import is_whole
-from src.utils.summary import next_command
 
 
 def sample(config: DictConfig) -> None:

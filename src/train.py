@@ -17,8 +17,9 @@ from src.callbacks.checkpoint import RequiredMetric, check_logged
 from src.callbacks.run_state import RunState
 from src.datamodules.image_datamodule import ImageDataModule
 from src.models.image_model import ImageModel
-from src.utils.checkpoints import check_fits, find_checkpoint, read_checkpoint
+from src.utils.checkpoints import check_fits, read_checkpoint
 from src.utils.checksum import splits_sha256
+from src.utils.commands import find_checkpoint, typed_overrides
 from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import finish, hand_over
@@ -31,7 +32,6 @@ from src.utils.summary import (
     record_config,
     record_results,
     seconds_so_far,
-    typed_overrides,
 )
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Checkpoints: find them, read them without trusting them, and rebuild the model from the file alone."""
+"""Checkpoints: read them without trusting them, and rebuild the model from the file alone."""
 
 import importlib
 import pickle
@@ -14,35 +14,6 @@ from src.utils.errors import UserError, explain_instantiation
 
 # What a checkpoint may ask us to build: our models, and torch's layers and optimizers. Nothing else.
 TRUSTED = ("src.models.", "torch.nn.", "torch.optim.")
-
-
-def find_checkpoint(ckpt_path: Any, work_dir: str | Path) -> Path:
-    """The file that `ckpt_path` means; `last` is the newest `ckpts/last.ckpt` of the runs in `work_dir`.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    if not isinstance(ckpt_path, str):
-        raise UserError(f"ckpt_path must be a file, or last for the newest run's, not {ckpt_path!r}")
-    if ckpt_path == "last":
-        logs = Path(work_dir) / "logs"
-        found = [*logs.glob("runs/*/*/ckpts/last.ckpt"), *logs.glob("multiruns/*/*/*/ckpts/last.ckpt")]
-        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-        if newest is None:
-            raise UserError(
-                f"ckpt_path=last finds no logs/runs/*/*/ckpts/last.ckpt in {work_dir}: train first, or type"
-                " ckpt_path=FILE"
-            )
-        return newest
-    path = Path(ckpt_path).expanduser()
-    if path.is_dir():
-        inside = next(iter([*path.glob("ckpts/*.ckpt"), *path.glob("*.ckpt")]), "ckpts/last.ckpt")
-        raise UserError(f"ckpt_path={ckpt_path} is a folder: name a file in it, such as {path / inside}")
-    if not path.exists():
-        raise UserError(
-            f"ckpt_path={ckpt_path} does not exist: check the path, or type ckpt_path=last for the newest run"
-        )
-    return path.resolve()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 
 class UserError(ValueError):
@@ -48,8 +47,14 @@ NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 def is_users(error: BaseException) -> bool:
     """Whether the user's input is to blame (exit code 2) rather than the run (exit code 1)."""
-    kinds = (UserError, HydraException, OmegaConfBaseException, MisconfigurationException)
-    return isinstance(error, kinds) or (isinstance(error, ValueError) and "Config group override" in str(error))
+    if isinstance(error, (UserError, HydraException, OmegaConfBaseException)) or _is_lightnings(error):
+        return True
+    return isinstance(error, ValueError) and "Config group override" in str(error)
+
+
+def _is_lightnings(error: BaseException) -> bool:
+    """Whether Lightning objects to how it is configured. It is not imported for this: serving does without it."""
+    return any(kind.__name__ == "MisconfigurationException" for kind in type(error).__mro__)
 
 
 def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
@@ -83,7 +88,7 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
         return "a configuration group takes the name of one of its files: see configs/"
     if type(error).__module__.startswith("src."):  # says what to do
         return text
-    if isinstance(error, MisconfigurationException) or type(error) is ValueError:
+    if _is_lightnings(error) or type(error) is ValueError:
         return text + _remedy(text)
     return f"{type(error).__name__}: {first}{_remedy(first)}"
 

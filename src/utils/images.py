@@ -3,6 +3,8 @@
 import numpy as np
 from torch import Tensor
 
+from src.utils.grid import grid
+
 
 def to_pixels(images: Tensor) -> Tensor:
     """Images in [-1, 1] -> uint8 of the same shape, rounded to the nearest of 256 levels."""
@@ -14,8 +16,6 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return to_pixels(images).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def to_grid(images: Tensor, columns: int, border: int = 2) -> np.ndarray:
-    """Images [N, C, H, W] in [-1, 1] -> one picture uint8 [H', W', 3], row by row, with `border` pixels between."""
-    from torchvision.utils import make_grid  # slow to import, and not needed to train
-
-    return to_uint8(make_grid(images, nrow=columns, padding=border, pad_value=-1).unsqueeze(0))[0]
+def to_grid(images: Tensor, columns: int) -> np.ndarray:
+    """Images [N, C, H, W] in [-1, 1] -> one picture uint8 [H', W', 3], row by row."""
+    return grid(to_uint8(images), columns)

@@ -2,12 +2,10 @@
 
 import json
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import WandbLogger
@@ -17,6 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.tree import Tree
 
+from src.utils.commands import next_command, typed_overrides
 from src.utils.provenance import provenance
 
 
@@ -42,11 +41,6 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
 def origin_of_run() -> dict[str, str]:
     """Command, commit and machine; to be asked when a run starts, as the commit may change while it goes on."""
     return provenance(shlex.join(["python", "run.py", *typed_overrides()]))
-
-
-def typed_overrides() -> list[str]:
-    """What was typed behind `python run.py`, in order."""
-    return [str(each) for each in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
 
 
 @rank_zero_only
@@ -132,9 +126,3 @@ def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path) ->
             replaced[f"trainer.{key}"] = str(2 * limit)
     kept = [override for override in typed if override.partition("=")[0] not in replaced]
     return kept + [f"{key}={value}" for key, value in replaced.items()]
-
-
-def next_command(*overrides: str) -> str:
-    """What to type to run this project again, from where it was run now."""
-    script = sys.argv[0] if Path(sys.argv[0]).name == "run.py" else "run.py"
-    return shlex.join(["python", script, *overrides])

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from src.train import train
-from src.utils.checkpoints import build_model, find_checkpoint, read_checkpoint, refuse_untrusted
+from src.utils.checkpoints import build_model, read_checkpoint, refuse_untrusted
+from src.utils.commands import find_checkpoint
 from src.utils.errors import UserError
 from src.utils.images import to_grid
 from tests.conftest import QUICK, compose_config

@@ -29,7 +29,7 @@ def test_channels_come_last() -> None:
 
 def test_a_grid_is_filled_row_by_row() -> None:
     images = (torch.arange(5) / 127.5 - 1 + 100 / 127.5).view(5, 1, 1, 1).expand(5, 1, 3, 4)  # levels 100 to 104
-    grid = to_grid(images, columns=3, border=2)
+    grid = to_grid(images, columns=3)
     assert grid.dtype == np.uint8 and grid.shape == (2 * 3 + 3 * 2, 3 * 4 + 4 * 2, 3)
     rows = [grid[2:5], grid[7:10]]
     cells = [[row[:, x : x + 4] for x in (2, 8, 14)] for row in rows]
@@ -40,5 +40,5 @@ def test_a_grid_is_filled_row_by_row() -> None:
 
 def test_a_grid_keeps_colours() -> None:
     red_blue = torch.tensor([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]).view(2, 3, 1, 1)
-    grid = to_grid(red_blue, columns=2, border=1)
-    assert [grid[1, 1].tolist(), grid[1, 3].tolist()] == [[255, 0, 0], [0, 0, 255]]
+    grid = to_grid(red_blue, columns=2)
+    assert [grid[2, 2].tolist(), grid[2, 5].tolist()] == [[255, 0, 0], [0, 0, 255]]
