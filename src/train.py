@@ -70,12 +70,12 @@ def train(config: DictConfig) -> float | None:
     origin = origin_of_run()
     record_diff(run_dir)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    trainer.callbacks.insert(0, RunState(plain))
+    about = describe(config, plain, datamodule, origin)
+    trainer.callbacks.insert(0, RunState(about))
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
     for key, metric in [("callbacks.model_checkpoint.monitor", monitor), ("optimized_metric", config.optimized_metric)]:
         if metric:
             trainer.callbacks.insert(0, RequiredMetric(key, metric))
-    about = describe(config, plain, datamodule, origin)
     record = RunRecord(run_dir, about, goes_on=ckpt_path is not None)
     loggers: list[Logger] = []
     metrics: dict[str, float] = {}

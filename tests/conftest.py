@@ -66,6 +66,23 @@ def train_here(tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two epochs on the digits, with a moving average, for what is done with a trained model."""
+    from src.train import train
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    run_dir = folder / "logs" / "runs" / "today" / "trained"
+    run_dir.mkdir(parents=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        typed = [*QUICK, "logger=none", "model.ema_half_life=500", "trainer.max_epochs=2", "name=trained"]
+        train(compose_config("train", *typed, f"work_dir={folder}", run_dir=run_dir))
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    return run_dir / "ckpts" / "last.ckpt"
+
+
 def run_cli(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python run.py ...` in a process of its own, in an empty folder."""
     return subprocess.run(

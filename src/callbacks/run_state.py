@@ -1,6 +1,7 @@
 """What makes a run repeatable from its checkpoint."""
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,19 @@ from pytorch_lightning.loggers import WandbLogger
 
 
 class RunState(Callback):
-    """Puts the composed configuration and the W&B id into every checkpoint, and seeds every batch.
+    """Puts what the run is and its W&B id into every checkpoint, and seeds every batch.
 
     The random numbers of a batch (noise, dropout) are a function of the run's seed, the process and the number of
     batches before it. So there is no generator state to save: a resumed run draws what the uninterrupted one would
     have drawn, on the same number of processes.
 
     Args:
-        config: the whole configuration as plain values.
+        about: what is known of the run, plain values: `config`, the whole configuration; `data`, what it trains on;
+            `commit`, of the code.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        self.about = {key: about[key] for key in ("config", "data", "commit")}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Small data: at least one point of every curve an epoch.
@@ -29,7 +31,7 @@ class RunState(Callback):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        key = (self.config["seed"], trainer.global_rank, trainer.global_step)
+        key = (self.about["config"]["seed"], trainer.global_rank, trainer.global_step)
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])
         random.seed(seed)
         np.random.seed(seed)
@@ -38,7 +40,7 @@ class RunState(Callback):
             torch.cuda.manual_seed(seed)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.config
+        checkpoint |= self.about
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 checkpoint["wandb_id"] = logger.version

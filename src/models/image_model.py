@@ -31,7 +31,9 @@ class ImageModel(LightningModule):
         """What `n` images start from, [n, ...], drawn on the device of `rng`; None: torch's global generator."""
 
     @abstractmethod
-    def interpolate(self, labels: Tensor, others: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+    def interpolate(
+        self, labels: Tensor, others: Tensor, weight: Tensor, noise: Tensor, average: bool = True
+    ) -> Tensor:
         """Images between two classes: labels and others int64 [N], weight [N] from 0 (labels) to 1 (others)."""
 
     @abstractmethod

@@ -229,7 +229,9 @@ class MNISTGANModel(ImageModel):
             return network(noise.to(self.device), labels.to(self.device))
 
     @torch.no_grad()
-    def interpolate(self, labels: Tensor, others: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
+    def interpolate(
+        self, labels: Tensor, others: Tensor, weight: Tensor, noise: Tensor, average: bool = True
+    ) -> Tensor:
         """Draws images between two classes, as `generate` does, by mixing what G's embeddings say of both.
 
         Args:
@@ -237,6 +239,7 @@ class MNISTGANModel(ImageModel):
             others: int64 [N], the classes to go to.
             weight: [N], from 0 for `labels` to 1 for `others`.
             noise: [N, latent_dim].
+            average: False: with G itself in any case.
 
         Returns:
             Images [N, C, H, W] in [-1, 1] on the model's device.
@@ -245,19 +248,9 @@ class MNISTGANModel(ImageModel):
             ValueError: a shape, a type or a label does not fit.
         """
         self._check_labels(others)
-        others, share = others.to(self.device), weight[:, None].to(noise)
-
-        def mix(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-            assert isinstance(module, nn.Embedding)
-            return output.lerp(embedding(others, module.weight), share)
-
-        network = self.generator if self.ema is None else self.ema
-        hooks = [m.register_forward_hook(mix) for m in network.modules() if isinstance(m, nn.Embedding)]
-        try:
-            return self.generate(labels, noise=noise)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        network = self.ema if self.ema is not None and average else self.generator
+        with between_classes(network, others.to(self.device), weight.to(self.device)):
+            return self.generate(labels, noise=noise, average=average)
 
     def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Noise [n, latent_dim] from a standard normal distribution, drawn on the device of `rng`."""
@@ -569,6 +562,28 @@ def bound(option: str, name: str, network: nn.Module, kinds: tuple[type[nn.Modul
             if parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_orig"):
                 raise ValueError(f"{option} is true, but the {name} brings its own: set it to false")
             parametrizations.spectral_norm(module)
+
+
+@contextmanager
+def between_classes(network: nn.Module, others: Tensor, weight: Tensor) -> Iterator[None]:
+    """For the block, what `network`'s embeddings say of its labels is mixed with what they say of `others`.
+
+    Args:
+        network: knows labels by `nn.Embedding` alone.
+        others: int64 [N].
+        weight: [N], the share of `others`.
+    """
+
+    def mix(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+        assert isinstance(module, nn.Embedding)
+        return output.lerp(embedding(others, module.weight), weight[:, None].to(output))
+
+    hooks = [m.register_forward_hook(mix) for m in network.modules() if isinstance(m, nn.Embedding)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -21,8 +21,10 @@ class RegisteredGenerator(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Opens the network that was kept with the version."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # it would warn that two inputs have a value already
         self.session = onnxruntime.InferenceSession(
-            context.artifacts["generator"], providers=onnxruntime.get_available_providers()
+            context.artifacts["generator"], options, providers=onnxruntime.get_available_providers()
         )
         self.n_classes = int(self.session.get_modelmeta().custom_metadata_map["n_classes"])
         self.noise_shape = self.session.get_inputs()[0].shape[1:]

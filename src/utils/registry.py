@@ -1,7 +1,6 @@
 """Trained generators in MLflow's model registry, and the alias that the best of them carries."""
 
 import contextlib
-import hashlib
 import logging
 import math
 import os
@@ -14,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from src.drawing.checkpoint_drawer import about_model
+from src.drawing.onnx_export import REQUIRED, export_generator
 from src.models.image_model import ImageModel
+from src.utils.checksum import sha256_of
 from src.utils.errors import EXTRAS
 from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from src.utils.onnx_export import REQUIRED, export_generator
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -134,7 +135,7 @@ class ModelRegistry:
         run = client.get_run(run_id)
         with tempfile.TemporaryDirectory() as folder:
             onnx = Path(folder) / "generator.onnx"
-            export_generator(model, onnx)
+            export_generator(model, onnx, about_model(model, "ema", run.info.run_name, data, commit, checkpoint))
             logged = client.create_logged_model(
                 run.info.experiment_id, "generator", run_id, tags, model_type="image generator"
             )
@@ -271,9 +272,3 @@ def number(tags: Mapping[str, str], key: str) -> float:
         return float(tags[key])
     except (KeyError, ValueError):
         return math.nan
-
-
-def sha256_of(path: Path) -> str:
-    """A file's checksum, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

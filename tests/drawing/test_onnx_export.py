@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from src.drawing.checkpoint_drawer import about_model
+from src.drawing.onnx_export import REQUIRED, draw_with, export_generator, generator_of, plain_copy
 from src.models.image_model import ImageModel
 from src.models.mnist_gan_model import MNISTGANModel
 from src.utils.instantiate import instantiate
-from src.utils.onnx_export import REQUIRED, draw_with, export_generator, generator_of, plain_copy
 from tests.conftest import compose_config
 
 needs_onnx = pytest.mark.skipif(
@@ -26,6 +27,11 @@ def model_with(*overrides: str) -> MNISTGANModel:
     for _ in range(3):
         model.generator(torch.randn(32, 8, generator=torch.Generator().manual_seed(1)) * 3 + 1, labels)
     return model
+
+
+def export(model: MNISTGANModel, path: Path, weights: str = "ema") -> float:
+    """Exports it under what there is to say about it."""
+    return export_generator(model, path, about_model(model, weights, "a run", {"source": "digits"}, "0123", None))
 
 
 def drawn_by(model: ImageModel, path: Path, n: int) -> tuple[Tensor, Tensor]:
@@ -48,8 +54,9 @@ def drawn_by(model: ImageModel, path: Path, n: int) -> tuple[Tensor, Tensor]:
 def test_the_file_draws_what_the_model_draws(overrides: list[str], tmp_path: Path) -> None:
     model = model_with(*overrides)
 
-    export_generator(model, tmp_path / "generator.onnx")
+    largest = export(model, tmp_path / "generator.onnx")
 
+    assert largest <= 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["generator.onnx"]  # no second file with the weights
     for n in (1, 2, 11):
         theirs, ours = drawn_by(model, tmp_path / "generator.onnx", n)
@@ -64,11 +71,42 @@ def test_it_is_the_average_of_the_weights_that_is_exported(tmp_path: Path) -> No
         for weight in model.generator.parameters():
             weight.mul_(2)  # the average still has what was
 
-    export_generator(model, tmp_path / "generator.onnx")
+    export(model, tmp_path / "generator.onnx")
 
     theirs, ours = drawn_by(model, tmp_path / "generator.onnx", 5)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
     assert (theirs - model.generate(torch.arange(5), average=False)).abs().max() > 0.1
+
+
+@needs_onnx
+def test_the_file_draws_between_classes_as_the_model_does(tmp_path: Path) -> None:
+    model = model_with("model/networks=residual", "model.ema_half_life=100")
+    path = tmp_path / "generator.onnx"
+    export(model, path)
+    noise, labels = torch.randn(6, 8), torch.arange(6)
+    others, weight = torch.tensor([9, 8, 7, 6, 5, 4]), torch.tensor([0.0, 1.0, 0.5, 0.25, 0.75, 0.5])
+
+    theirs = torch.from_numpy(draw_with(path, noise, labels, others, weight))
+
+    torch.testing.assert_close(theirs, model.interpolate(labels, others, weight, noise), atol=1e-5, rtol=0)
+    ends = model.generate(torch.stack([labels[0], others[1]]), noise=noise[:2])
+    torch.testing.assert_close(theirs[:2], ends, atol=1e-5, rtol=0)
+
+
+@needs_onnx
+def test_the_weights_without_their_average_can_be_exported(tmp_path: Path) -> None:
+    model = model_with("model.ema_half_life=100")
+    with torch.no_grad():
+        for weight in model.generator.parameters():
+            weight.mul_(2)
+    path = tmp_path / "generator.onnx"
+
+    export(model, path, weights="raw")
+
+    noise, labels = torch.randn(3, 8), torch.arange(3)
+    theirs = torch.from_numpy(draw_with(path, noise, labels))
+    torch.testing.assert_close(theirs, model.generate(labels, noise=noise, average=False), atol=1e-5, rtol=0)
+    assert (theirs - model.generate(labels, noise=noise)).abs().max() > 0.1
 
 
 def test_a_plain_copy_computes_the_same_and_leaves_the_original_alone() -> None:
@@ -97,7 +135,7 @@ def test_a_file_that_draws_something_else_is_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(model, "generate", other.generate)
 
     with pytest.raises(ValueError, match="does not draw what the model draws"):
-        export_generator(model, tmp_path / "generator.onnx")
+        export(model, tmp_path / "generator.onnx")
 
 
 def test_a_model_without_a_generator_is_named() -> None:

@@ -1,0 +1,113 @@
+"""A checkpoint and the file exported from it draw the same images from a seed, however many at a time."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.drawing.checkpoint_drawer import CheckpointDrawer
+from src.drawing.drawer import BLOCK, About, Drawer, Noise
+from src.drawing.onnx_export import REQUIRED, export_generator
+from src.drawing.open_drawer import open_drawer
+from src.utils.errors import UserError
+from tests.conftest import ROOT
+
+needs_onnx = pytest.mark.skipif(
+    not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
+)
+ABOUT = About(2, ("no", "yes"), 1, 4, (3,), "ema", "a run", "digits", "0123", "last.ckpt", "ab" * 32)
+
+
+class Recorder(Drawer):
+    """Remembers how many images it is asked for at a time."""
+
+    about = ABOUT
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def run(self, labels, noise, others=None, weight=None):
+        self.asked.append(len(labels))
+        return np.broadcast_to((labels / 127.5 - 1)[:, None, None, None], (len(labels), 1, 4, 4)).astype(np.float32)
+
+
+def test_the_network_always_sees_as_many_images() -> None:
+    drawer = Recorder()
+    labels = np.arange(150)
+    drawn = drawer.draw(labels, np.zeros((150, 3), np.float32))
+    assert drawer.asked == [BLOCK] * 3
+    assert drawn.shape == (150, 4, 4, 1) and drawn[:, 0, 0, 0].tolist() == labels.tolist()
+
+
+def test_a_seed_stands_for_the_same_noise_however_it_is_asked_for() -> None:
+    whole = Noise((5,), 3)(100)
+    noise = Noise((5,), 3)
+    assert np.array_equal(whole, np.concatenate([noise(n) for n in (1, 6, 64, 29)]))
+    assert not np.array_equal(whole, Noise((5,), 4)(100))
+    assert whole.dtype == np.float32 and abs(whole.mean()) < 0.2 and abs(whole.std() - 1) < 0.1
+    assert np.array_equal(Noise((5,), 3, truncation=0.5)(100), whole / 2)
+
+
+def test_what_is_known_survives_as_text() -> None:
+    assert About.from_metadata(ABOUT.to_metadata() | {"license": "MIT"}) == ABOUT
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(("n_classes", text) for text in ("3", "true", "-2", "1e3", "two", "[2]")),
+        *(("class_names", text) for text in ("[1, 2]", '"no"', "[]", "{}")),
+        *(("noise_shape", text) for text in ("3", "[0]", '["3"]', "null")),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(key: str, text: str) -> None:
+    with pytest.raises(ValueError):
+        About.from_metadata(ABOUT.to_metadata() | {key: text})
+
+
+def test_a_checkpoint_says_what_it_is(checkpoint: Path) -> None:
+    about = CheckpointDrawer(checkpoint).about
+    assert (about.n_classes, about.channels, about.img_size, about.data, about.weights) == (10, 1, 32, "digits", "ema")
+    assert about.class_names == tuple("0123456789") and about.checkpoint == "last.ckpt"
+    assert about.run == "trained" and about.commit
+    assert CheckpointDrawer(checkpoint, "raw").about.weights == "raw"
+
+
+def test_ema_and_raw_weights_draw_other_images(checkpoint: Path) -> None:
+    labels, noise = np.arange(10), Noise((100,), 0)(10)
+    averaged, raw = (CheckpointDrawer(checkpoint, weights).draw(labels, noise) for weights in ("ema", "raw"))
+    assert not np.array_equal(averaged, raw)
+
+
+@needs_onnx
+def test_the_exported_file_draws_the_same_images(checkpoint: Path, tmp_path: Path) -> None:
+    ours = CheckpointDrawer(checkpoint)
+    path = tmp_path / "generator.onnx"
+    export_generator(ours.model, path, ours.about, {"license": "MIT"})
+    theirs, found = open_drawer(str(path), tmp_path)
+
+    assert found == path and theirs.about == ours.about and theirs.can_interpolate
+    labels, noise = np.arange(70) % 10, Noise(ours.about.noise_shape, 0)(70)
+    between = np.flip(labels).copy(), np.linspace(0, 1, 70, dtype=np.float32)
+    for given in ((), between):
+        difference = ours.draw(labels, noise, *given).astype(int) - theirs.draw(labels, noise, *given)
+        assert np.abs(difference).max() <= 1  # where rounding is close
+    with pytest.raises(UserError, match="task=export weights=raw"):
+        open_drawer(str(path), tmp_path, "raw")
+
+
+@pytest.mark.parametrize("content", [b"", b"no onnx", b"\x08\x07" * 100])
+def test_a_file_that_is_no_generator_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "generator.onnx").write_bytes(content)
+    with pytest.raises(UserError, match=r"generator\.onnx (is damaged|is no generator|needs onnxruntime)"):
+        open_drawer(str(tmp_path / "generator.onnx"), tmp_path)
+
+
+def test_drawing_with_an_exported_file_needs_no_torch() -> None:
+    code = "import sys; import src.drawing.onnx_drawer, src.drawing.open_drawer, src.utils.grid; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"torch", "pytorch_lightning", "torchvision", "wandb", "sklearn"}
