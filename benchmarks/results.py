@@ -9,6 +9,7 @@ page is nothing but its records.
 """
 
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -82,7 +83,7 @@ def section(experiment: str, runs: list[dict]) -> str:
     first = runs[0]
     titles = ["run", *(title for title, _, _ in COLUMNS), "95 % after s", "seconds"]
     lines = [f"## {experiment}", ""]
-    lines += [f"![Samples of {experiment}, one row a class](../images/{experiment}.png)", ""]
+    lines += [f"![Samples of {experiment}, one row a class](../images/{picture_of(experiment).name})", ""]
     lines += ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for run in runs:
         cells = [cell(run["metrics"], name, pattern) for _, name, pattern in COLUMNS]
@@ -125,7 +126,7 @@ def main(run_dirs: list[Path]) -> None:
     for run_dir in run_dirs:
         run = record(run_dir)
         (RECORDS / f"{run['name']}.json").write_text(json.dumps(run, indent=1) + "\n")
-        picture = ROOT / "images" / f"{experiment_of(run)}.png"
+        picture = picture_of(experiment_of(run))
         if not picture.exists() or run["name"].endswith("seed12345"):
             shutil.copy(sorted((run_dir / "samples").glob("epoch_*.png"))[-1], picture)
             print(f"wrote {picture}")
@@ -144,8 +145,14 @@ def main(run_dirs: list[Path]) -> None:
 
 
 def experiment_of(run: dict) -> str:
-    """A run's name without data and seed."""
-    return run["name"].partition("-")[0]
+    """A run's name without data and seed: its experiment, and what was changed in it."""
+    experiment, *others = run["name"].rpartition("-seed")[0].split("-")
+    return " ".join([experiment, *(each for each in others if "=" in each)])
+
+
+def picture_of(experiment: str) -> Path:
+    """Where its samples are shown."""
+    return ROOT / "images" / f"{re.sub(r'[^A-Za-z0-9_]+', '-', experiment)}.png"
 
 
 if __name__ == "__main__":
