@@ -12,7 +12,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent
-VERBS = ("train", "sample", "report")
+VERBS = ("train", "sample", "interpolate", "report")
 PATHS = ("ckpt_path", "data_dir", "work_dir", "out", "runs", "hydra.run.dir")
 HYDRA_FLAGS = (
     *("--", "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),

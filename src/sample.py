@@ -1,22 +1,24 @@
-"""The verb `sample`: images of chosen classes from a checkpoint, without the data set."""
+"""The verb `sample`: images of chosen classes from a trained model, without the data set."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from src.utils.checkpoints import build_model, read_checkpoint
-from src.utils.commands import find_checkpoint, next_command
+from src.drawing.asked import check_numbers, out_folder, out_is_full, wanted_labels
+from src.drawing.drawer import BLOCK, About, Drawer, Noise
+from src.drawing.open_drawer import open_drawer
+from src.drawing.samples_file import write_samples
+from src.utils.commands import next_command, typed_overrides
 from src.utils.errors import UserError
-from src.utils.images import to_grid, to_uint8
-from src.utils.numbers import is_whole
+from src.utils.grid import grid
+
+COLUMNS = 16  # of the grid, at most
 
 
 def sample(config: DictConfig) -> None:
@@ -25,53 +27,83 @@ def sample(config: DictConfig) -> None:
     Raises:
         UserError: the checkpoint cannot be used, or a class or a number is out of range.
     """
-    for name, least in [("n_per_label", 1), ("batch_size", 1), ("seed", 0)]:
-        value = config[name]
-        if not is_whole(value, least) or value >= 2**63:
-            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    path = find_checkpoint(config.ckpt_path, config.work_dir)
-    model: Any = build_model(read_checkpoint(path), path)
-    labels = torch.tensor(wanted_labels(config.labels, model.n_classes)).repeat_interleave(config.n_per_label)
-
-    # All noise comes first, so that the batch size does not change it.
-    noise = model.draw_noise(len(labels), torch.Generator().manual_seed(config.seed))
-    parts = list(zip(labels.split(config.batch_size), noise.split(config.batch_size), strict=True))
+    check_numbers(config, n_per_label=1, batch_size=1, seed=0)
+    if not isinstance(config.png, bool):
+        raise UserError(f"png must be true or false, not {config.png!r}")
+    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights)
+    about = drawer.about
+    labels, n = wanted_labels(config.labels, about), config.n_per_label
+    total = len(labels) * n
+    out = out_folder(config.out)
     console = Console(soft_wrap=True)
-    images = torch.cat(
-        [model.generate(some, noise=its_noise) for some, its_noise in track(parts, "drawing", console=console)]
-    )
-
-    if not isinstance(config.out, str):
-        raise UserError(f"out must be a folder, not {config.out!r}")
-    out = Path(config.out)
+    kept = Kept(labels, n)
+    columns = "drawing", BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn()
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console) as progress:
+            bar = progress.add_task("", total=total)
+
+            def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+                for start, images, its_labels in draw_all(drawer, config, labels):
+                    kept.keep(start, images)
+                    if config.png:
+                        save_pngs(images, its_labels, start, about, out / "png")
+                    yield images, its_labels
+                    progress.advance(bar, len(images))
+
+            write_samples(out / "samples.npz", (total, about.img_size, about.img_size, about.channels), parts())
+        Image.fromarray(grid(np.stack(kept.images), kept.columns)).save(out / "grid.png")
     except OSError as error:
-        raise UserError(f"out={out} cannot be made ({error.strerror}): choose another folder with out=DIR") from error
-    np.savez_compressed(out / "samples.npz", images=to_uint8(images), labels=labels.numpy())
-    one_class = len(labels) == config.n_per_label  # then a square shows more than a row
-    columns = math.ceil(math.sqrt(len(labels))) if one_class else config.n_per_label
-    Image.fromarray(to_grid(images, columns)).save(out / "grid.png")
-    console.print(f"{len(labels)} images from {path}")
-    console.print(f"samples     {out / 'samples.npz'}")
-    console.print(f"grid        {out / 'grid.png'}")
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else ["task=sample"]
-    kept = [override for override in typed if override.partition("=")[0] not in ("seed", "ckpt_path")]
-    other = next_command(*kept, f"ckpt_path={path}", f"seed={config.seed + 1}")
-    console.print(f"others      {other}", highlight=False)
+        raise out_is_full(error) from error
+
+    console.print(f"{total:,} images from {path} ({about.weights} weights)", highlight=False, markup=False)
+    made = [("samples", out / "samples.npz"), ("grid", out / "grid.png")] + [("pngs", out / "png")] * config.png
+    for label, each in made:
+        console.print(f"{label:<11} {each}", highlight=False, markup=False)
+    typed = [o for o in typed_overrides() or ["task=sample"] if o.partition("=")[0] not in ("seed", "ckpt_path")]
+    for label, command in [
+        ("others", next_command(*typed, f"ckpt_path={path}", f"seed={config.seed + 1}")),
+        ("between", next_command("task=interpolate", f"ckpt_path={path}")),
+    ]:
+        console.print(f"{label:<11} {command}", highlight=False, markup=False)
 
 
-def wanted_labels(labels: Any, n_classes: int) -> list[int]:
-    """The classes to draw: all where `labels` is None.
+def draw_all(drawer: Drawer, config: DictConfig, labels: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Draws `config.n_per_label` images of each label in turn; yields the first's index, images, and their labels."""
+    noise = Noise(drawer.about.noise_shape, config.seed, config.truncation)
+    total = len(labels) * config.n_per_label
+    # Whole blocks: see `Drawer.draw`.
+    step = -(-config.batch_size // BLOCK) * BLOCK
+    for start in range(0, total, step):
+        its_labels = labels[np.arange(start, min(start + step, total)) // config.n_per_label]
+        yield start, drawer.draw(its_labels, noise(len(its_labels))), its_labels
 
-    Raises:
-        UserError: a label is no class of this model.
+
+class Kept:
+    """The images that the grid shows: the first of each class, or a square of them where there is one class.
+
+    Args:
+        labels: the classes drawn, int64.
+        n_per_label: how many images of each.
     """
-    if labels is None:
-        return list(range(n_classes))
-    chosen = list(labels) if isinstance(labels, (list, ListConfig)) else [labels]
-    if not chosen or not all(type(label) is int and 0 <= label < n_classes for label in chosen):
-        raise UserError(
-            f"labels must be classes from 0 to {n_classes - 1}, such as labels=[5] or labels=[0,1], not {labels!r}"
-        )
-    return chosen
+
+    def __init__(self, labels: np.ndarray, n_per_label: int) -> None:
+        self.n_per_label = n_per_label
+        if len(labels) == 1:  # then a square shows more than a row
+            self.per_label = min(n_per_label, COLUMNS**2)
+            self.columns = math.ceil(math.sqrt(self.per_label))
+        else:
+            self.per_label = self.columns = min(n_per_label, COLUMNS)
+        self.images: list[np.ndarray] = []
+
+    def keep(self, start: int, images: np.ndarray) -> None:
+        """Takes what it needs of images [N, H, W, C], the first of which is number `start` of all."""
+        chosen = np.arange(start, start + len(images)) % self.n_per_label < self.per_label
+        self.images += list(images[chosen])
+
+
+def save_pngs(images: np.ndarray, labels: np.ndarray, start: int, about: About, folder: Path) -> None:
+    """Saves each image as `LABEL/NUMBER.png`, which is how `datamodule=folder` reads them."""
+    for number, (image, label) in enumerate(zip(images, labels, strict=True), start):
+        path = folder / f"{label:0{len(str(about.n_classes - 1))}}" / f"{number:05}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze(-1) if about.channels == 1 else image).save(path)

@@ -127,7 +127,7 @@ def explain_os(error: OSError, remedy: str = "choose another folder with hydra.r
         return str(error)
     where = f" {error.filename!s}" if error.filename else ""
     if error.errno in NO_SPACE:
-        return f"no space left to write{where} ({error.strerror}): make room, or write elsewhere with hydra.run.dir=DIR"
+        return f"no space left to write{where} ({error.strerror}): make room, or {remedy}"
     return f"cannot use{where} ({error.strerror}): {remedy}"
 
 

@@ -1,0 +1,68 @@
+"""What people ask to be drawn, checked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, ListConfig
+
+from src.drawing.drawer import About
+from src.utils.errors import UserError, explain_os
+from src.utils.numbers import is_whole
+
+
+def wanted_labels(labels: Any, about: About) -> np.ndarray:
+    """The classes to draw, int64: all where `labels` is None, else those numbered or named.
+
+    Raises:
+        UserError: one is no class of this model.
+    """
+    if labels is None:
+        return np.arange(about.n_classes)
+    chosen = list(labels) if isinstance(labels, (list, ListConfig)) else [labels]
+    names = {name: label for label, name in enumerate(about.class_names)}
+    numbers: list[Any] = [names.get(each, each) if isinstance(each, str) else each for each in chosen]
+    if not numbers or not all(is_whole(number, 0) and number < about.n_classes for number in numbers):
+        last = about.n_classes - 1
+        named = "" if about.class_names[last] == str(last) else f" or names such as {about.class_names[last]}"
+        raise UserError(
+            f"labels must be classes from 0 to {last}{named}, such as labels=[{min(5, last)}] or labels=[0,{last}], not"
+            f" {labels!r}"
+        )
+    return np.array(numbers, np.int64)
+
+
+def check_numbers(config: DictConfig, **least: int) -> None:
+    """Checks that keys are whole numbers of at least so much, and `truncation` a number from 0 to 1.
+
+    Raises:
+        UserError: names the key.
+    """
+    for name, at_least in least.items():
+        value = config[name]
+        if not is_whole(value, at_least) or value >= 2**63:
+            raise UserError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
+    value = config.truncation
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise UserError(f"truncation must be a number from 0 to 1, not {value!r}: 1 is the whole variety")
+
+
+def out_folder(out: Any) -> Path:
+    """The folder to write to, made where it is missing.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if not isinstance(out, str) or not out:
+        raise UserError(f"out must be a folder, not {out!r}: type out=DIR")
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={out} cannot be made ({error.strerror}): choose another folder with out=DIR") from error
+    return folder
+
+
+def out_is_full(error: OSError) -> UserError:
+    """What to say where nothing more could be written to `out`."""
+    return UserError(f"out: {explain_os(error, 'choose another folder with out=DIR')}")
