@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -428,22 +429,50 @@ def test_the_alias_moves_only_to_a_version_with_a_better_test(stack: Stack) -> N
 # Servers that fail
 
 
-def test_a_server_killed_half_way_costs_a_sentence(stack: Stack, tmp_path: Path) -> None:
-    typed = [*TINY, "trainer.max_epochs=4", "logger=mlflow", f"logger.mlflow.tracking_uri={stack.uri}"]
-    typed += ["callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
-    done = run_cli(*typed, *sending(stack, SIGKILL=2), cwd=tmp_path)
+@dataclass
+class Killed:
+    """What happened to two runs when the server was killed."""
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    (sentence,) = [line for line in (done.stdout + done.stderr).splitlines() if "WARNING" in line]
+    run: subprocess.CompletedProcess[str]  # a whole run, whose third epoch it was
+    folder: Path
+    steps: list[int]  # of that run, which the server has
+    steps_of_other: list[int]  # of a run that went on until the server was there again
+
+
+@pytest.fixture(scope="module")
+def killed(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    running.start()
+    folder = tmp_path_factory.mktemp("killed")
+    typed = [*TINY, "trainer.max_epochs=4", "logger=mlflow", f"logger.mlflow.tracking_uri={running.uri}"]
+    typed += ["callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_logger, "RETRY_S", 0.0)
+        other = mlflow_logger.make_mlflow_logger("other", str(folder), tracking_uri=running.uri)
+        other.log_metrics({"x": 1.0}, 1)
+        run = run_cli(*typed, *sending(running, SIGKILL=2), cwd=folder)
+        other.log_metrics({"x": 2.0}, 2)
+        other.log_metrics({"x": 3.0}, 3)
+        running.server.start()
+        other.log_metrics({"x": 4.0}, 4)
+    points = client(running).get_metric_history(other.run_id, "x")
+    return Killed(run, folder, steps(running, newest_run(running), "train/g_loss"), [point.step for point in points])
+
+
+def test_a_server_killed_half_way_costs_a_sentence(stack: Stack, killed: Killed) -> None:
+    assert killed.run.returncode == 0, killed.run.stdout + killed.run.stderr
+    (sentence,) = [line for line in (killed.run.stdout + killed.run.stderr).splitlines() if "WARNING" in line]
     assert f"MLflow at {stack.uri} does not take what is logged (Connection refused)" in sentence
     assert "its record of this run ends at batch 5" in sentence
-    (run_dir,) = tmp_path.glob("logs/runs/*/*")
+    assert killed.steps == [2, 5]
+    (run_dir,) = killed.folder.glob("logs/runs/*/*")
     assert (run_dir / "results.json").is_file() and load(run_dir)["global_step"] == 12
-    stack.server.start()
-    assert steps(stack, newest_run(stack), "train/g_loss") == [2, 5]
 
 
-def test_a_server_that_comes_back_gets_the_whole_record(
+def test_a_server_that_was_killed_gets_what_it_missed_while_the_run_goes_on(killed: Killed) -> None:
+    assert killed.steps_of_other == [1, 2, 3, 4]
+
+
+def test_a_server_that_hangs_for_a_while_has_the_whole_record_in_the_end(
     stack: Stack, train_here: Train, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 PROBE_TIMEOUT_S = 3.0
 RETRY_S = 300.0  # between attempts at a server that has stopped taking what is logged
 REQUEST_TIMEOUT_S, UPLOAD_TIMEOUT_S = 5, 120
-# MLflow's own settings; what you have set wins. A server that is down costs it minutes a call otherwise.
+# MLflow's own settings; what you have set wins. By default it waits minutes for a server that is down, tells what it
+# does at length, and reports to its makers that it is used.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_TIMEOUT_S),
@@ -83,11 +84,16 @@ def make_mlflow_logger(
             "tracking_uri (or else MLFLOW_TRACKING_URI) must be a server's such as http://127.0.0.1:5000, or null for a"
             f" database file, not {uri!r}: MLflow has given up plain folders"
         )
+    if tracking_uri and _public(tracking_uri) != tracking_uri:
+        raise ValueError(
+            "tracking_uri must not name a user and a password, as it is recorded with the run: set"
+            " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in .env"
+        )
     registry = None if registered_model is None else ModelRegistry(registered_model, alias, judged_by, mode)
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we say it ourselves, once
-    run_tags = {_clean(tag): "true" for tag in tags} | ({"mlflow.note.content": _public(notes)} if notes else {})
+    run_tags = {_clean(tag): "true" for tag in tags} | ({"mlflow.note.content": notes} if notes else {})
 
     def begun(uri: str, artifacts: str | None) -> SteadyMLFlowLogger:
         logger = SteadyMLFlowLogger(experiment_name, uri, artifacts, run_name, run_tags, checkpoints, registry)
@@ -212,7 +218,7 @@ class SteadyMLFlowLogger(MLFlowLogger):
         """Logs the configuration, flattened, as parameters, and whole as `config.yaml`."""
         from mlflow.entities import Param
 
-        self._about |= _without_secrets(vars(params) if isinstance(params, Namespace) else dict(params))
+        self._about |= vars(params) if isinstance(params, Namespace) else params
         self._config_waits = True
         for key, value in _flat(self._about):
             text = value if len(value) <= MAX_PARAM else value[: MAX_PARAM - len(WHOLE_VALUE)] + WHOLE_VALUE
@@ -305,7 +311,7 @@ class SteadyMLFlowLogger(MLFlowLogger):
 
     @property
     def _run(self) -> tuple[Any, str]:
-        """The client and the run's number."""
+        """The client and the run's id."""
         return self._mlflow_client, str(self._run_id)
 
     def _upload(self, run_dir: Path) -> None:
@@ -427,15 +433,6 @@ def _clean(name: str) -> str:
 def _public(uri: str) -> str:
     """An address without user and password."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
-
-
-def _without_secrets(value: Any) -> Any:
-    """A configuration whose addresses name no user and password."""
-    if isinstance(value, Mapping):
-        return {str(key): _without_secrets(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without_secrets(each) for each in value]
-    return _public(value) if isinstance(value, str) else value
 
 
 def _reason(error: Exception) -> str:
