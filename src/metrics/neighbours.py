@@ -28,7 +28,14 @@ def neighbour_radius(features: Tensor, *ks: int) -> list[Tensor]:
     return [nearest[:, k] for k in ks]
 
 
-def precision_recall_density_coverage(real: Tensor, generated: Tensor) -> dict[str, float]:
+def real_radii(real: Tensor) -> list[Tensor]:
+    """What `precision_recall_density_coverage` needs to know of the real images alone, to be measured once."""
+    return neighbour_radius(real.double(), K_PRECISION_RECALL, K_DENSITY_COVERAGE)
+
+
+def precision_recall_density_coverage(
+    real: Tensor, generated: Tensor, radii: list[Tensor] | None = None
+) -> dict[str, float]:
     """Four shares of features [N, d] and [M, d] that lie near each other.
 
     A ball around an image reaches as far as its k-th nearest neighbour in its own set.
@@ -41,11 +48,16 @@ def precision_recall_density_coverage(real: Tensor, generated: Tensor) -> dict[s
     Precision and recall: Kynkaanniemi et al., Improved precision and recall metric, 2019. Density and coverage, which
     outliers disturb less: Naeem et al., Reliable fidelity and diversity metrics, 2020.
 
+    Args:
+        real: features.
+        generated: features.
+        radii: `real_radii(real)`, if known.
+
     Raises:
         ValueError: a set has 5 images or fewer.
     """
     real, generated = real.double(), generated.double()
-    radius, wider = neighbour_radius(real, K_PRECISION_RECALL, K_DENSITY_COVERAGE)
+    radius, wider = radii or real_radii(real)
     radius_generated, _ = neighbour_radius(generated, K_PRECISION_RECALL, K_DENSITY_COVERAGE)
     in_real_ball, memberships = 0, 0
     recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)

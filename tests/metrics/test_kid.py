@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from src.metrics import kid
-from src.metrics.kid import kernel_distance
+from src.metrics.kid import kernel_distance, mean_kernel
 
 
 def test_by_hand() -> None:
@@ -13,6 +13,7 @@ def test_by_hand() -> None:
     within = (1 * 2 + 1) ** 3 + (0 * -1 + 1) ** 3
     between = (1 + 1 + (1 - 1) ** 3 + (1 - 2) ** 3) / 4
     assert kernel_distance(a, b) == pytest.approx(within - 2 * between)
+    assert kernel_distance(a, b, mean_kernel(b)) == kernel_distance(a, b)
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

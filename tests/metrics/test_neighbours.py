@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from src.metrics import neighbours
-from src.metrics.neighbours import nearest_distance, neighbour_radius, precision_recall_density_coverage
+from src.metrics.neighbours import nearest_distance, neighbour_radius, precision_recall_density_coverage, real_radii
 
 # Seven points on a line. Each row: its distances to the 3rd and 5th nearest of the others.
 LINE = torch.arange(7.0).unsqueeze(1)
@@ -58,6 +58,7 @@ def test_an_outlier_makes_recall_but_no_density() -> None:
     generated = torch.cat([torch.zeros(99, 2) + 50, torch.tensor([[-60.0, -60.0]])])
 
     scores = precision_recall_density_coverage(real, generated)
+    assert precision_recall_density_coverage(real, generated, real_radii(real)) == scores
     assert scores["recall"] == 1
     assert scores["coverage"] == scores["density"] == 0
 
