@@ -13,24 +13,21 @@ from torch import Tensor
 
 from src.datamodules.image_datamodule import ImageDataModule
 from src.metrics.alarms import alarms
-from src.metrics.feature_net import train_classifier
+from src.metrics.drawn import DRAW_BATCH, SEEDS, cas_choice, classification_accuracy_score
+from src.metrics.feature_net import accuracy_of
 from src.metrics.quality import QualityMetrics
-from src.metrics.references import References, embed_served, load_references
+from src.metrics.references import References, load_references
 from src.models.image_model import ImageModel
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
 from src.utils.numbers import is_whole
-from src.utils.pictures import draw_confusion, show
+from src.utils.pictures import draw_label_confusion, show
 from src.utils.run_record import log_table
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-DRAW_BATCH = 250
 N_TRIED = 50  # images drawn before training, to see that all of this works
-N_CAS = 50_000
-# The tested checkpoint was chosen by a validation's images: the test draws others, and CAS others again.
-SEEDS = {"val": 0, "test": 1_000_000, "cas": 2_000_000}
 
 
 class LogQuality(Callback):
@@ -105,7 +102,17 @@ class LogQuality(Callback):
                 )
         splits = datamodule.sets | {"train": datamodule.whole_train}
         args = splits, datamodule.source, datamodule.n_classes, datamodule.img_size, self.cache_dir
-        self._references = once(trainer, lambda: load_references(*args, trainer.strategy.root_device))
+
+        def load() -> References:
+            try:
+                return load_references(*args, trainer.strategy.root_device)
+            except UserError as error:
+                raise UserError(
+                    f"callbacks.quality: {error}, or set callbacks.quality=null"
+                    " callbacks.model_checkpoint.monitor=null to train without these metrics"
+                ) from error
+
+        self._references = once(trainer, load)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module, "val")
@@ -140,8 +147,7 @@ class LogQuality(Callback):
             log_table(trainer, f"{split}/label_confusion", quality.confusion)
             if self.picture:
                 names = trainer.datamodule.class_names  # type: ignore[attr-defined]
-                title = "% of images asked for (rows)\nthat the classifier takes for (columns)"
-                picture = draw_confusion(quality.confusion.numpy(), names, title)
+                picture = draw_label_confusion(quality.confusion.numpy(), names)
                 file = "test" if split == "test" else f"epoch_{trainer.current_epoch:04d}"
                 caption = f"{when}: label accuracy {quality.metrics['label_accuracy']:.1%} (real images"
                 caption += f" {metrics.floor.metrics['label_accuracy']:.1%})"
@@ -158,22 +164,12 @@ class LogQuality(Callback):
     def _measure_cas(self, trainer: Trainer, model: Any) -> None:
         assert self._references is not None
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        train, test = datamodule.whole_train, datamodule.sets["test"]
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        labels = train.labels[order[:N_CAS]]
+        train = datamodule.whole_train
+        labels = train.labels[cas_choice(len(train))]
         pixels = draw(trainer, model, labels, SEEDS["cas"])
-        size = train.images.shape[-2]
-
-        def known() -> float:
-            net = train_classifier(
-                pixels, labels, model.n_classes, size, model.device, "classifier of generated images"
-            )
-            embedded = embed_served(net, test)
-            return float((embedded.predicted == embedded.labels).double().mean())
-
-        accuracy = once(trainer, known)
-        real = self._references.real["test"]
-        floor = float((real.predicted == real.labels).double().mean())
+        args = pixels, labels, model.n_classes, datamodule.sets["test"], model.device
+        accuracy = once(trainer, lambda: classification_accuracy_score(*args))
+        floor = accuracy_of(self._references.real["test"])
         model.log_dict({"test/cas": accuracy, "test/cas_floor": floor}, batch_size=len(labels), sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,6 +31,11 @@ class Embedded(NamedTuple):
     labels: Tensor
 
 
+def accuracy_of(images: Embedded) -> float:
+    """The share of images that are taken for what their labels say."""
+    return float((images.predicted == images.labels).double().mean())
+
+
 class FeatureNet(nn.Module):
     """Three convolutions and a bottleneck, each feature of which has mean 0 and variance 1 on the training data.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, train_classifier
+from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, accuracy_of, train_classifier
 from src.utils.checksum import splits_sha256
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
@@ -86,7 +86,7 @@ def load_references(
         cached["real"][img_size] = {split: tuple(embed_served(net, data)) for split, data in sets.items()}
         write_cache(cached, path)
     real = {split: Embedded(*tensors) for split, tensors in cached["real"][img_size].items()}
-    accuracy = float((real["test"].predicted == real["test"].labels).double().mean())
+    accuracy = accuracy_of(real["test"])
     check_accuracy(accuracy, source, len(real["train"].labels), n_classes, path)
     log.info("features: %s, weights %s, test accuracy %.2f %%", name, digest(cached["weights"])[:8], 100 * accuracy)
     return References(name, net.cpu(), real)
@@ -120,9 +120,8 @@ def check_accuracy(accuracy: float, source: str, n_train: int, n_classes: int, p
         required = min(3 / n_classes, (1 + 1 / n_classes) / 2)
     if accuracy < required:
         raise UserError(
-            f"callbacks.quality: the feature net of {source} ({path.name}) has a test accuracy of {accuracy:.1%}, but"
-            f" its features mean little below {required:.1%}: check the labels, use more training images, or set"
-            " callbacks.quality=null callbacks.model_checkpoint.monitor=null to train without these metrics"
+            f"the feature net of {source} ({path.name}) has a test accuracy of {accuracy:.1%}, but its features mean"
+            f" little below {required:.1%}: check the labels or use more training images"
         )
 
 
@@ -156,8 +155,8 @@ def write_cache(content: dict[str, Any], path: Path) -> None:
             partial.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # torch hides what the system said behind a RuntimeError
         log.warning(
-            "%s cannot be written (%s), so that every run trains the feature net anew: set"
-            " callbacks.quality.cache_dir=DIR",
+            "%s cannot be written (%s), so that every run trains the feature net anew: set data_dir=DIR or, for"
+            " training, callbacks.quality.cache_dir=DIR",
             path,
             str(error).splitlines()[0],
         )

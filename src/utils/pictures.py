@@ -24,6 +24,11 @@ def show(trainer: Trainer, key: str, picture: np.ndarray, caption: str, path: st
         log_picture(logger, key, picture, caption, max(trainer.global_step - 1, 0), file)
 
 
+def draw_label_confusion(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """How often images of each class asked for (row) were taken for each class (column), as `draw_confusion`."""
+    return draw_confusion(counts, names, "% of images asked for (rows)\nthat the classifier takes for (columns)")
+
+
 def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
     """A table of counts [N, N] as a heat map, uint8 [H, W, 3]; a cell says its share of its row in percent.
 
