@@ -12,8 +12,9 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent
-VERBS = ("train", "sample", "interpolate", "report")
+VERBS = ("train", "sample", "interpolate", "evaluate", "report")
 PATHS = ("ckpt_path", "data_dir", "work_dir", "out", "runs", "hydra.run.dir")
+LISTS = ("ckpt_path", "runs")  # of these, which may name several
 HYDRA_FLAGS = (
     *("--", "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
@@ -127,8 +128,8 @@ def as_hydra_reads_it(argument: str) -> str:
         return {"true": "debug=default", "false": "debug=none", "null": "debug=none"}.get(value.lower(), argument)
     if key in ("logger", "callbacks") and value.lower() in ("null", "false"):
         return f"{key}=none"
-    if key == "runs" and value.startswith("["):
-        return argument  # a list
+    if key in LISTS and value.startswith("[") and value.endswith("]"):
+        return argument
     if key in PATHS and re.search(r"[(){}\[\]=]", value) and not value.startswith(("'", '"', "$")):
         return f"{key}='{value}'"  # Hydra's grammar has a meaning for these
     return argument

@@ -33,6 +33,8 @@ class CheckpointDrawer(Drawer):
                 f"ckpt_path={path} holds a {type(model).__name__}, which draws no images of classes: choose another one"
             )
         self.model = model
+        # As the file has it, not to be trusted: how the data were served, and which they were.
+        self.datamodule, self.data = checkpoint["config"].get("datamodule"), checkpoint.get("data")
         self._average = weights == "ema"
         self.about = about_model(
             model,

@@ -14,6 +14,16 @@ def nearest_distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([torch.cdist(block, b).amin(1) for block in a.split(BLOCK)])
 
 
+def nearest_neighbours(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """For each of features [N, d] the k nearest of [M, d], nearest first: Euclidean distances and indices, [N, k].
+
+    The distance of two features that are the same is 0, which that of `torch.cdist` is not to the last digit.
+    """
+    found = torch.cat([torch.cdist(block, b).topk(k, largest=False).indices for block in a.split(BLOCK)])
+    distance, order = (a[:, None] - b[found]).norm(dim=2).sort(dim=1)
+    return distance, found.gather(1, order)
+
+
 def neighbour_radius(features: Tensor, *ks: int) -> list[Tensor]:
     """For each k the distance [N] of each of features [N, d] to its k-th nearest neighbour other than itself.
 

@@ -45,8 +45,8 @@ class QualityMetrics:
         self._variance = class_variance(real["test"].features, real["test"].labels, n_classes)
         self._reference = chosen(real["test"], self.n).features
         self._train = real["train"].features
-        self._held_out = chosen(real["val"], self.n)
-        self.labels = self._held_out.labels  # what to ask a model for: floor and samples then differ in nothing else
+        self.held_out = chosen(real["val"], self.n)
+        self.labels = self.held_out.labels  # what to ask a model for: floor and samples then differ in nothing else
 
     @cached_property
     def _real_alone(self) -> tuple[list[Tensor], Tensor]:
@@ -56,7 +56,7 @@ class QualityMetrics:
     @cached_property
     def floor(self) -> Quality:
         """The quality of the n held-out images. It is measured when it is first asked for: a run starts sooner."""
-        return self.measure(self._held_out)
+        return self.measure(self.held_out)
 
     def measure(self, images: Embedded) -> Quality:
         """Quality of embedded images, whose labels are the classes that were asked for. Keys of `metrics`:
@@ -89,5 +89,14 @@ class QualityMetrics:
 
 def chosen(images: Embedded, n: int) -> Embedded:
     """`n` images at random, without repetition; always the same ones."""
-    index = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(SEED))[:n]
+    return these(images, choice(len(images.labels), n))
+
+
+def choice(n_all: int, n: int) -> Tensor:
+    """The indices of `n` out of `n_all` images at random, without repetition; always the same ones."""
+    return torch.randperm(n_all, generator=torch.Generator().manual_seed(SEED))[:n]
+
+
+def these(images: Embedded, index: Tensor) -> Embedded:
+    """The images at these indices, int64 [N]."""
     return Embedded(*(tensor[index] for tensor in images))

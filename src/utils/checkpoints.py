@@ -81,31 +81,37 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule, path: Path) -
             )
 
 
-def refuse_untrusted(config: Any, path: Path) -> None:
+def refuse_untrusted(config: Any, path: Path, trusted: tuple[str, ...] = TRUSTED) -> None:
     """Checks every `_target_` in a stranger's configuration, and that nothing in it is looked up elsewhere.
+
+    Args:
+        config: a part of what the checkpoint holds.
+        path: of the checkpoint.
+        trusted: the packages whose classes may be built, each with a dot at its end.
 
     Raises:
         UserError: names what is not trusted.
     """
     if isinstance(config, list):
         for value in config:
-            refuse_untrusted(value, path)
+            refuse_untrusted(value, path, trusted)
     elif isinstance(config, dict):
-        if "_target_" in config and not _is_trusted_class(config["_target_"]):
+        if "_target_" in config and not _is_trusted_class(config["_target_"], trusted):
+            *others, last = (package.rstrip(".") for package in trusted)
             raise UserError(
-                f"ckpt_path={path} asks for {config['_target_']!r}, which is no class of src.models, torch.nn or"
-                " torch.optim; nothing was built: choose another checkpoint"
+                f"ckpt_path={path} asks for {config['_target_']!r}, which is no class of"
+                f" {', '.join(others)}{' or ' if others else ''}{last}; nothing was built: choose another checkpoint"
             )
         for value in config.values():
-            refuse_untrusted(value, path)
+            refuse_untrusted(value, path, trusted)
     elif isinstance(config, str) and "${" in config:
         raise UserError(
             f"ckpt_path={path} asks for {config!r} to be looked up; nothing was built: choose another checkpoint"
         )
 
 
-def _is_trusted_class(target: Any) -> bool:
-    if not isinstance(target, str) or not target.startswith(TRUSTED):
+def _is_trusted_class(target: Any, trusted: tuple[str, ...]) -> bool:
+    if not isinstance(target, str) or not target.startswith(trusted):
         return False
     module, _, name = target.rpartition(".")
     try:
@@ -114,4 +120,4 @@ def _is_trusted_class(target: Any) -> bool:
     except (ImportError, AttributeError):
         # `torch.optim.Adam` may be spelt through a re-export, never through an attribute of an attribute.
         return False
-    return isinstance(found, type) and f"{found.__module__}.".startswith(TRUSTED)
+    return isinstance(found, type) and f"{found.__module__}.".startswith(trusted)

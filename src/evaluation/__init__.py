@@ -1,0 +1,1 @@
+"""What `task=evaluate` is made of."""
