@@ -27,9 +27,9 @@ from src.metrics.alarms import alarms
 from src.metrics.copies import Nearest, copied, nearest_training_images
 from src.metrics.drawn import cas_choice, classification_accuracy_score
 from src.metrics.feature_net import Embedded, accuracy_of
-from src.metrics.jackknife import standard_error, without_each_group
+from src.metrics.jackknife import GROUPS, standard_error, without_each_group
 from src.metrics.quality import N_NEAREST, Quality, QualityMetrics, choice, these
-from src.metrics.references import References, load_references
+from src.metrics.references import References, digest, load_references
 from src.utils.checksum import sha256_of, splits_sha256
 from src.utils.commands import next_command
 from src.utils.errors import UserError
@@ -43,6 +43,7 @@ from src.utils.summary import origin_of_run
 FORMAT = 1
 CPU = torch.device("cpu")
 N_SHOWN, N_NEIGHBOURS = 10, 4  # rows and training images of a panel
+COPIES, FEW = 0.05, 5  # a share of copies, and a number of images on top, above which they are no accident
 SURE = 2  # standard errors that a difference must exceed to be called one
 
 
@@ -111,6 +112,8 @@ def evaluate(config: DictConfig) -> None:
             "sha256": real[datamodule.img_size].sha256,
             **{split: len(images) for split, images in (datamodule.sets | {"train": datamodule.whole_train}).items()},
             "features": real[datamodule.img_size].references.name,
+            # Numbers compare to the last digit only where this is the same, too: nets differ a little by machine.
+            "features_sha256": digest(real[datamodule.img_size].references.net.state_dict()),
         },
         "inputs": [in_json(result, files) for result, files in zip(results, pictures, strict=True)],
         "differences": differences,
@@ -221,6 +224,10 @@ def measure(source: Input, real: Real, counts: Tensor | None, cas: bool, console
         assert real.cas_floor is not None
         floors["cas"] = real.cas_floor
     raised = alarms(quality, metrics.floor, None, real.datamodule.class_names)
+    share = found["copied"]
+    if share > COPIES + FEW / len(nearest.closeness):
+        text = f"training images are copied ({share:.1%} of the images are nearer to one than 99% of real images are)"
+        raised.setdefault("copies", text)
     if source.data_sha256 not in (None, real.sha256):
         raised["data"] = (
             f"it was trained on other images than these of {real.datamodule.source}, or on other splits of them: it may"
@@ -241,9 +248,10 @@ def compare(results: Sequence[Result], real: dict[int, Real], console: Console) 
     if len(results) < 2 or len(real) > 1:
         return {}
     (metrics,) = (each.metrics for each in real.values())
-    estimates = [
-        list(without_each_group(metrics, result.embedded)) for result in track(results, "comparing", console=console)
-    ]
+    estimates: list[list[dict[str, float]]] = [[] for _ in results]
+    work = ((i, found) for i, each in enumerate(results) for found in without_each_group(metrics, each.embedded))
+    for i, measured in track(work, "comparing", total=GROUPS * len(results), console=console):
+        estimates[i].append(measured)
     found = {}
     for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER):
         if name not in estimates[0][0]:  # `cas` would take as many classifiers
@@ -378,7 +386,9 @@ def say_what_was_made(
     for files in pictures:
         lines += [("confusion", str(out / files["confusion"])), ("neighbours", str(out / files["neighbours"]))]
     if len(results) == 1:
-        named = next_command("task=evaluate", f"ckpt_path=[{results[0].source.path},OTHER]")
-        lines.append(("compare", named))
+        lines.append(("compare", next_command("task=evaluate", f"ckpt_path=[{results[0].source.path},OTHER]")))
+    best = min(results, key=lambda result: result.metrics["fd"]).source
+    if best.source is not None:  # a model, which draws more
+        lines.append(("sample", next_command("task=sample", f"ckpt_path={best.path}")))
     for label, text in lines:
         console.print(f"{label:<11} {text}", highlight=False, markup=False)

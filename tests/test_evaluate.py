@@ -115,6 +115,19 @@ def test_memorised_images_are_seen(evaluated: Evaluated, tmp_path: Path) -> None
         assert np.array_equal(sample, nearest) and not np.array_equal(sample, next_one)
 
 
+def test_a_fifth_of_copies_is_seen(evaluated: Evaluated, tmp_path: Path) -> None:
+    new, old = (pixels_of(split, range(len(digits().sets[split]))) for split in ("test", "train"))
+    labels = [digits().sets[split].labels.numpy() for split in ("test", "train")]
+    images, asked = np.concatenate([old[:24], new]), np.concatenate([labels[1][:24], labels[0]])
+    np.savez(tmp_path / "some.npz", images=images, labels=asked)
+
+    (one,) = evaluated(tmp_path / "some.npz", typed=(DIGITS,))["inputs"]
+
+    copies = sum(min(n, sum(row)) for n, row in zip(np.bincount(asked[:24]), one["confusion"], strict=True)) / 128
+    assert copies - 0.02 < one["metrics"]["copied"] < copies + 0.06
+    assert one["alarms"].keys() == {"copies"} and "nearer to one than 99% of real images" in one["alarms"]["copies"]
+
+
 def test_wrong_labels_are_seen(evaluated: Evaluated, tmp_path: Path) -> None:
     found = evaluated(save(tmp_path / "shifted.npz", "test", shift=1), typed=(DIGITS,))
 
