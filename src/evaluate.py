@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from src.datamodules.image_datamodule import ImageDataModule
+from src.drawing.asked import out_folder
 from src.evaluation.data import LEAST, check_fit, find_data, load_data
 from src.evaluation.inputs import Input, open_inputs
 from src.evaluation.neighbours_picture import Row, draw_neighbours
@@ -95,7 +96,7 @@ def evaluate(config: DictConfig) -> None:
     for datamodule in data.values():
         check_fit(inputs, datamodule)
     counts = common_counts(inputs, datamodule.n_classes)
-    out = made_folder(config.out)
+    out = out_folder(config.out)
     real = {size: measure_real(served, counts, config, inputs) for size, served in data.items()}
     results = [measure(each, real[each.img_size], counts, config.cas, console) for each in inputs]
     differences = compare(results, real, console)
@@ -121,22 +122,6 @@ def evaluate(config: DictConfig) -> None:
     with whole(out / "evaluation.json") as file:
         file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     say_what_was_made(results, pictures, out, console)
-
-
-def made_folder(out: Any) -> Path:
-    """The folder to write to.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    if not isinstance(out, str):
-        raise UserError(f"out must be a folder, not {out!r}")
-    path = Path(out)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be made ({error.strerror}): choose another folder with out=DIR") from error
-    return path
 
 
 def common_counts(inputs: Sequence[Input], n_classes: int) -> Tensor | None:
@@ -282,7 +267,8 @@ def print_table(
     sizes = list(real)
     source = real[sizes[0]].datamodule.source
     n = len(results[0].embedded.labels)
-    table = Table("metric", title=f"{n:,} images each, against the test split of {escape(source)}")
+    table = Table(title=f"{n:,} images each, against the test split of {escape(source)}")
+    table.add_column("metric", no_wrap=True)
     for result in results:
         table.add_column(escape(result.source.name), overflow="fold", justify="right")
     for size in sizes:
@@ -296,6 +282,8 @@ def print_table(
         cells += [f"{next(r for r in results if r.source.img_size == size).floors[name]:,.4g}" for size in sizes]
         way = " ↑" if name in HIGHER_IS_BETTER else " ↓" if name in LOWER_IS_BETTER else ""
         table.add_row(name + way, *cells)
+    if not console.is_terminal:  # a file has room
+        console.width = max(console.width, 28 + 18 * (len(results) + len(sizes)))
     console.print(table)
     if differences:
         console.print(f"* better than each of the others by more than {SURE} standard errors of the difference")

@@ -17,10 +17,11 @@ from torch import Tensor
 from src.drawing.checkpoint_drawer import CheckpointDrawer
 from src.drawing.drawer import BLOCK, Drawer
 from src.drawing.open_drawer import open_drawer
+from src.drawing.samples_file import SamplesFile
 from src.metrics.drawn import DRAW_BATCH, SEEDS
+from src.metrics.quality import choice
 from src.utils.commands import find_checkpoint
 from src.utils.errors import UserError
-from src.utils.samples_file import SamplesFile
 
 MOST = 20  # inputs, which is more than a terminal has columns for
 STEP = 4 * BLOCK  # images between two steps of a progress bar
@@ -129,11 +130,13 @@ class FileInput(Input):
         return torch.from_numpy(np.bincount(labels, minlength=n_classes))
 
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
-        """The first ones of each class."""
+        """Some of each class at random, always the same ones: the first may differ from the others, as MNIST's do."""
+        order = choice(len(self.samples.labels), len(self.samples.labels)).numpy()
+        shuffled = self.samples.labels[order]
         index = np.empty(len(labels), np.int64)
         for label in labels.unique().tolist():
             wanted = (labels == label).numpy()
-            index[wanted] = (self.samples.labels == label).nonzero()[0][: wanted.sum()]
+            index[wanted] = order[shuffled == label][: wanted.sum()]
         with console.status(f"reading {escape(self.name)}"):
             return torch.from_numpy(self.samples.read(index)).permute(0, 3, 1, 2).contiguous()
 

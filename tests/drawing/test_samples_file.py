@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.utils import samples_file
+from src.drawing import samples_file
+from src.drawing.samples_file import SamplesFile, write_samples
 from src.utils.errors import UserError
-from src.utils.samples_file import SamplesFile
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
@@ -36,6 +36,13 @@ def test_what_was_saved_is_read_in_any_order(
     for index in ([], [49], [3, 3, 0, 49, 20], range(50)):
         index = np.array(index, np.int64)
         assert np.array_equal(samples.read(index), IMAGES[index])
+
+
+def test_what_task_sample_writes_is_read(tmp_path: Path) -> None:
+    parts = [(IMAGES[i : i + 7], LABELS[i : i + 7]) for i in range(0, 50, 7)]
+    write_samples(tmp_path / "samples.npz", IMAGES.shape, parts)
+    samples = SamplesFile(tmp_path / "samples.npz")
+    assert np.array_equal(samples.read(np.arange(50)), IMAGES) and np.array_equal(samples.labels, LABELS)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8", ">i8"])
