@@ -325,7 +325,7 @@ def damaged(kind: str, good: Path, path: Path) -> None:
         path.mkdir()
 
 
-@pytest.mark.parametrize("task", ["train", "sample"])
+@pytest.mark.parametrize("task", ["train", "sample", "export"])
 @pytest.mark.parametrize(
     ("kind", "says", "remedy"),
     [
@@ -349,7 +349,7 @@ def test_a_file_that_is_no_checkpoint(
     damaged(kind, trained, path)
     before = path.read_bytes() if path.is_file() else None
 
-    type_in = [*SHORT, "trainer.max_epochs=2"] if task == "train" else ["task=sample"]
+    type_in = [*SHORT, "trainer.max_epochs=2"] if task == "train" else [f"task={task}"]
     assert_explained(typed(*type_in, f"ckpt_path={path}"), f"ckpt_path={path}", says, remedy)
 
     assert not (tmp_path / "proof").exists()

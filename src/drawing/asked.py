@@ -33,7 +33,7 @@ def wanted_labels(labels: Any, about: About) -> np.ndarray:
 
 
 def check_numbers(config: DictConfig, **least: int) -> None:
-    """Checks that keys are whole numbers of at least so much, and `truncation` a number from 0 to 1.
+    """Checks that keys are whole numbers of at least so much, and `truncation`, if there, a number from 0 to 1.
 
     Raises:
         UserError: names the key.
@@ -42,7 +42,7 @@ def check_numbers(config: DictConfig, **least: int) -> None:
         value = config[name]
         if not is_whole(value, at_least) or value >= 2**63:
             raise UserError(f"{name} must be a whole number of at least {at_least}, not {value!r}")
-    value = config.truncation
+    value = config.get("truncation", 1)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:
         raise UserError(f"truncation must be a number from 0 to 1, not {value!r}: 1 is the whole variety")
 

@@ -1,0 +1,94 @@
+"""How long drawing takes: torch, torch.compile, torch.export and ONNX Runtime, in float32 and in int8.
+
+    python benchmarks/latency.py CHECKPOINT [--seconds 3] [--threads 2] [--out docs/latency.md]
+
+Every way draws the same images of the same checkpoint in one process on as many threads, all in turn, so that a busy
+machine hits all alike.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+from benchmarks.record import command_line
+from src.drawing.checkpoint_drawer import CheckpointDrawer
+from src.drawing.int8_export import quantise
+from src.drawing.latency import ROUNDS, latencies, rows, titles, ways_to_draw
+from src.drawing.onnx_export import export_generator
+from src.drawing.torch_export import export_program
+from src.utils.provenance import provenance
+
+CALIBRATION = 512  # as in configs/export.yaml
+PAGE = """# Latency
+
+Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions}, onnxruntime {onnxruntime}.
+The generator of {run} ({checkpoint}, sha256 {checkpoint_sha256:.12}): {channels} x {img_size} x {img_size} pixels,
+{parameters:,} weights. Medians of a batch of 1, 16 and 256 images, {rounds} rounds, all in turn; timings on a shared
+machine are noisy, so compare the ratios.
+
+{latency}
+
+One image takes ONNX Runtime {single:.2f} ms in float32. At 256 images it is {onnx_speed:.2f} times as fast as eager
+torch, and int8 is {int8_speed:.2f} times as fast as float32. The int8 file is {smaller:.1f} times smaller.
+
+| file | bytes | images differ (range -1 to 1) |
+|---|---|---|
+| `generator.onnx` | {onnx_bytes:,} | from torch by at most {onnx_difference:.1e} |
+| `generator.int8.onnx` | {int8_bytes:,} | from float32 by {int8_mean:.4f} on average, at most {int8_most:.2f} |
+| `generator.pt2` | {torch_bytes:,} | from torch by at most {torch_difference:.1e} |
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--seconds", type=float, default=3, help="each way is timed for at each batch size")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, help="also write the report to this file, such as docs/latency.md")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    started = time.perf_counter()
+    drawer = CheckpointDrawer(args.checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        made = {each: Path(folder) / each for each in ("onnx", "int8", "torch")}
+        figures = {"onnx_difference": export_generator(drawer.model, made["onnx"], drawer.about)}
+        figures["int8_most"], figures["int8_mean"] = quantise(made["onnx"], made["int8"], CALIBRATION, 0, {})
+        figures["torch_difference"] = export_program(drawer.model, made["torch"], drawer.about)
+        ways = ways_to_draw(drawer, made, compiled=True)
+        found = latencies(ways, drawer.about.noise_shape, drawer.about.n_classes, args.seconds)
+        sizes = {f"{each}_bytes": path.stat().st_size for each, path in made.items()}
+    lines = [titles(), ["---"] * len(titles()), *rows(found)]
+    eager, onnx, int8 = (next(found[name] for name in ways if word in name) for word in ("eager", "float32", "int8"))
+    report = PAGE.format(
+        **provenance(command_line()),
+        **vars(drawer.about),
+        **figures,
+        **sizes,
+        onnxruntime=version("onnxruntime"),
+        parameters=sum(each.numel() for each in drawer.model.generator.parameters()),
+        rounds=ROUNDS,
+        latency="\n".join(f"| {' | '.join(line)} |" for line in lines),
+        single=1e3 * onnx[1],
+        onnx_speed=eager[256] / onnx[256],
+        int8_speed=onnx[256] / int8[256],
+        smaller=sizes["onnx_bytes"] / sizes["int8_bytes"],
+        seconds=time.perf_counter() - started,
+    )
+    print(report)
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(report)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

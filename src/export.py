@@ -1,0 +1,149 @@
+"""The verb `export`: the generator of a checkpoint as files that draw without this project."""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+
+from src.drawing.asked import check_numbers, out_folder, out_is_full
+from src.drawing.checkpoint_drawer import CheckpointDrawer
+from src.drawing.drawer import Noise
+from src.drawing.int8_export import quantise
+from src.drawing.latency import latencies, threads, to_table, ways_to_draw
+from src.drawing.onnx_export import REQUIRED, export_generator, generator_of
+from src.drawing.open_drawer import open_drawer
+from src.drawing.tensorrt_export import build_engine, check_tensorrt
+from src.drawing.torch_export import export_program
+from src.utils.commands import next_command
+from src.utils.errors import EXTRAS, UserError
+
+FILES = {
+    "onnx": "generator.onnx",
+    "int8": "generator.int8.onnx",
+    "torch": "generator.pt2",
+    "tensorrt": "generator.engine",
+}
+MOST_IMAGES = 100_000
+TIMED_S = 0.25  # for each way of drawing and batch size
+
+
+def export(config: DictConfig) -> None:
+    """Writes the generator in every format that was asked for, each compared with the model, and times them.
+
+    Raises:
+        UserError: the checkpoint cannot be used, something is out of range, or a package is missing.
+    """
+    formats = wanted_formats(config.formats)
+    check_numbers(config, calibration=1, seed=0)
+    if config.calibration > MOST_IMAGES:
+        raise UserError(f"calibration must be at most {MOST_IMAGES}, not {config.calibration}: 512 are enough")
+    for name in ("latency", "compile"):
+        if not isinstance(config[name], bool):
+            raise UserError(f"{name} must be true or false, not {config[name]!r}")
+    if not isinstance(config.license, str) or not config.license:
+        raise UserError(f"license must be a name such as MIT, not {config.license!r}")
+    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights)
+    if not isinstance(drawer, CheckpointDrawer):
+        raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
+    check_generator(drawer, path)
+    out = out_folder(config.out).resolve()
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    about = drawer.about
+    alone = ", as there is no moving average" if config.weights == "ema" and about.weights == "raw" else ""
+    console.print(f"{path} of {about.run}: {about.weights} weights{alone}")
+    try:
+        with TemporaryDirectory(prefix=".partial-", dir=out) as scratch:
+            made = write_files(drawer, formats, out, Path(scratch), config, console)
+    except OSError as error:
+        raise out_is_full(error) from error
+    if config.latency:
+        with console.status("timing"):
+            ways = ways_to_draw(drawer, made, config.compile)
+            found = latencies(ways, about.noise_shape, about.n_classes, TIMED_S)
+        console.print(to_table(found, f"median of a batch, {threads()}"))
+    ours = [str(made[each]) for each in ("onnx", "int8") if each in made] or [str(path)]
+    console.print(f"sample      {next_command('task=sample', f'ckpt_path={ours[0]}')}")
+    console.print(f"serve       {next_command('task=serve', f'ckpt_path={ours[0]}')}")
+    inputs = ours[0] if len(ours) == 1 else f"[{','.join(ours)}]"
+    console.print(f"quality     {next_command('task=evaluate', f'ckpt_path={inputs}')}")
+
+
+def wanted_formats(formats: Any) -> list[str]:
+    """The formats to write, each once.
+
+    Raises:
+        UserError: there is no such format, or what it needs is missing.
+    """
+    chosen = list(formats) if isinstance(formats, (list, ListConfig)) else [formats]
+    known = ", ".join(FILES)
+    if not chosen:
+        raise UserError(f"formats is empty: choose some of {known}, such as formats=[onnx]")
+    for each in chosen:
+        if not isinstance(each, str) or each not in FILES:
+            raise UserError(f"formats has no {each!r}: choose some of {known}, such as formats=[onnx,int8]")
+    if chosen != ["torch"] and (missing := [name for name in REQUIRED if find_spec(name) is None]):
+        raise UserError(f"formats needs {', '.join(missing)} for all but torch: {EXTRAS}, or type formats=[torch]")
+    if "tensorrt" in chosen:
+        check_tensorrt()
+    return [each for each in FILES if each in chosen]
+
+
+def check_generator(drawer: CheckpointDrawer, path: Path) -> None:
+    """Refuses a model that has nothing to export.
+
+    Raises:
+        UserError: it has no generator, or draws nothing.
+    """
+    try:
+        generator_of(drawer.model)
+    except ValueError as error:
+        raise UserError(f"ckpt_path={path} cannot be exported: {error}: choose another checkpoint") from error
+    images = drawer.run(np.zeros(1, np.int64), Noise(drawer.about.noise_shape, 0)(1))
+    if not np.isfinite(images).all():
+        raise UserError(
+            f"ckpt_path={path} draws images that are not finite, as its training has diverged: choose another"
+            " checkpoint"
+        )
+
+
+def write_files(
+    drawer: CheckpointDrawer, formats: list[str], out: Path, scratch: Path, config: DictConfig, console: Console
+) -> dict[str, Path]:
+    """Writes each format to `scratch`, and moves it to `out` when it is whole and draws well; returns the files.
+
+    Raises:
+        OSError: there is no room, or a folder cannot be written to.
+        ValueError: a file does not draw what the model draws.
+    """
+    model, about = drawer.model, drawer.about
+    more = {"license": config.license, "precision": "float32"}
+    onnx = scratch / FILES["onnx"]  # what int8 and TensorRT start from
+    made = {}
+    if formats != ["torch"]:
+        with console.status("exporting to ONNX"):
+            largest = export_generator(model, onnx, about, more)
+    for each in formats:
+        path, partial = out / FILES[each], scratch / f"new.{FILES[each]}"
+        with console.status(f"writing {path.name}"):
+            if each == "onnx":
+                shutil.copyfile(onnx, partial)
+                said = f"differs from the model by at most {largest:.1e}"
+            elif each == "int8":
+                most, mean = quantise(onnx, partial, config.calibration, config.seed, more | {"precision": "int8"})
+                said = f"differs from float32 by {mean:.4f} on average, at most {most:.2f}"
+            elif each == "torch":
+                said = f"differs from the model by at most {export_program(model, partial, about, more):.1e}"
+            else:
+                said = f"differs from ONNX by at most {build_engine(onnx, partial, about):.1e}"
+            size = partial.stat().st_size
+            os.replace(partial, path)
+        console.print(f"{each:<11} {path}, {size / 1e6:,.2f} MB, {said}")
+        made[each] = path
+    return made
