@@ -30,9 +30,10 @@ CALIBRATION = 512  # as in configs/export.yaml
 PAGE = """# Latency
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions}, onnxruntime {onnxruntime}.
-The generator of {run} ({checkpoint}, sha256 {checkpoint_sha256:.12}): {channels} x {img_size} x {img_size} pixels,
-{parameters:,} weights. Medians of a batch of 1, 16 and 256 images, {rounds} rounds, all in turn; timings on a shared
-machine are noisy, so compare the ratios.
+
+The generator of {about.run} ({about.checkpoint}, sha256 {about.checkpoint_sha256:.12}): {about.channels} x
+{about.img_size} x {about.img_size} pixels, {parameters:,} weights. Medians of a batch of 1, 16 and 256 images, {rounds}
+rounds, all in turn; timings on a shared machine are noisy, so compare the ratios.
 
 {latency}
 
@@ -70,7 +71,7 @@ def main() -> None:
     eager, onnx, int8 = (next(found[name] for name in ways if word in name) for word in ("eager", "float32", "int8"))
     report = PAGE.format(
         **provenance(command_line()),
-        **vars(drawer.about),
+        about=drawer.about,
         **figures,
         **sizes,
         onnxruntime=version("onnxruntime"),
