@@ -18,7 +18,7 @@ from src.drawing.onnx_export import REQUIRED
 from src.drawing.open_drawer import open_drawer
 from src.export import export
 from src.utils.errors import UserError
-from tests.conftest import compose_config
+from tests.conftest import ROOT, compose_config
 
 needs_onnx = pytest.mark.skipif(
     not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
@@ -64,6 +64,9 @@ def test_every_file_draws_what_the_model_draws(
     assert (known["license"], known["precision"]) == ("CC0-1.0", "int8")
     assert small.about == CheckpointDrawer(checkpoint).about
 
+    for path in folder.iterdir():  # a file for others does not say where it was made
+        assert str(ROOT).encode() not in path.read_bytes() and b"site-packages" not in path.read_bytes()
+
     # What was made, how well it draws, how fast, and what comes next.
     for words in ("generator.onnx", "differs from the model by at most", "differs from float32 by"):
         assert words in said
@@ -96,7 +99,6 @@ print(about["metadata.json"])
     assert np.abs(np.load(tmp_path / "one.npy") - expected[:1]).max() < 1e-5
     known = json.loads(done.stdout)
     assert (known["weights"], known["license"]) == ("raw", "MIT")
-    assert str(Path(__file__).parents[1]).encode() not in (folder / "generator.pt2").read_bytes()
 
 
 @needs_onnx
