@@ -39,9 +39,9 @@ class LogQuality(Callback):
 
     After every validation under `val/`, and after the test under `test/`: `fd`, `kid`, `precision`, `recall`,
     `density`, `coverage`, `label_accuracy`, `worst_class_accuracy`, `within_class_variance` and `nearest_train` (see
-    `QualityMetrics.measure`), the same with `_floor` for real images, and `alarms`, the number of failures that a
-    warning names (see `src.metrics.alarms`). During training an alarm is raised when it holds for the second
-    validation in a row, as the first epochs are always bad. How often there is a validation,
+    `QualityMetrics.measure`), the same with `_floor` for real images, and `alarms`, the number of failures that hold
+    (see `src.metrics.alarms`). A warning names each when it begins. During training an alarm is raised when it holds
+    for the second validation in a row, as the first epochs are always bad. How often there is a validation,
     `trainer.check_val_every_n_epoch` says.
 
     With `cas` also `test/cas`: the accuracy on real test images of a classifier that was trained on generated images
@@ -80,6 +80,7 @@ class LogQuality(Callback):
         self._references: References | None = None
         self._metrics: dict[str, QualityMetrics] = {}
         self._seen: list[str] = []  # by the last validation, whether it was raised or not
+        self._said: list[str] = []  # of those, what a warning has named already
 
     # The classifier and the real images are neither the model's nor the checkpoint's.
 
@@ -134,14 +135,16 @@ class LogQuality(Callback):
         pixels = draw(trainer, model, labels, SEEDS[split])
         quality = metrics.measure(self._references.net.to(model.device).embed(pixels, labels))
         raised: dict[str, str] = {}
+        new = raised
         if not quick:
             pairs = trainer.callback_metrics.get(f"{split}/d_pair_accuracy")
             names = trainer.datamodule.class_names  # type: ignore[attr-defined]
             found = alarms(quality, metrics.floor, None if pairs is None else float(pairs), names)
-            raised = found
+            raised = new = found
             if trainer.state.fn == TrainerFn.FITTING:
                 raised = {name: text for name, text in found.items() if name in self._seen}
-                self._seen = list(found)
+                new = {name: text for name, text in raised.items() if name not in self._said}
+                self._seen, self._said = list(found), list(raised)
         when = "the test" if split == "test" else f"epoch {trainer.current_epoch}"
         if not quick and trainer.is_global_zero:
             log_table(trainer, f"{split}/label_confusion", quality.confusion)
@@ -152,8 +155,8 @@ class LogQuality(Callback):
                 caption = f"{when}: label accuracy {quality.metrics['label_accuracy']:.1%} (real images"
                 caption += f" {metrics.floor.metrics['label_accuracy']:.1%})"
                 show(trainer, "label_confusion", picture, caption, f"pictures/label_confusion/{file}.png")
-        if raised:
-            warn(f"{when} of {self._references.name}: {'; '.join(raised.values())}")
+        if new:
+            warn(f"{when} of {self._references.name}: {'; '.join(new.values())}")
         logged = {f"{split}/{name}": value for name, value in quality.metrics.items()}
         if not quick:
             logged |= {f"{split}/{name}_floor": value for name, value in metrics.floor.metrics.items()}
@@ -173,10 +176,10 @@ class LogQuality(Callback):
         model.log_dict({"test/cas": accuracy, "test/cas_floor": floor}, batch_size=len(labels), sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self._seen}
+        return {"seen": self._seen, "said": self._said}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._seen = state["seen"]
+        self._seen, self._said = state["seen"], state.get("said", [])
 
 
 def require_images(callback: str, model: Any, datamodule: Any) -> None:
