@@ -92,9 +92,9 @@ def chosen(images: Embedded, n: int) -> Embedded:
     return these(images, choice(len(images.labels), n))
 
 
-def choice(n_all: int, n: int) -> Tensor:
+def choice(n_all: int, n: int, seed: int = SEED) -> Tensor:
     """The indices of `n` out of `n_all` images at random, without repetition; always the same ones."""
-    return torch.randperm(n_all, generator=torch.Generator().manual_seed(SEED))[:n]
+    return torch.randperm(n_all, generator=torch.Generator().manual_seed(seed))[:n]
 
 
 def these(images: Embedded, index: Tensor) -> Embedded:
