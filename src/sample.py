@@ -16,6 +16,7 @@ from src.drawing.open_drawer import open_drawer
 from src.drawing.samples_file import write_samples
 from src.utils.commands import next_command, typed_overrides
 from src.utils.errors import UserError
+from src.utils.files import whole
 from src.utils.grid import grid
 
 COLUMNS = 16  # of the grid, at most
@@ -51,7 +52,8 @@ def sample(config: DictConfig) -> None:
                     progress.advance(bar, len(images))
 
             write_samples(out / "samples.npz", (total, about.img_size, about.img_size, about.channels), parts())
-        Image.fromarray(grid(np.stack(kept.images), kept.columns)).save(out / "grid.png")
+        with whole(out / "grid.png") as file:
+            Image.fromarray(grid(np.stack(kept.images), kept.columns)).save(file)
     except OSError as error:
         raise out_is_full(error) from error
 

@@ -1,7 +1,6 @@
 """`samples.npz`: written as it is drawn, and read without trusting it."""
 
 import math
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from src.utils.errors import UserError
+from src.utils.files import whole
 
 LARGEST_SIDE = 256  # pixels
 MOST_IMAGES = 10_000_000
@@ -32,24 +32,19 @@ def write_samples(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[np.n
         parts: images and labels, N in all.
 
     Raises:
-        OSError: they cannot be written; what was there before stays.
+        UserError: they cannot be written; what was there before stays.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     labels = []
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            with archive.open("images.npy", "w", force_zip64=True) as member:
-                write_header(member, np.uint8, shape)
-                for images, its_labels in parts:
-                    member.write(images.tobytes())
-                    labels.append(its_labels.astype(np.int64))
-            with archive.open("labels.npy", "w", force_zip64=True) as member:
-                write_header(member, np.int64, shape[:1])
-                for each in labels:
-                    member.write(each.tobytes())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as member:
+            write_header(member, np.uint8, shape)
+            for images, its_labels in parts:
+                member.write(images.tobytes())
+                labels.append(its_labels.astype(np.int64))
+        with archive.open("labels.npy", "w", force_zip64=True) as member:
+            write_header(member, np.int64, shape[:1])
+            for each in labels:
+                member.write(each.tobytes())
 
 
 def write_header(member: Any, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
