@@ -12,7 +12,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parent
-VERBS = ("train", "sample", "interpolate", "evaluate", "export", "report")
+VERBS = ("train", "sample", "interpolate", "evaluate", "export", "serve", "report")
 PATHS = ("ckpt_path", "data_dir", "work_dir", "out", "runs", "hydra.run.dir")
 LISTS = ("ckpt_path", "runs")  # of these, which may name several
 HYDRA_FLAGS = (

@@ -15,6 +15,7 @@ OURS = {"src", "tests", "run", "benchmarks"}
 FILES = [ROOT / "run.py", *sorted((ROOT / "src").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
 CARRIED = ROOT / "src" / "utils" / "registered_model.py"  # nothing imports it: MLflow runs it, with what it needs
 BY_HAND = {"tensorrt"}  # is of use on an NVIDIA GPU alone, and a message says how to install it
+SERVING = ROOT / "src" / "serving"  # imported by task=serve alone, which may find nothing else installed
 DISTRIBUTIONS = packages_distributions()
 
 
@@ -52,7 +53,11 @@ def third_party(file: Path) -> set[tuple[str, bool]]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_file_imports_what_is_installed(file: Path) -> None:
-    core, extras = listed("requirements.txt"), listed("requirements-extras.txt")
+    serving = listed("requirements-serve.txt")
+    if file.is_relative_to(SERVING):
+        assert {package for package, lazy in third_party(file)} <= serving
+        return
+    core, extras = listed("requirements.txt"), listed("requirements-extras.txt") | serving
     if file.is_relative_to(ROOT / "tests"):  # such a test is skipped where its tool is not there
         extras |= listed("requirements-dev.txt")
     for package, lazy in third_party(file):
@@ -67,7 +72,7 @@ def test_nothing_is_installed_for_nothing() -> None:
 
 
 def test_every_requirement_states_a_range() -> None:
-    for name in ("requirements.txt", "requirements-extras.txt", "requirements-dev.txt"):
+    for name in ("requirements.txt", "requirements-extras.txt", "requirements-dev.txt", "requirements-serve.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if re.match(r"\w", line):
                 assert re.match(r"[\w.-]+(>=|==)\d", line), f"{name}: {line}"

@@ -8,13 +8,16 @@ from src.utils.commands import find_checkpoint
 from src.utils.errors import UserError
 
 
-def open_drawer(ckpt_path: Any, work_dir: str | Path, weights: Any = "ema") -> tuple[Drawer, Path]:
+def open_drawer(
+    ckpt_path: Any, work_dir: str | Path, weights: Any = "ema", threads: int | None = None
+) -> tuple[Drawer, Path]:
     """What draws with the checkpoint or ONNX file that `ckpt_path` means, and that file.
 
     Args:
         ckpt_path: a file, or `last` for the newest run's checkpoint.
         work_dir: where to look for the newest run.
         weights: `ema`: the moving average of the weights where there is one; `raw`: the weights themselves.
+        threads: that an ONNX file's images are drawn with; None: as many as there are cores.
 
     Raises:
         UserError: the file cannot be used, or holds other weights.
@@ -26,7 +29,7 @@ def open_drawer(ckpt_path: Any, work_dir: str | Path, weights: Any = "ema") -> t
     if path.suffix == ".onnx":
         from src.drawing.onnx_drawer import OnnxDrawer
 
-        drawer = OnnxDrawer(path)
+        drawer = OnnxDrawer(path, threads)
         if weights == "raw" and drawer.about.weights != "raw":
             raise UserError(
                 f"weights=raw is not in {path}, which was exported with the moving average: export the checkpoint with"

@@ -1,0 +1,280 @@
+"""What serving costs: a request against raw ONNX Runtime and against an empty answer, and memory over many requests.
+
+    python benchmarks/serving.py generator.onnx [--rounds 5] [--seconds 5] [--requests 100000] [--out docs/serving.md]
+
+The service runs as `python run.py task=serve` starts it, in a process of its own; its clients are another process, on
+the same cores. What is compared is measured in turns, so that a busy machine hits all alike.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+
+from benchmarks.record import command_line
+from src.drawing.drawer import Noise
+from src.drawing.onnx_drawer import OnnxDrawer
+
+CLIENTS = 64
+# What the clients ask for.
+KINDS = {
+    "empty": None,  # GET /health
+    "png": {"labels": 5, "n": 1, "format": "png"},
+    "grid": {"labels": 5, "n": 64, "format": "png"},
+    "npz": {"labels": 5, "n": 64, "format": "npz"},
+}
+TABLE = """# Serving
+
+Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions},
+onnxruntime {onnxruntime}. Medians of {rounds} rounds of {each:g} s, each round all in turn. The service and its
+{clients} clients share the cores. The model: {model}.
+
+| ONNX Runtime in this process | |
+|---|---|
+| one image, one thread | {one:.3f} ms |
+| one image, ONNX Runtime's own choice of threads | {one_default:.3f} ms |
+| 64 images at a time, one thread a core, images/s | {raw:,.0f} |
+| 64 images at a time, ONNX Runtime's own choice of threads, images/s | {raw_default:,.0f} |
+
+| {clients} clients ask for | requests/s | images/s | p50 | p99 | / raw images/s |
+|---|---|---|---|---|---|
+| nothing (`GET /health`) | {empty_rate:,.0f} | | {empty_p50:.1f} ms | {empty_p99:.1f} ms | |
+| one PNG | {png_rate:,.0f} | {png_rate:,.0f} | {png_p50:.1f} ms | {png_p99:.1f} ms | |
+| 64 images, npz | {npz_rate:,.0f} | {npz_images:,.0f} | {npz_p50:.1f} ms | {npz_p99:.1f} ms | {npz_ratio:.2f} |
+| 64 images, a PNG | {grid_rate:,.0f} | {grid_images:,.0f} | {grid_p50:.1f} ms | {grid_p99:.1f} ms | {grid_ratio:.2f} |
+
+"Raw" is the faster of the two at 64 images at a time. An empty request takes {empty_share:.2f} of the time of one that
+draws a PNG. One client alone gets a PNG in {alone_p50:.2f} ms (p99 {alone_p99:.2f} ms), and an empty answer in
+{alone_empty:.2f} ms.
+
+{total:,} requests for one PNG each, from {clients} clients: {errors} errors. Memory of the service:
+{memory_before:.1f} MiB after the first tenth of them, {memory_after:.1f} MiB after the last.
+"""
+
+
+# Clients --------------------------------------------------------------------------------------------------------------
+
+
+class Client(asyncio.Protocol):
+    """A connection that asks again as soon as it is answered, while `goes_on`."""
+
+    def __init__(self, request: bytes, goes_on, seconds: list[float], done: asyncio.Future[None]) -> None:
+        self.request, self.goes_on, self.seconds, self.done = request, goes_on, seconds, done
+        self.errors = 0
+
+    def connection_made(self, transport) -> None:
+        self.transport = transport
+        self.ask()
+
+    def ask(self) -> None:
+        self.head, self.left = b"", None
+        self.started = time.perf_counter()
+        self.transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        if self.left is None:
+            self.head += data
+            head, found, body = self.head.partition(b"\r\n\r\n")
+            if not found:
+                return
+            self.left = int(re.search(rb"content-length: (\d+)", head)[1]) - len(body)
+            self.errors += not head.startswith(b"HTTP/1.1 200")
+        else:
+            self.left -= len(data)
+        if self.left == 0:
+            self.seconds.append(time.perf_counter() - self.started)
+            if self.goes_on():
+                self.ask()
+            else:
+                self.transport.close()
+
+    def connection_lost(self, error) -> None:
+        self.errors += self.left != 0
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+async def load(port: int, kind: str, clients: int, seconds: float, requests: int) -> dict[str, float]:
+    """Asks for `seconds`, or where they are 0 `requests` times."""
+    asked = json.dumps(KINDS[kind]).encode()
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(asked)}\r\n\r\n"
+    )
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" if KINDS[kind] is None else head.encode() + asked
+    loop = asyncio.get_running_loop()
+    took: list[float] = []
+    end = time.perf_counter() + seconds
+    goes_on = (lambda: time.perf_counter() < end) if seconds else (lambda: len(took) <= requests - clients)
+    started = time.perf_counter()
+    every = []
+    for _ in range(clients):
+        done = loop.create_future()
+        _, client = await loop.create_connection(lambda d=done: Client(request, goes_on, took, d), "127.0.0.1", port)
+        every.append((client, done))
+    for _, done in every:
+        await done
+    rate = len(took) / (time.perf_counter() - started)
+    took.sort()
+    p50, p99 = (1000 * took[int(len(took) * share)] for share in (0.5, 0.99))
+    return {"rate": rate, "p50": p50, "p99": p99, "errors": sum(client.errors for client, _ in every), "n": len(took)}
+
+
+def clients(port: int, kind: str, clients: int = CLIENTS, seconds: float = 0, requests: int = 0) -> dict[str, float]:
+    """The same, from a process of its own."""
+    command = [sys.executable, __file__, "-", "--load", json.dumps([port, kind, clients, seconds, requests])]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+# The service ----------------------------------------------------------------------------------------------------------
+
+
+def start(path: Path) -> tuple[subprocess.Popen[str], int]:
+    command = [sys.executable, str(ROOT / "run.py"), "task=serve", "port=0", f"ckpt_path={path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"SERVE_API_KEY": ""})
+    said = ""
+    while not said.endswith("Ctrl-C\n"):
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(said)
+        said += line
+    time.sleep(0.5)
+    return process, int(re.search(r"page\s+http://[^\s]+:(\d+)/", said)[1])
+
+
+def memory(process: subprocess.Popen[str]) -> float:
+    """MiB that a process has in memory."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
+
+
+# ONNX Runtime ---------------------------------------------------------------------------------------------------------
+
+
+def inputs(drawer: OnnxDrawer, n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(n) % drawer.about.n_classes, Noise(drawer.about.noise_shape, 0)(n)
+
+
+def latency(drawer: OnnxDrawer, n: int = 2000) -> float:
+    """Median ms of one image."""
+    given = inputs(drawer, 1)
+    took = []
+    for _ in range(n):
+        start = time.perf_counter()
+        drawer.run(*given)
+        took.append(time.perf_counter() - start)
+    return 1000 * statistics.median(took[n // 10 :])
+
+
+def throughput(drawer: OnnxDrawer, threads: int, seconds: float) -> float:
+    """Images/s at 64 at a time, from as many threads."""
+    given = inputs(drawer, 64)
+    end = time.perf_counter() + seconds
+    counts = [0] * threads
+
+    def work(i: int) -> None:
+        while time.perf_counter() < end:
+            drawer.run(*given)
+            counts[i] += 64
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="the generator.onnx of task=export")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--out", type=Path, help="also write the report to this file, such as docs/serving.md")
+    parser.add_argument("--load", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.load:
+        import uvloop
+
+        print(json.dumps(uvloop.run(load(*json.loads(args.load)))))
+        return
+
+    import onnxruntime
+
+    from src.utils.provenance import provenance
+
+    started = time.perf_counter()
+    own, default = OnnxDrawer(args.path, threads=1), OnnxDrawer(args.path)
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    process, port = start(args.path)
+    try:
+        errors = 0.0
+        for kind in KINDS:
+            clients(port, kind, seconds=1)
+        for round_ in range(args.rounds):
+            note("one", latency(own))
+            note("one_default", latency(default))
+            note("raw", throughput(own, os.cpu_count() or 1, args.seconds))
+            note("raw_default", throughput(default, 1, args.seconds))
+            for kind in KINDS:
+                result = clients(port, kind, seconds=args.seconds)
+                errors += result["errors"]
+                for name in ("rate", "p50", "p99"):
+                    note(f"{kind}_{name}", result[name])
+                if kind in ("grid", "npz"):
+                    note(f"{kind}_images", 64 * result["rate"])
+                    note(f"{kind}_ratio", 64 * result["rate"] / max(found["raw"][-1], found["raw_default"][-1]))
+            for name, kind in (("alone_p50", "png"), ("alone_empty", "empty")):
+                result = clients(port, kind, clients=1, seconds=args.seconds / 5)
+                note(name, result["p50"])
+                note("alone_p99", result["p99"] if kind == "png" else found["alone_p99"][-1])
+            print(f"round {round_ + 1}/{args.rounds}: " + "  ".join(f"{k} {v[-1]:,.2f}" for k, v in found.items()))
+        first = clients(port, "png", requests=args.requests // 10)
+        before = memory(process)
+        rest = clients(port, "png", requests=args.requests - args.requests // 10)
+        after = memory(process)
+    finally:
+        process.terminate()
+        process.wait()
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    about = own.about
+    report = TABLE.format(
+        **provenance(command_line()),
+        **medians,
+        onnxruntime=onnxruntime.__version__,
+        rounds=args.rounds,
+        each=args.seconds,
+        clients=CLIENTS,
+        model=f"{about.run}, {about.img_size} x {about.img_size} pixels, {args.path.stat().st_size / 1e6:.1f} MB",
+        empty_share=medians["png_rate"] / medians["empty_rate"],
+        total=int(first["n"] + rest["n"]),
+        errors=int(errors + first["errors"] + rest["errors"]),
+        memory_before=before,
+        memory_after=after,
+        seconds=time.perf_counter() - started,
+    )
+    print(report)
+    if args.out:
+        args.out.parent.mkdir(exist_ok=True)
+        args.out.write_text(report)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The verb `serve`: a web service, and a page for people, that draw with a trained model."""
+
+import ipaddress
+import logging
+import multiprocessing
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+
+from src.drawing.drawer import Drawer, Noise
+from src.utils.commands import find_checkpoint
+from src.utils.errors import EXTRAS, UserError
+from src.utils.numbers import is_whole
+
+KEY = "SERVE_API_KEY"  # the environment variable
+MAX_PIXELS = 2048 * 2048  # of one image; a file can claim anything
+log = logging.getLogger(__name__)
+
+
+def serve(config: DictConfig) -> None:
+    """Serves until SIGTERM or Ctrl-C, and then until every request that was accepted is answered.
+
+    Raises:
+        UserError: a setting cannot be meant, the address is taken, or the checkpoint cannot be used.
+        SystemExit: with 1: requests were cut off at the end.
+    """
+    check(config)
+    try:
+        import prometheus_client
+
+        from src.serving.app import make_app
+        from src.serving.engine import Engine
+        from src.serving.limits import Guard
+        from src.serving.server import Server, listen
+    except ImportError as error:
+        raise UserError(f"task=serve needs {error.name}: pip install -r requirements-serve.txt") from error
+    key = os.environ.get(KEY) or None
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(f"{KEY} must be letters, digits and signs without spaces: choose another one")
+    listener = listen(config.host, config.port)  # before anything that takes time
+    console = Console(soft_wrap=True)
+    path = find_checkpoint(config.ckpt_path, config.work_dir)
+    drawer = open_for_serving(path, config.weights, config.work_dir, console)
+
+    registry = prometheus_client.CollectorRegistry()
+    prometheus_client.ProcessCollector(registry=registry)
+    engine = Engine(drawer, config.batch, config.threads or os.cpu_count() or 1, config.queue, registry)
+    app = make_app(
+        drawer, engine, config.max_images, registry, lambda: engine.works and not guard.stopping, key is not None
+    )
+    max_body = 1024 + 64 * config.max_images  # two lists of classes with some air
+    guard = Guard(app, engine.release, key, config.rate, max_body, config.timeout, registry)
+    server = Server(guard, config.grace, list(config.proxies) if config.proxies is not None else None)
+
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    about = drawer.about
+    console.print(f"serving     {about.run} ({about.data}, {path})", highlight=False, markup=False)
+    console.print(f"page        {url}/", highlight=False)
+    shown = f" -H 'Authorization: Bearer ${KEY}'".replace("'", '"') if key else ""
+    curl = f"""curl {url}/generate{shown} --json '{{"labels": [5], "n": 16, "seed": 0}}' -o fives.png"""
+    console.print(f"ask         {curl}", highlight=False, markup=False)
+    console.print("stop        Ctrl-C", highlight=False)
+    if key is None and not is_loopback(host):
+        log.warning("anybody who can reach %s may ask: set %s, or type host=127.0.0.1", url, KEY)
+    server.run([listener])
+    engine.close()
+    if server.cut:
+        many = "1 request was" if server.cut == 1 else f"{server.cut} requests were"
+        console.print(f"stopped by {server.stopped_by}: {many} cut off after grace={config.grace} s", highlight=False)
+        raise SystemExit(1)
+    console.print(f"stopped by {server.stopped_by}: all {guard.answered:,} requests were answered", highlight=False)
+
+
+def check(config: DictConfig) -> None:
+    """Refuses settings that cannot be meant.
+
+    Raises:
+        UserError: names the key.
+    """
+    for name in ("max_images", "queue", "batch", "threads"):
+        if not (is_whole(config[name], 1) or (name == "threads" and config[name] is None)):
+            raise UserError(f"{name} must be a whole number of at least 1, not {config[name]!r}")
+    if config.queue < config.max_images:
+        raise UserError(
+            f"queue={config.queue} is less than one request may have: raise it to max_images={config.max_images}"
+        )
+    for name in ("rate", "timeout", "grace"):
+        value = config[name]
+        if name == "rate" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
+            raise UserError(f"{name} must be a number above 0, not {value!r}")
+    if config.proxies is not None and not (
+        isinstance(config.proxies, ListConfig) and all(isinstance(each, str) for each in config.proxies)
+    ):
+        raise UserError(f"proxies must be a list of addresses such as proxies=[10.0.0.1], not {config.proxies!r}")
+
+
+def open_for_serving(path: Path, weights: Any, work_dir: str, console: Console) -> Drawer:
+    """What draws with a checkpoint or ONNX file, always through ONNX Runtime, and has drawn once.
+
+    Raises:
+        UserError: the file cannot be used, or a package is missing.
+    """
+    from src.drawing.open_drawer import open_drawer
+
+    if path.suffix == ".onnx":
+        drawer, _ = open_drawer(str(path), work_dir, weights, threads=1)
+    else:
+        if weights not in ("ema", "raw"):
+            raise UserError(f"weights must be ema or raw, not {weights!r}")
+        from src.serving.exported import export_checkpoint
+
+        with (
+            console.status(f"exporting {path.name} for ONNX Runtime"),
+            tempfile.TemporaryDirectory() as folder,
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process,
+        ):
+            file = Path(folder) / "generator.onnx"
+            try:
+                process.submit(export_checkpoint, path, weights, file).result()
+            except ImportError as error:
+                raise UserError(
+                    f"ckpt_path={path} needs {error.name} to be exported: {EXTRAS}, or serve the generator.onnx that"
+                    " task=export makes of it elsewhere"
+                ) from error
+            drawer, _ = open_drawer(str(file), work_dir, weights, threads=1)
+    about = drawer.about
+    shape = (2, about.channels, about.img_size, about.img_size)
+    if about.channels not in (1, 3) or about.img_size**2 > MAX_PIXELS:
+        raise UserError(f"ckpt_path={path} claims images of {shape[1:]}, which cannot be served: choose another one")
+    try:
+        images = drawer.run(np.zeros(2, np.int64), Noise(about.noise_shape, 0)(2))
+        fits = images.shape == shape and images.dtype == np.float32 and bool(np.isfinite(images).all())
+    except Exception as error:  # onnxruntime's kinds share no base
+        raise UserError(f"ckpt_path={path} cannot draw ({str(error)[:200]}): choose another one") from error
+    if not fits:
+        raise UserError(f"ckpt_path={path} does not draw the images that it claims: choose another one")
+    return drawer
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    return ipaddress.ip_address(host.partition("%")[0]).is_loopback

@@ -1,0 +1,22 @@
+"""A checkpoint as ONNX file, made in a process of its own: torch takes ten times the memory of serving."""
+
+from pathlib import Path
+
+
+def export_checkpoint(path: Path, weights: str, out: Path) -> None:
+    """Writes what a checkpoint draws with.
+
+    Args:
+        path: of the checkpoint.
+        weights: `ema` or `raw`.
+        out: the file to write.
+
+    Raises:
+        UserError: the checkpoint cannot be used.
+        ImportError: a package is missing.
+    """
+    from src.drawing.checkpoint_drawer import CheckpointDrawer
+    from src.drawing.onnx_export import export_generator
+
+    drawer = CheckpointDrawer(path, weights)
+    export_generator(drawer.model, out, drawer.about)

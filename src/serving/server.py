@@ -1,0 +1,143 @@
+"""The web server: uvicorn, with a bound on what comes before a request's body, and an end without cut answers."""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from src.serving.limits import Guard
+from src.utils.errors import UserError
+
+MAX_HEADERS = 64 * 1024  # bytes
+HEADERS_TIMEOUT = 10.0  # seconds until a request's headers are complete
+MAX_CONNECTIONS = 2048
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. Uvicorn waits for headers for ever, and reads any number of them."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._received = 0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._received = 0
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(HEADERS_TIMEOUT, self.transport.close)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begin()
+
+    def on_headers_complete(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._deadline is not None:  # headers are incomplete
+            self._received += len(data)
+            if self._received > MAX_HEADERS and not self.transport.is_closing():
+                self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
+                self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        super().connection_lost(exc)
+
+
+class Server(uvicorn.Server):
+    """Serves until SIGTERM or SIGINT, and then until what it had accepted is answered; a second signal ends it at once.
+
+    Args:
+        app: what it serves.
+        grace: seconds for which accepted requests are waited for.
+        proxies: addresses of reverse proxies, whose word on who the client is is believed; None: nobody's.
+    """
+
+    def __init__(self, app: Guard, grace: float, proxies: list[str] | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,  # /metrics counts
+                server_header=False,
+                proxy_headers=proxies is not None,
+                forwarded_allow_ips=proxies,
+                limit_concurrency=MAX_CONNECTIONS,
+            )
+        )
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what clients do wrong fills no log
+        self.stopped_by: str | None = None
+        self.cut = 0  # requests that were not answered at the end
+        self._app = app
+        self._grace = grace
+        self._until = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signals come here."""
+        if self.stopped_by is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self.stopped_by = signal.Signals(sig).name
+        self._until = time.monotonic() + self._grace
+        self._app.stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether it is time to go."""
+        if self.stopped_by is not None and (not self._app.in_progress or time.monotonic() > self._until):
+            self.cut = self._app.in_progress
+            self.force_exit = self.cut > 0
+            return True
+        return await super().on_tick(counter)
+
+
+def listen(host: Any, port: Any) -> socket.socket:
+    """A socket bound to an address of this machine; nobody can connect yet.
+
+    Raises:
+        UserError: there is no such address, or it is taken.
+    """
+    if not isinstance(host, str) or not host:
+        raise UserError(f"host must be an address of this machine such as 127.0.0.1, not {host!r}")
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536:
+        raise UserError(f"port must be a number from 1 to 65535, or 0 for any that is free, not {port!r}")
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
+        listener.bind(address)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(
+            f"host={host} is no address: type host=127.0.0.1 for this machine alone, host=0.0.0.0 for its networks"
+        ) from error
+    except PermissionError as error:
+        raise UserError(f"port={port} is not for everybody: type a port above 1023, such as port=8000") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(
+                f"port={port} is taken by another program: type another, such as port={port % 65535 + 1}"
+            ) from error
+        raise UserError(
+            f"host={host} is not this machine's ({error.strerror}): type host=127.0.0.1 for this machine alone,"
+            " host=0.0.0.0 for its networks"
+        ) from error
+    return listener
