@@ -196,7 +196,7 @@ def read_order(
             413, f"{len(classes)} labels of {asked.n} images are {total}, and one request may ask for {max_images}"
         )
     labels = np.repeat(np.array(classes, np.int64), asked.n)
-    finish = functools.partial(encode, asked.format, labels=labels, n=asked.n)
+    finish = functools.partial(encode, asked.format, labels=labels, n=asked.n, n_classes=n_classes)
     order = Order(labels, asked.seed, asked.truncation, finish)
     if asked.others is not None:
         if not drawer.can_interpolate:

@@ -119,7 +119,7 @@ function fileName(extension) {
 
 function build() {
   document.title = `${about.run}: drawn on request`;
-  $("lead").textContent = `A neural network that has learnt from ${about.data} draws what you choose. None of these images has existed before.`;
+  $("lead").textContent = `A neural network trained on ${about.data} makes up what you choose, as you choose it.`;
   const names = about.class_names;
   $("classes").replaceChildren(...names.map((name, i) => {
     const label = document.createElement("label"), input = document.createElement("input"), text = document.createElement("span");

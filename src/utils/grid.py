@@ -5,14 +5,18 @@ import numpy as np
 BORDER = 2  # black pixels around each image
 
 
-def grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images uint8 [N, H, W, C], grey or in colour -> one picture uint8 [H', W', 3], row by row; N is at least 1."""
+def grid(images: np.ndarray, columns: int, channels: int = 3) -> np.ndarray:
+    """Images uint8 [N, H, W, C], grey or in colour -> one picture uint8 [H', W', channels], row by row; N is at least 1.
+
+    Grey ones may stay grey, with one channel.
+    """
     n, height, width, _ = images.shape
     columns = min(columns, n)
     rows = -(-n // columns)
-    picture = np.zeros((rows * (height + BORDER) + BORDER, columns * (width + BORDER) + BORDER, 3), np.uint8)
-    for i, image in enumerate(images):
-        top = BORDER + i // columns * (height + BORDER)
-        left = BORDER + i % columns * (width + BORDER)
-        picture[top : top + height, left : left + width] = image  # one channel becomes three
+    height, width = height + BORDER, width + BORDER
+    cells = np.zeros((rows * columns, height, width, channels), np.uint8)
+    cells[:n, BORDER:, BORDER:] = images  # one channel becomes several
+    picture = np.zeros((rows * height + BORDER, columns * width + BORDER, channels), np.uint8)
+    side_by_side = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    picture[:-BORDER, :-BORDER] = side_by_side.reshape(rows * height, columns * width, channels)
     return picture
