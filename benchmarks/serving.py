@@ -1,6 +1,6 @@
 """What serving costs: a request against raw ONNX Runtime and against an empty answer, and memory over many requests.
 
-    python benchmarks/serving.py generator.onnx [--rounds 5] [--seconds 5] [--requests 100000] [--out docs/serving.md]
+    python benchmarks/serving.py generator.onnx [--rounds 5] [--seconds 5] [--out docs/serving.md]
 
 The service runs as `python run.py task=serve` starts it, in a process of its own; its clients are another process, on
 the same cores. What is compared is measured in turns, so that a busy machine hits all alike.
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,20 +49,21 @@ onnxruntime {onnxruntime}. Medians of {rounds} rounds of {each:g} s, each round 
 | 64 images at a time, one thread a core, images/s | {raw:,.0f} |
 | 64 images at a time, ONNX Runtime's own choice of threads, images/s | {raw_default:,.0f} |
 
-| {clients} clients ask for | requests/s | images/s | p50 | p99 | / raw images/s |
-|---|---|---|---|---|---|
-| nothing (`GET /health`) | {empty_rate:,.0f} | | {empty_p50:.1f} ms | {empty_p99:.1f} ms | |
-| one PNG | {png_rate:,.0f} | {png_rate:,.0f} | {png_p50:.1f} ms | {png_p99:.1f} ms | |
-| 64 images, npz | {npz_rate:,.0f} | {npz_images:,.0f} | {npz_p50:.1f} ms | {npz_p99:.1f} ms | {npz_ratio:.2f} |
-| 64 images, a PNG | {grid_rate:,.0f} | {grid_images:,.0f} | {grid_p50:.1f} ms | {grid_p99:.1f} ms | {grid_ratio:.2f} |
+| {clients} clients ask for | requests/s | images/s | p50 | p99 | / raw images/s | the service's CPU time |
+|---|---|---|---|---|---|---|
+{rows}
 
-"Raw" is the faster of the two at 64 images at a time. An empty request takes {empty_share:.2f} of the time of one that
-draws a PNG. One client alone gets a PNG in {alone_p50:.2f} ms (p99 {alone_p99:.2f} ms), and an empty answer in
-{alone_empty:.2f} ms.
+"Raw" is the faster of the two at 64 images at a time; it takes {raw_cpu:.2f} ms of CPU time for 64 images. The service
+answers {empty_share:.2f} as many requests for a PNG as empty ones. One client alone gets a PNG in {alone_p50:.2f} ms
+(p99 {alone_p99:.2f} ms), and an empty answer in {alone_empty:.2f} ms.
 
 {total:,} requests for one PNG each, from {clients} clients: {errors} errors. Memory of the service:
 {memory_before:.1f} MiB after the first tenth of them, {memory_after:.1f} MiB after the last.
+
+Made up by `schemathesis run openapi.json --mode=all --max-examples={examples}`: {fuzzed}.
 """
+ROW = "| {what} | {rate:,.0f} | {images:,.0f} | {p50:.1f} ms | {p99:.1f} ms | {ratio:.2f} | {cpu:.2f} ms |"
+WORDS = {"empty": "nothing (`GET /health`)", "png": "one PNG", "grid": "64 images, a PNG", "npz": "64 images, npz"}
 
 
 # Clients --------------------------------------------------------------------------------------------------------------
@@ -153,6 +155,33 @@ def start(path: Path) -> tuple[subprocess.Popen[str], int]:
     return process, int(re.search(r"page\s+http://[^\s]+:(\d+)/", said)[1])
 
 
+def cpu(process: subprocess.Popen[str]) -> float:
+    """Seconds of CPU time that a process has had."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def fuzz(port: int, examples: int) -> str:
+    """What became of requests that were made up from the service's own description."""
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--mode=all", "--seed=1"]
+    command += [f"--max-examples={examples}", "--checks=not_a_server_error"]
+    before = statuses(url)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    made = {status: n - before.get(status, 0) for status, n in statuses(url).items() if n > before.get(status, 0)}
+    each = ", ".join(f"{n:,} with {status}" for status, n in sorted(made.items()))
+    return f"{sum(made.values()):,} requests, answered {each}"
+
+
+def statuses(url: str) -> dict[str, int]:
+    """How many requests were answered with each status."""
+    text = urllib.request.urlopen(f"{url}/metrics").read().decode()
+    counts: dict[str, int] = {}
+    for status, n in re.findall(r'^serve_requests_total\{.*status="(\d+)"\} (\S+)$', text, re.MULTILINE):
+        counts[status] = counts.get(status, 0) + int(float(n))
+    return counts
+
+
 def memory(process: subprocess.Popen[str]) -> float:
     """MiB that a process has in memory."""
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
@@ -174,6 +203,15 @@ def latency(drawer: OnnxDrawer, n: int = 2000) -> float:
         drawer.run(*given)
         took.append(time.perf_counter() - start)
     return 1000 * statistics.median(took[n // 10 :])
+
+
+def cpu_of_64(drawer: OnnxDrawer, n: int = 200) -> float:
+    """Mean ms of CPU time of 64 images."""
+    given = inputs(drawer, 64)
+    start = time.process_time()
+    for _ in range(n):
+        drawer.run(*given)
+    return 1000 * (time.process_time() - start) / n
 
 
 def throughput(drawer: OnnxDrawer, threads: int, seconds: float) -> float:
@@ -202,6 +240,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--examples", type=int, default=1000, help="made-up requests of each kind")
     parser.add_argument("--out", type=Path, help="also write the report to this file, such as docs/serving.md")
     parser.add_argument("--load", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -231,15 +270,18 @@ def main() -> None:
             note("one", latency(own))
             note("one_default", latency(default))
             note("raw", throughput(own, os.cpu_count() or 1, args.seconds))
+            note("raw_cpu", cpu_of_64(own))
             note("raw_default", throughput(default, 1, args.seconds))
             for kind in KINDS:
+                used = cpu(process)
                 result = clients(port, kind, seconds=args.seconds)
+                note(f"{kind}_cpu", 1000 * (cpu(process) - used) / result["n"])
                 errors += result["errors"]
                 for name in ("rate", "p50", "p99"):
                     note(f"{kind}_{name}", result[name])
-                if kind in ("grid", "npz"):
-                    note(f"{kind}_images", 64 * result["rate"])
-                    note(f"{kind}_ratio", 64 * result["rate"] / max(found["raw"][-1], found["raw_default"][-1]))
+                images = result["rate"] * (KINDS[kind] or {"n": 0})["n"]
+                note(f"{kind}_images", images)
+                note(f"{kind}_ratio", images / max(found["raw"][-1], found["raw_default"][-1]))
             for name, kind in (("alone_p50", "png"), ("alone_empty", "empty")):
                 result = clients(port, kind, clients=1, seconds=args.seconds / 5)
                 note(name, result["p50"])
@@ -249,12 +291,16 @@ def main() -> None:
         before = memory(process)
         rest = clients(port, "png", requests=args.requests - args.requests // 10)
         after = memory(process)
+        fuzzed = fuzz(port, args.examples)
     finally:
         process.terminate()
         process.wait()
     medians = {name: statistics.median(values) for name, values in found.items()}
     about = own.about
+    names = ("rate", "images", "p50", "p99", "ratio", "cpu")
+    rows = [ROW.format(what=WORDS[kind], **{name: medians[f"{kind}_{name}"] for name in names}) for kind in KINDS]
     report = TABLE.format(
+        rows="\n".join(rows),
         **provenance(command_line()),
         **medians,
         onnxruntime=onnxruntime.__version__,
@@ -267,6 +313,8 @@ def main() -> None:
         errors=int(errors + first["errors"] + rest["errors"]),
         memory_before=before,
         memory_after=after,
+        examples=args.examples,
+        fuzzed=fuzzed,
         seconds=time.perf_counter() - started,
     )
     print(report)

@@ -59,7 +59,9 @@ def serve(config: DictConfig) -> None:
     server = Server(guard, config.grace, list(config.proxies) if config.proxies is not None else None)
 
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    # What listens everywhere is opened here.
+    name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{port}"
     about = drawer.about
     console.print(f"serving     {about.run} ({about.data}, {path})", highlight=False, markup=False)
     console.print(f"page        {url}/", highlight=False)
@@ -68,7 +70,7 @@ def serve(config: DictConfig) -> None:
     console.print(f"ask         {curl}", highlight=False, markup=False)
     console.print("stop        Ctrl-C", highlight=False)
     if key is None and not is_loopback(host):
-        log.warning("anybody who can reach %s may ask: set %s, or type host=127.0.0.1", url, KEY)
+        log.warning("anybody who can reach port %s of %s may ask: set %s, or type host=127.0.0.1", port, host, KEY)
     server.run([listener])
     engine.close()
     if server.cut:

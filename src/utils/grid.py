@@ -6,9 +6,9 @@ BORDER = 2  # black pixels around each image
 
 
 def grid(images: np.ndarray, columns: int, channels: int = 3) -> np.ndarray:
-    """Images uint8 [N, H, W, C], grey or in colour -> one picture uint8 [H', W', channels], row by row; N is at least 1.
+    """Images uint8 [N, H, W, C] -> one picture uint8 [H', W', channels], row by row; N is at least 1.
 
-    Grey ones may stay grey, with one channel.
+    Grey images are drawn in colour, or stay grey where one channel is asked for.
     """
     n, height, width, _ = images.shape
     columns = min(columns, n)
