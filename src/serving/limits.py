@@ -32,6 +32,7 @@ HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 MAX_CLIENTS = 10_000  # that are remembered
+MAX_UNREAD = 2**20  # bytes by which a body may be too large, and still be read
 
 
 class RefusedError(Exception):
@@ -188,18 +189,22 @@ class Guard:
         too_large = RefusedError(413, f"the body has more than {self._max_body} bytes: send less", connection="close")
         for name, value in scope["headers"]:
             # A parser has seen to it that this is a number; it may be a long one.
-            if name == b"content-length" and (len(value) > 15 or int(value) > self._max_body):
+            if name == b"content-length" and (len(value) > 15 or int(value) > self._max_body + MAX_UNREAD):
                 raise too_large
-        body = b""
-        while True:
+        body, n = b"", 0
+        while n <= self._max_body + MAX_UNREAD:
             message = await receive()
             if message["type"] != "http.request":
                 raise RefusedError(400, "the connection was closed before the request was complete")
-            body += message.get("body", b"")
-            if len(body) > self._max_body:
-                raise too_large
+            part = message.get("body", b"")
+            n += len(part)
+            # What is too much is read, but not kept: a connection that is closed before may take the answer with it.
+            body = body + part if n <= self._max_body else b""
             if not message.get("more_body"):
-                return body
+                if n <= self._max_body:
+                    return body
+                break
+        raise too_large
 
 
 def once(body: bytes, receive: Receive) -> Receive:
