@@ -14,6 +14,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -167,7 +168,8 @@ def fuzz(port: int, examples: int) -> str:
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--mode=all", "--seed=1"]
     command += [f"--max-examples={examples}", "--checks=not_a_server_error"]
     before = statuses(url)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as folder:  # it leaves a cache where it runs
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
     made = {status: n - before.get(status, 0) for status, n in statuses(url).items() if n > before.get(status, 0)}
     each = ", ".join(f"{n:,} with {status}" for status, n in sorted(made.items()))
     return f"{sum(made.values()):,} requests, answered {each}"
