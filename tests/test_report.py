@@ -27,7 +27,6 @@ from src.utils.errors import UserError
 from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from tests.conftest import compose_config, run_cli
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CLASSES = ["zero", "one", "two", "three"]
 FLOORS = {
     **{
@@ -736,20 +735,6 @@ def test_several_runs_are_written_under_logs_each_choice_to_its_own_file(tmp_pat
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip("playwright is not installed: pip install -r requirements-dev.txt")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

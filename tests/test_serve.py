@@ -31,7 +31,6 @@ from tests.conftest import ROOT, run_cli
 
 NEEDED = (*REQUIRED, "fastapi", "uvicorn", "httptools", "prometheus_client")
 pytestmark = pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="needs pip install -r requirements-extras.txt")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 # A running service ----------------------------------------------------------------------------------------------------
@@ -562,20 +561,6 @@ def lie(path: Path, other: Path, **metadata: str) -> None:
 
 
 # The page -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip("playwright is not installed: pip install -r requirements-dev.txt")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
 
 
 @contextlib.contextmanager

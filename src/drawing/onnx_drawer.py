@@ -1,5 +1,6 @@
 """A trained generator from an ONNX file, without torch."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,11 @@ class OnnxDrawer(Drawer):
             raise UserError(f"ckpt_path={path} needs onnxruntime: {EXTRAS}") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what it has to say is raised as well
+        # A stranger's file may name others that hold its weights: they are looked for where nothing can be.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            # Read here: a path would let the file name others to be read beside it.
             self.session = onnxruntime.InferenceSession(
                 path.read_bytes(), options, providers=onnxruntime.get_available_providers()
             )

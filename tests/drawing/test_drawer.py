@@ -106,6 +106,30 @@ def test_a_file_that_is_no_generator_is_refused(content: bytes, tmp_path: Path) 
         open_drawer(str(tmp_path / "generator.onnx"), tmp_path)
 
 
+@needs_onnx
+def test_a_file_reads_no_other_file(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
+    ours, path = CheckpointDrawer(checkpoint), tmp_path / "generator.onnx"
+    export_generator(ours.model, path, ours.about)
+    model = onnx.load(path)
+    weight = max(model.graph.initializer, key=lambda each: len(each.raw_data))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.bin").write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (
+        ("location", "mine.bin"),
+        ("offset", "0"),
+        ("length", str((tmp_path / "mine.bin").stat().st_size)),
+    ):
+        weight.external_data.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString())
+
+    with pytest.raises(UserError, match=r"generator\.onnx is damaged or no ONNX file"):
+        open_drawer(str(path), tmp_path)
+
+
 def test_drawing_with_an_exported_file_needs_no_torch() -> None:
     code = "import sys; import src.drawing.onnx_drawer, src.drawing.open_drawer, src.utils.grid; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
