@@ -36,7 +36,7 @@ VARIANTS: list[tuple[str, list[str], int | None, str]] = [
     ("Adam that is not fused", ["model.optimizer_g.fused=false", "model.optimizer_d.fused=false"], None, ""),
     ("channels last", [], None, "channels last"),
     ("bf16 autocast", [], None, "bf16"),
-    ("torch.compile", [], None, "compile"),
+    ("no R1, torch.compile", ["model.penalties.r1=null"], None, "compile"),  # which has no second derivative
     ("batches of 32", ["datamodule.batch_size=32"], None, ""),
     ("batches of 128", ["datamodule.batch_size=128"], None, ""),
     ("spectral norm", ["model.spectral_norm=true"], None, ""),
