@@ -98,6 +98,7 @@ class ResidualGenerator(nn.Module):
         self.blocks = nn.ModuleList(GeneratorBlock(condition_dim, i, o) for i, o in pairwise(widths))
         self.norm = ConditionalNorm(condition_dim, width)
         self.end = nn.Conv2d(width, 4 * channels, 3, padding=1)
+        self.to(memory_format=torch.channels_last)  # a seventh faster on a CPU: docs/step_cost.md
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Noise [N, latent_dim] and labels int64 [N] -> images [N, C, H, W] in [-1, 1]."""
@@ -137,6 +138,7 @@ class ResidualDiscriminator(nn.Module):
             if isinstance(module, nn.Conv2d) or module is self.features:
                 # PyTorch's default makes features fade with depth, and scores with them (He et al. 2015).
                 nn.init.kaiming_normal_(module.weight, a=0.2)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images [N, C, H, W] in [-1, 1] and labels int64 [N] -> scores [N, 1], unbounded; higher means more real."""
