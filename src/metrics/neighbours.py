@@ -40,7 +40,7 @@ def neighbour_radius(features: Tensor, *ks: int) -> list[Tensor]:
 
 def real_radii(real: Tensor) -> list[Tensor]:
     """What `precision_recall_density_coverage` needs to know of the real images alone, to be measured once."""
-    return neighbour_radius(real.double(), K_PRECISION_RECALL, K_DENSITY_COVERAGE)
+    return neighbour_radius(real, K_PRECISION_RECALL, K_DENSITY_COVERAGE)
 
 
 def precision_recall_density_coverage(
@@ -66,7 +66,6 @@ def precision_recall_density_coverage(
     Raises:
         ValueError: a set has 5 images or fewer.
     """
-    real, generated = real.double(), generated.double()
     radius, wider = radii or real_radii(real)
     radius_generated, _ = neighbour_radius(generated, K_PRECISION_RECALL, K_DENSITY_COVERAGE)
     in_real_ball, memberships = 0, 0
