@@ -66,7 +66,7 @@ compare the ratios.
 | this project, as `experiment=train_mnist_cnn_gan.yaml` runs it, with its default logging | {recipe_speed:,.0f} | |
 | a bare PyTorch loop: same tensors, same arithmetic | {recipe_bare_speed:,.0f} | {recipe_bare_ratio:.2f} |
 
-| a validation, with the quality of 5,000 samples | seconds | / an epoch of training |
+| a validation, with the quality of 4,000 samples | seconds | / an epoch of training |
 |---|---|---|
 | `experiment=train_mnist_gan.yaml` | {project_validation:.2f} | {project_share:.1%} |
 | `experiment=train_mnist_cnn_gan.yaml` | {recipe_validation:.2f} | {recipe_share:.1%} |

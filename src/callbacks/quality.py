@@ -64,7 +64,7 @@ class LogQuality(Callback):
 
     def __init__(
         self,
-        n_val: int = 5_000,
+        n_val: int = 4_000,
         n_test: int = 5_000,
         cas: bool = True,
         picture: bool = True,
