@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from src.drawing.onnx_export import REQUIRED
+
 ROOT = Path(__file__).resolve().parents[1]
 # One folder for all tests where the user has none, so that the digits' feature net is trained once.
 data_folder = tempfile.TemporaryDirectory(prefix="data-")
 os.environ.setdefault("DATA_DIR", str(ROOT / "data" if (ROOT / "data").is_dir() else data_folder.name))
 # Real data, a few seconds a run: the embedded digits, 22 batches of 64 an epoch.
 QUICK = ["datamodule=digits", "print_config=false", "trainer.enable_model_summary=false"]
+
+
+needs_onnx = pytest.mark.skipif(
+    not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.drawing.checkpoint_drawer import CheckpointDrawer
-from src.drawing.onnx_export import REQUIRED, export_generator
+from src.drawing.onnx_export import export_generator
 from src.evaluate import evaluate
 from src.evaluation.inputs import short_names
 from src.evaluation.neighbours_picture import CELL as SIDE
@@ -21,7 +20,7 @@ from src.evaluation.neighbours_picture import GAP, LEFT, TOP
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
 from src.utils.pictures import CELL, MARGIN
-from tests.conftest import compose_config, run_cli
+from tests.conftest import compose_config, needs_onnx, run_cli
 from tests.metrics.digits import cache_dir, digits, references
 from tests.metrics.test_quality import KEYS
 
@@ -186,7 +185,7 @@ def test_all_are_measured_on_as_many_images_as_the_smallest_file_has(
     assert model["floors"] == few["floors"]
 
 
-@pytest.mark.skipif(not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt")
+@needs_onnx
 def test_an_exported_model_has_the_numbers_of_its_checkpoint(
     checkpoint: Path, evaluated: Evaluated, tmp_path: Path
 ) -> None:

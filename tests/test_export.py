@@ -14,15 +14,11 @@ import torch
 
 from src.drawing.checkpoint_drawer import CheckpointDrawer
 from src.drawing.drawer import Noise
-from src.drawing.onnx_export import REQUIRED
 from src.drawing.open_drawer import open_drawer
 from src.export import export
 from src.utils.errors import UserError
-from tests.conftest import ROOT, compose_config
+from tests.conftest import ROOT, compose_config, needs_onnx
 
-needs_onnx = pytest.mark.skipif(
-    not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
-)
 LABELS, NOISE = np.arange(20) % 10, Noise((100,), 5)(20)
 Export = Callable[..., Path]
 

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,11 @@ import pytest
 
 from src.drawing.checkpoint_drawer import CheckpointDrawer
 from src.drawing.drawer import BLOCK, About, Drawer, Noise
-from src.drawing.onnx_export import REQUIRED, export_generator
+from src.drawing.onnx_export import export_generator
 from src.drawing.open_drawer import open_drawer
 from src.utils.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_onnx
 
-needs_onnx = pytest.mark.skipif(
-    not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
-)
 ABOUT = About(2, ("no", "yes"), 1, 4, (3,), "ema", "a run", "digits", "0123", "last.ckpt", "ab" * 32)
 
 

@@ -1,6 +1,5 @@
 """The int8 file is a quarter as large, and draws nearly the same."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,10 @@ import torch
 from src.drawing.drawer import Noise
 from src.drawing.int8_export import quantise
 from src.drawing.onnx_drawer import OnnxDrawer
-from src.drawing.onnx_export import REQUIRED
+from tests.conftest import needs_onnx
 from tests.drawing.test_onnx_export import export, model_with
 
-pytestmark = pytest.mark.skipif(
-    not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
-)
+pytestmark = needs_onnx
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The exported file draws what the model draws, whatever the network, and the model stays as it was."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,15 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from src.drawing.checkpoint_drawer import about_model
-from src.drawing.onnx_export import REQUIRED, draw_with, export_generator, generator_of, plain_copy
+from src.drawing.onnx_export import draw_with, export_generator, generator_of, plain_copy
 from src.models.image_model import ImageModel
 from src.models.mnist_gan_model import MNISTGANModel
 from src.utils.instantiate import instantiate
-from tests.conftest import compose_config
-
-needs_onnx = pytest.mark.skipif(
-    not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
-)
+from tests.conftest import compose_config, needs_onnx
 
 
 def model_with(*overrides: str) -> MNISTGANModel:
