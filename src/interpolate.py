@@ -9,11 +9,12 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from src.drawing.asked import check_numbers, out_folder, out_is_full, wanted_labels
+from src.drawing.asked import check_numbers, out_folder, wanted_labels
 from src.drawing.drawer import Drawer, Noise
 from src.drawing.open_drawer import open_drawer
 from src.utils.commands import next_command, typed_overrides
 from src.utils.errors import UserError
+from src.utils.files import whole
 from src.utils.grid import grid
 
 FRAME_MS = 80  # how long an animation shows a frame
@@ -42,33 +43,31 @@ def interpolate(config: DictConfig) -> None:
     out = out_folder(config.out)
     console = Console(soft_wrap=True)
     made = []
-    try:
-        cells = drawer.draw(np.tile(labels, len(noises)), noises.repeat(len(labels), axis=0))
-        made.append(save([grid(cells, len(labels))], out / "table.png"))
+    cells = drawer.draw(np.tile(labels, len(noises)), noises.repeat(len(labels), axis=0))
+    made.append(save([grid(cells, len(labels))], out / "table.png"))
 
-        ways = list(zip(noises, np.roll(noises, -1, axis=0), strict=True))
-        rows = [between_noises(drawer, label, *ways[0], weights) for label in labels]
-        made.append(save([grid(np.concatenate(rows), len(weights))], out / "noises.png"))
-        frames: list[np.ndarray] = []
-        for a, b in track(ways, "between noises", console=console):
-            # Without the last frame of each way, which is the next one's first.
-            of_label = [between_noises(drawer, label, a, b, weights[:-1]) for label in labels]
-            frames += [grid(cells, columns_for(len(cells))) for cells in np.stack(of_label, axis=1)]
-        made.append(save(frames, out / "noises.gif"))
+    ways = list(zip(noises, np.roll(noises, -1, axis=0), strict=True))
+    rows = [between_noises(drawer, label, *ways[0], weights) for label in labels]
+    made.append(save([grid(np.concatenate(rows), len(weights))], out / "noises.png"))
+    frames: list[np.ndarray] = []
+    for a, b in track(ways, "between noises", console=console):
+        # Without the last frame of each way, which is the next one's first.
+        of_label = [between_noises(drawer, label, a, b, weights[:-1]) for label in labels]
+        frames += [grid(cells, columns_for(len(cells))) for cells in np.stack(of_label, axis=1)]
+    made.append(save(frames, out / "noises.gif"))
 
-        pairs = list(zip(labels, np.roll(labels, -1), strict=True)) if len(labels) > 1 else []
-        if pairs:
-            rows = [between_classes(drawer, a, b, noises[:1], weights)[:, 0] for a, b in pairs]
-            made.append(save([grid(np.concatenate(rows), len(weights))], out / "classes.png"))
-            frames = []
-            for a, b in track(pairs, "between classes", console=console):
-                between = between_classes(drawer, a, b, noises, weights[:-1])
-                frames += [grid(cells, columns_for(len(cells))) for cells in between]
-            made.append(save(frames, out / "classes.gif"))
-    except OSError as error:
-        raise out_is_full(error) from error
+    pairs = list(zip(labels, np.roll(labels, -1), strict=True)) if len(labels) > 1 else []
+    if pairs:
+        rows = [between_classes(drawer, a, b, noises[:1], weights)[:, 0] for a, b in pairs]
+        made.append(save([grid(np.concatenate(rows), len(weights))], out / "classes.png"))
+        frames = []
+        for a, b in track(pairs, "between classes", console=console):
+            between = between_classes(drawer, a, b, noises, weights[:-1])
+            frames += [grid(cells, columns_for(len(cells))) for cells in between]
+        made.append(save(frames, out / "classes.gif"))
 
-    console.print(f"{len(labels)} classes and {len(noises)} noises of {path} ({drawer.about.weights} weights)")
+    what = f"{len(labels)} classes and {len(noises)} noises of {path} ({drawer.about.weights} weights)"
+    console.print(what, highlight=False, markup=False)
     for each in made:
         console.print(f"{each.stem:<11} {each}", highlight=False, markup=False)
     typed = [o for o in typed_overrides() or ["task=interpolate"] if o.partition("=")[0] not in ("seed", "ckpt_path")]
@@ -112,11 +111,12 @@ def columns_for(n: int) -> int:
 def save(frames: Sequence[np.ndarray], path: Path) -> Path:
     """Saves a picture uint8 [H, W, 3], or several as an animation that begins again at its end; returns `path`."""
     pictures = [Image.fromarray(frame) for frame in frames]
-    if path.suffix == ".gif":
-        pictures = [each.resize((2 * each.width, 2 * each.height), Image.Resampling.NEAREST) for each in pictures]
-        if all((frame == frame[:, :, :1]).all() for frame in frames):
-            pictures = [each.convert("L") for each in pictures]  # else 256 levels of grey would become fewer colours
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
-    else:
-        pictures[0].save(path)
+    with whole(path) as file:
+        if path.suffix == ".gif":
+            pictures = [each.resize((2 * each.width, 2 * each.height), Image.Resampling.NEAREST) for each in pictures]
+            if all((frame == frame[:, :, :1]).all() for frame in frames):
+                pictures = [each.convert("L") for each in pictures]  # else 256 greys would become fewer colours
+            pictures[0].save(file, save_all=True, append_images=pictures[1:], duration=FRAME_MS, loop=0)
+        else:
+            pictures[0].save(file)
     return path

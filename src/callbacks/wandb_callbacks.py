@@ -1,6 +1,7 @@
 """What a reviewer sees of a run besides numbers: pictures in every logger, and files in W&B."""
 
 import shutil
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from src.utils.run_record import log_table
 SOURCE = ("run.py", "src", "configs")
 
 
-class PictureCallback(Callback):
+class PictureCallback(Callback, ABC):
     """Draws something once in so many epochs, at their end.
 
     Args:
@@ -35,9 +36,9 @@ class PictureCallback(Callback):
         if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self.on_epoch_end(trainer, pl_module)
 
+    @abstractmethod
     def on_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
         """Draws. Lightning no longer calls this by itself."""
-        raise NotImplementedError
 
 
 class LogSampleGrid(PictureCallback):
