@@ -1,4 +1,4 @@
-# Serves the generator.onnx of task=export, without torch: about 400 MB.
+# Serves the generator.onnx of task=export, without torch.
 #
 #   docker build -t generator .
 #   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/generator.onnx:/model/generator.onnx:ro" generator
