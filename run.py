@@ -178,7 +178,7 @@ def keep_traceback(error: Exception, folder: Path | None) -> str:
     if folder is None:
         return remedy
     try:
-        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)))
+        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
         return remedy
     return f"{folder / 'traceback.txt'} (or {remedy})"

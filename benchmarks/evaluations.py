@@ -41,7 +41,9 @@ def main(paths: list[Path]) -> None:
     if not paths:
         sys.exit("error: name the evaluation.json files that the page shows")
     out = ROOT / "docs" / "evaluations.md"
-    out.write_text("\n".join([HEAD, *(section(json.loads(path.read_text())) for path in paths)]))
+    out.write_text(
+        "\n".join([HEAD, *(section(json.loads(path.read_text(encoding="utf-8"))) for path in paths)]), encoding="utf-8"
+    )
     print(f"wrote {out} from {len(paths)} evaluations")
 
 

@@ -61,8 +61,8 @@ def record(run_dir: Path) -> dict:
     path = run_dir / "results.json"
     if not path.exists():
         sys.exit(f"error: {run_dir} has no results.json: name the folder of a run that ended")
-    results = json.loads(path.read_text())
-    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    results = json.loads(path.read_text(encoding="utf-8"))
+    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     results["curve"] = [{key.partition("/")[2]: row[key] for key in CURVE} for row in rows if row.keys() >= set(CURVE)]
     return results
 
@@ -125,7 +125,7 @@ def main(run_dirs: list[Path]) -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     for run_dir in run_dirs:
         run = record(run_dir)
-        (RECORDS / f"{run['name']}.json").write_text(json.dumps(run, indent=1) + "\n")
+        (RECORDS / f"{run['name']}.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         picture = picture_of(experiment_of(run))
         if not picture.exists() or run["name"].endswith("seed12345"):
             shutil.copy(sorted((run_dir / "samples").glob("epoch_*.png"))[-1], picture)
@@ -133,14 +133,14 @@ def main(run_dirs: list[Path]) -> None:
     experiments: dict[str, list[dict]] = {}
     # The default seed comes first.
     for path in sorted(RECORDS.glob("*.json"), key=lambda path: ("seed12345" not in path.name, path.name)):
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_text(encoding="utf-8"))
         experiments.setdefault(experiment_of(run), []).append(run)
     page = "\n".join([HEAD, *(section(name, experiments[name]) for name in sorted(experiments))])
-    (ROOT / "docs" / "results.md").write_text(page)
+    (ROOT / "docs" / "results.md").write_text(page, encoding="utf-8")
     readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(MARKERS[0])
+    before, _, rest = readme.read_text(encoding="utf-8").partition(MARKERS[0])
     _, _, after = rest.partition(MARKERS[1])
-    readme.write_text(before + MARKERS[0] + readme_table(experiments) + MARKERS[1] + after)
+    readme.write_text(before + MARKERS[0] + readme_table(experiments) + MARKERS[1] + after, encoding="utf-8")
     print(f"wrote {readme} and {ROOT / 'docs' / 'results.md'} from {sum(map(len, experiments.values()))} runs")
 
 

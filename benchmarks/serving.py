@@ -137,7 +137,7 @@ async def load(port: int, kind: str, clients: int, seconds: float, requests: int
 def clients(port: int, kind: str, clients: int = CLIENTS, seconds: float = 0, requests: int = 0) -> dict[str, float]:
     """The same, from a process of its own."""
     command = [sys.executable, __file__, "-", "--load", json.dumps([port, kind, clients, seconds, requests])]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout)
 
 
 # The service ----------------------------------------------------------------------------------------------------------
@@ -145,7 +145,9 @@ def clients(port: int, kind: str, clients: int = CLIENTS, seconds: float = 0, re
 
 def start(path: Path) -> tuple[subprocess.Popen[str], int]:
     command = [sys.executable, str(ROOT / "run.py"), "task=serve", "port=0", f"ckpt_path={path}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"SERVE_API_KEY": ""})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, encoding="utf-8", env=os.environ | {"SERVE_API_KEY": ""}
+    )
     said = ""
     while not said.endswith("Ctrl-C\n"):
         line = process.stdout.readline()
@@ -158,7 +160,7 @@ def start(path: Path) -> tuple[subprocess.Popen[str], int]:
 
 def cpu(process: subprocess.Popen[str]) -> float:
     """Seconds of CPU time that a process has had."""
-    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -186,7 +188,7 @@ def statuses(url: str) -> dict[str, int]:
 
 def memory(process: subprocess.Popen[str]) -> float:
     """MiB that a process has in memory."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) / 1024
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))[1]) / 1024
 
 
 # ONNX Runtime ---------------------------------------------------------------------------------------------------------
@@ -322,7 +324,7 @@ def main() -> None:
     print(report)
     if args.out:
         args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(report)
+        args.out.write_text(report, encoding="utf-8")
         print(f"wrote {args.out}")
 
 

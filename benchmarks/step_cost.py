@@ -140,7 +140,7 @@ def main() -> None:
     )
     print(report)
     if args.out:
-        args.out.write_text(report)
+        args.out.write_text(report, encoding="utf-8")
         print(f"wrote {args.out}")
 
 

@@ -340,7 +340,7 @@ def main() -> None:
                 f"--batches={args.batches}",
                 f"--threads={args.threads}",
             ]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8")
             speed, memory[kind], *more = map(float, done.stdout.splitlines()[-1].split())
             speeds[kind].append(speed)
             if more:
@@ -370,7 +370,7 @@ def main() -> None:
     print(report)
     if args.out:
         args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(report)
+        args.out.write_text(report, encoding="utf-8")
         print(f"wrote {args.out}")
 
 

@@ -120,7 +120,7 @@ def evaluate(config: DictConfig) -> None:
         "differences": differences,
     }
     with whole(out / "evaluation.json") as file:
-        file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     say_what_was_made(results, pictures, out, console)
 
 

@@ -115,7 +115,7 @@ def run_cli(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         cwd=cwd,
         env=os.environ | environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
     )
 
@@ -162,4 +162,4 @@ def wandb_run(run_dir: Path) -> dict[str, Any]:
 def _inspect(run_dir: Path, *options: str) -> str:
     (folder,) = run_dir.glob("wandb/offline-run-*")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout

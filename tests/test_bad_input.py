@@ -239,7 +239,7 @@ def test_an_unexpected_failure_keeps_its_traceback(typed: Typed, tmp_path: Path)
     assert_explained(result, "RuntimeError", code=1)
     (kept,) = tmp_path.rglob("traceback.txt")
     assert str(kept) in result[1]
-    assert "Traceback" in kept.read_text()
+    assert "Traceback" in kept.read_text(encoding="utf-8")
 
 
 def test_divergence_says_what_to_lower(typed: Typed) -> None:
@@ -268,7 +268,7 @@ def test_an_env_file_that_is_no_text(
 def test_lines_in_an_env_file_that_mean_nothing_are_passed_over(
     typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / ".env").write_text("this is junk\n=\nDATA_DIR=\n")
+    (tmp_path / ".env").write_text("this is junk\n=\nDATA_DIR=\n", encoding="utf-8")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setattr(run, "ROOT", tmp_path)
     assert_explained(type_short(typed, "seed=abc"), "seed")
@@ -308,7 +308,7 @@ def damaged(kind: str, good: Path, path: Path) -> None:
     elif kind == "beginning":
         path.write_bytes(content[:100])
     elif kind == "text":
-        path.write_text("not a checkpoint\n")
+        path.write_text("not a checkpoint\n", encoding="utf-8")
     elif kind == "other dict":
         torch.save({"epoch": 3, "weights": torch.zeros(2)}, path)
     elif kind == "tensor":
@@ -506,9 +506,9 @@ def test_data_that_may_not_be_read(typed: Typed, mnist_files: Path, monkeypatch:
 
 @pytest.mark.parametrize("where", ["data_dir=/proc/nope", "data_dir=data.txt"], ids=["read-only", "a file"])
 def test_a_data_folder_that_cannot_be_used(typed: Typed, tmp_path: Path, where: str) -> None:
-    (tmp_path / "data.txt").write_text("mine")
+    (tmp_path / "data.txt").write_text("mine", encoding="utf-8")
     assert_explained(typed(*MNIST, where), "data", where.partition("=")[2], "folder")
-    assert (tmp_path / "data.txt").read_text() == "mine"
+    assert (tmp_path / "data.txt").read_text(encoding="utf-8") == "mine"
 
 
 def test_no_data_and_no_stand_in_wanted(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,7 +538,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(trained: Path, tmp_path: Path) ->
         [sys.executable, str(ROOT / "run.py"), *resumed, f"hydra.run.dir={trained.parents[1]}"],
         cwd=tmp_path,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )

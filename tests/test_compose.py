@@ -9,8 +9,8 @@ import yaml
 
 from tests.conftest import ROOT
 
-TEXT = (ROOT / "docker-compose.yaml").read_text()
-EXAMPLE = (ROOT / ".env.example").read_text()
+TEXT = (ROOT / "docker-compose.yaml").read_text(encoding="utf-8")
+EXAMPLE = (ROOT / ".env.example").read_text(encoding="utf-8")
 VARIABLE = re.compile(r"\$\{(\w+)([^}]*)\}")
 
 

@@ -60,7 +60,7 @@ def test_every_file_composes_and_arrives_where_it_is_read(group: str, name: str,
     usual = compose_config("train", f"work_dir={tmp_path}", run_dir=tmp_path)
 
     plain: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    is_global = "@package _global_" in (ROOT / "configs" / group / f"{name}.yaml").read_text()
+    is_global = "@package _global_" in (ROOT / "configs" / group / f"{name}.yaml").read_text(encoding="utf-8")
     assert_contains(plain if is_global else plain[group], raw(group, name), group)
     # A file with the wrong package leaves its keys where nobody reads them.
     assert config.keys() == usual.keys()
@@ -193,7 +193,7 @@ def test_experiments_train_and_test(name: str, tmp_path: Path) -> None:
 
 @options("experiment")
 def test_an_experiment_opens_with_its_command(name: str) -> None:
-    text = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text()
+    text = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
     comments = [line for line in text.splitlines() if line.startswith("#")]
     assert any(f"python run.py experiment={name}.yaml" in line for line in comments)
 
@@ -243,7 +243,9 @@ def test_debug_wins_over_the_experiment_and_the_command_line_over_both() -> None
 @options("hparams_search")
 def test_a_search_runs_many_times_over_keys_that_exist(name: str) -> None:
     if "optuna" in name and not HAS_OPTUNA:
-        assert "requirements-extras.txt" in (ROOT / "configs" / "hparams_search" / f"{name}.yaml").read_text()
+        assert "requirements-extras.txt" in (ROOT / "configs" / "hparams_search" / f"{name}.yaml").read_text(
+            encoding="utf-8"
+        )
         return
     config = compose_config("train", "experiment=train_mnist_gan", f"hparams_search={name}")
     assert config.hydra.mode.name == "MULTIRUN"

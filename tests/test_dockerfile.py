@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 from tests.test_requirements import listed
 
-TEXT = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
 STEPS = [tuple(line.split(maxsplit=1)) for line in TEXT.splitlines() if line and not line.startswith("#")]
 
 
@@ -23,7 +23,7 @@ def test_the_image_is_pinned_and_small() -> None:
 def test_nothing_of_torch_is_installed() -> None:
     (install,) = (run for run in steps("RUN") if "pip install" in run)
     assert re.findall(r"-r (\S+)", install) == ["requirements-serve.txt"]
-    text = (ROOT / "requirements-serve.txt").read_text()
+    text = (ROOT / "requirements-serve.txt").read_text(encoding="utf-8")
     assert not re.search(r"^-r", text, re.MULTILINE)
     assert not listed("requirements-serve.txt") & {"torch", "torchvision", "pytorch-lightning", "wandb", "scikit-learn"}
 
@@ -31,7 +31,9 @@ def test_nothing_of_torch_is_installed() -> None:
 def test_what_is_copied_is_there_and_sent() -> None:
     copied = [name for each in steps("COPY") for name in each.split()[:-1]]
     assert {"run.py", "configs", "src", "requirements-serve.txt"} <= set(copied)
-    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    sent = [
+        line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")
+    ]
     for name in copied:
         assert (ROOT / name).exists() and name in sent
     assert sorted(sent) == sorted(copied) and not any(Path(name).name.startswith(".env") for name in sent)

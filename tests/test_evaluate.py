@@ -45,7 +45,7 @@ def evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Ev
         out = tmp_path / "out"
         named = ",".join(map(str, paths))
         evaluate(compose_config("evaluate", f"ckpt_path=[{named}]", f"out={out}", *typed, run_dir=out))
-        return json.loads((out / "evaluation.json").read_text()) | {"printed": capsys.readouterr().out}
+        return json.loads((out / "evaluation.json").read_text(encoding="utf-8")) | {"printed": capsys.readouterr().out}
 
     yield run
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_has_the_numbers_of_the_test_that_ended_its_run(
     checkpoint: Path, evaluated: Evaluated, tmp_path: Path
 ) -> None:
     run_dir = checkpoint.parents[1]
-    tested = json.loads((run_dir / "results.json").read_text())["metrics"]
+    tested = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
 
     found = evaluated(checkpoint.with_name("best.ckpt"))
 
@@ -335,7 +335,7 @@ def test_as_a_user_types_it(checkpoint: Path, tmp_path: Path) -> None:
     done = run_cli("task=evaluate", f"ckpt_path=[{checkpoint},{few}]", "out=here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "last.ckpt" in done.stdout and "evaluation  here/evaluation.json" in done.stdout
-    (tmp_path / "bad.npz").write_text("nothing")
+    (tmp_path / "bad.npz").write_text("nothing", encoding="utf-8")
     done = run_cli("task=evaluate", "ckpt_path=bad.npz", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"error: ckpt_path={tmp_path}/bad.npz is damaged")
     assert done.stderr.count("\n") == 1

@@ -86,7 +86,7 @@ np.save("all.npy", draw(noise, labels).numpy())
 assert not any(name.partition(".")[0] in ("src", "pytorch_lightning", "onnxruntime") for name in sys.modules)
 print(about["metadata.json"])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
     assert [path.name for path in folder.iterdir()] == ["generator.pt2"]

@@ -92,13 +92,13 @@ class Service:
                 start_new_session=True,
             )  # fmt: skip
         for _ in range(600):
-            assert self.process.poll() is None, output.read_text()
+            assert self.process.poll() is None, output.read_text(encoding="utf-8")
             try:
                 urllib.request.urlopen(self.probe, timeout=2).close()
                 return
             except OSError:
                 time.sleep(0.2)
-        raise AssertionError(output.read_text())
+        raise AssertionError(output.read_text(encoding="utf-8"))
 
     def kill(self) -> None:
         """Ends it at once, without a chance to tidy up."""
@@ -111,7 +111,7 @@ class Stack:
     """The services `mlflow` and `s3` of docker-compose.yaml, from Python packages and with SQLite for PostgreSQL."""
 
     def __init__(self, folder: Path) -> None:
-        services = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())["services"]
+        services = yaml.safe_load((ROOT / "docker-compose.yaml").read_text(encoding="utf-8"))["services"]
         web, endpoint, *inner = free_ports(11)
         (folder / "s3").mkdir()
         (folder / "mlflow").mkdir()
@@ -279,7 +279,7 @@ def draw_elsewhere(model_uri: str, tracking_uri: str, folder: Path) -> dict[str,
         cwd=folder,
         env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return dict(np.load(folder / "drawn.npz"))
@@ -292,7 +292,7 @@ def test_the_run_says_who_it_is_and_how_it_ended(stack: Stack, trained: Path) ->
     run = run_of(stack, trained)
 
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == json.loads((trained / "run.json").read_text())["name"]
+    assert run.info.run_name == json.loads((trained / "run.json").read_text(encoding="utf-8"))["name"]
     assert run.data.tags["for-review"] == run.data.tags["digits"] == "true"
     assert run.data.tags["mlflow.note.content"] == LONG_NOTE
 
@@ -318,7 +318,7 @@ def test_a_value_too_long_for_a_parameter_is_whole_in_the_configuration_file(sta
 def test_metrics_are_those_of_the_csv_file_at_the_same_batches(stack: Stack, trained: Path) -> None:
     run = run_of(stack, trained)
 
-    rows = list(csv.DictReader((trained / "csv" / "metrics.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((trained / "csv" / "metrics.csv").read_text(encoding="utf-8").splitlines()))
     logged = {name for name in rows[0] if name not in ("step", "epoch")}
     assert {"train/g_loss", "val/fd", "test/fd", "test/fd_floor"} <= logged
     for name in logged:
@@ -341,7 +341,10 @@ def test_the_bucket_has_the_files_of_the_run(stack: Stack, trained: Path) -> Non
     files = ["config_tree.txt", "metrics.jsonl", "results.json", "ckpts/last.ckpt", "ckpts/best.ckpt"]
     for name in files:
         assert kept[name] == (trained / name).read_bytes(), name
-    assert json.loads(kept["run.json"])["command"] == json.loads((trained / "run.json").read_text())["command"]
+    assert (
+        json.loads(kept["run.json"])["command"]
+        == json.loads((trained / "run.json").read_text(encoding="utf-8"))["command"]
+    )
     assert {name for name in kept if name.startswith("ckpts/")} == {"ckpts/last.ckpt", "ckpts/best.ckpt"}
 
 
@@ -361,8 +364,8 @@ def test_the_bucket_has_every_picture_of_the_run(stack: Stack, trained: Path) ->
 def test_the_tested_generator_is_a_version_that_says_where_it_comes_from(stack: Stack, trained: Path) -> None:
     run, version = run_of(stack, trained), client(stack).get_model_version(NAME, "1")
 
-    results = json.loads((trained / "results.json").read_text())["metrics"]
-    about = json.loads((trained / "run.json").read_text())
+    results = json.loads((trained / "results.json").read_text(encoding="utf-8"))["metrics"]
+    about = json.loads((trained / "run.json").read_text(encoding="utf-8"))
     assert float(version.tags["test/fd"]) == pytest.approx(results["test/fd"], rel=1e-5)
     assert float(version.tags["test/fd_floor"]) == pytest.approx(results["test/fd_floor"], rel=1e-5)
     assert version.tags["run_id"] == version.run_id == run.info.run_id

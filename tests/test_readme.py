@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT, load
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = re.findall(r"^```\w+ title=(\S+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^```bash test\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 QUICK = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none", "hydra.run.dir=run"]
@@ -25,7 +25,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "run.py", folder)
     for name, text in FILES:
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -42,7 +42,7 @@ def test_an_example_runs(copy: Path, command: str) -> None:
     python, *words = shlex.split(command)
     assert python == "python"
 
-    done = subprocess.run([sys.executable, *words, *QUICK], cwd=copy, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *words, *QUICK], cwd=copy, capture_output=True, encoding="utf-8")
 
     assert done.returncode == 0, done.stderr
     config = load(copy / "run")["config"]

@@ -116,7 +116,7 @@ def make_run(
         },
         "config": config,
     } | about
-    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
 
     rows: list[dict[str, Any]] = []
     for epoch in range(epochs):
@@ -148,8 +148,8 @@ def make_run(
         rows.append({**here, "test/label_confusion": confusion})
         rows.append({**here, "test/d_confusion": [[612, 388], [71, 929]]})
         final = {"name": record["name"], "metrics": tested, "seconds": 784.0}
-        (folder / "results.json").write_text(json.dumps(final))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "results.json").write_text(json.dumps(final), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
@@ -159,11 +159,12 @@ def make_old_run(folder: Path) -> Path:
     results = {"name": "old-mnist", "command": "python run.py experiment=old", "commit": "1c96a3bba430+changes"}
     results |= {"machine": "a CPU", "versions": "Python 3.11.7, torch 2.15.0+cu132", "seconds": 692.8}
     results |= {"metrics": {"test/fd": 0.137, "test/fd_floor": 0.108, "test/label_accuracy": 0.997}}
-    (folder / "results.json").write_text(json.dumps(results))
-    (folder / ".hydra" / "overrides.yaml").write_text("- experiment=old\n- seed=7\n")
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (folder / ".hydra" / "overrides.yaml").write_text("- experiment=old\n- seed=7\n", encoding="utf-8")
     (folder / ".hydra" / "config.yaml").write_text(
         "task: train\nseed: 7\ndata_dir: ${oc.env:SECRET_FOLDER,data}\nmodel:\n  img_size: ${datamodule.img_size}\n"
-        "  generator:\n    img_size: ${..img_size}\ndatamodule:\n  img_size: 28\n  seed: ${seed}\n"
+        "  generator:\n    img_size: ${..img_size}\ndatamodule:\n  img_size: 28\n  seed: ${seed}\n",
+        encoding="utf-8",
     )
     for epoch in range(2):
         grid(folder / "samples" / f"epoch_{epoch:04d}.png", 100 + epoch)
@@ -171,7 +172,7 @@ def make_old_run(folder: Path) -> Path:
 
 
 def lines_of(folder: Path) -> list[str]:
-    return (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
 
 
 class Words(HTMLParser):
@@ -238,7 +239,9 @@ def test_an_older_run_is_read_from_what_it_has(tmp_path: Path, monkeypatch: pyte
 def test_a_value_that_is_not_finite_is_told(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", status="failed", epochs=1)
     rows = lines_of(folder)
-    (folder / "metrics.jsonl").write_text("".join(rows) + '{"step": 25, "epoch": 2, "train/g_loss": null}\n')
+    (folder / "metrics.jsonl").write_text(
+        "".join(rows) + '{"step": 25, "epoch": 2, "train/g_loss": null}\n', encoding="utf-8"
+    )
     run = read_run(folder)
     assert math.isnan(run.curves["train/g_loss"].values[-1])
     assert any("train/g_loss was no finite number any more, first at batch 25" in each.text for each in judge(run))
@@ -247,25 +250,25 @@ def test_a_value_that_is_not_finite_is_told(tmp_path: Path) -> None:
 def test_a_step_that_is_logged_again_replaces_the_first(tmp_path: Path) -> None:
     """As a resumed run does with the batches that its checkpoint did not have."""
     folder = make_run(tmp_path / "run")
-    with open(folder / "metrics.jsonl", "a") as file:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 19, "epoch": 1, "seconds": 3.0, "val/fd": 0.25}\n')
     curve = read_run(folder).curves["val/fd"]
     assert curve.steps.tolist() == [9, 19, 29] and curve.values == pytest.approx([0.45, 0.25, 0.15])
 
 
 def cut_metrics(folder: Path) -> None:
-    text = (folder / "metrics.jsonl").read_text()
-    (folder / "metrics.jsonl").write_text(text[: text.index('"test/fd"') - 5])
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(text[: text.index('"test/fd"') - 5], encoding="utf-8")
 
 
 def garble_metrics(folder: Path) -> None:
     rows = lines_of(folder)
     rows[3:3] = ["\x00\xff not JSON\n", '["no object"]\n', '{"step": "three"}\n', "[" * 100_000 + "\n"]
-    (folder / "metrics.jsonl").write_text("".join(rows))
+    (folder / "metrics.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
 def endless_line(folder: Path) -> None:
-    with open(folder / "metrics.jsonl", "a") as file:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 1, "val/fd": ' + "1" * 3_000_000 + "}\n" + '{"step": 31, "epoch": 3, "val/fd": 0.1}\n')
 
 
@@ -300,18 +303,20 @@ def pipe(folder: Path) -> None:
 
 
 def cut_run_json(folder: Path) -> None:
-    text = (folder / "run.json").read_text()
-    (folder / "run.json").write_text(text[: len(text) // 2])
+    text = (folder / "run.json").read_text(encoding="utf-8")
+    (folder / "run.json").write_text(text[: len(text) // 2], encoding="utf-8")
 
 
 def newer_format(folder: Path) -> None:
-    about = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(about | {"format": 2, "status": "resting", "data": ["new"]}))
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(
+        json.dumps(about | {"format": 2, "status": "resting", "data": ["new"]}), encoding="utf-8"
+    )
 
 
 def wrong_types(folder: Path) -> None:
     about = {"format": "one", "name": 5, "command": ["x"], "seconds": "long", "overrides": "x", "config": 3, "data": 4}
-    (folder / "run.json").write_text(json.dumps(about | {"versions": {"a": []}, "commit": None}))
+    (folder / "run.json").write_text(json.dumps(about | {"versions": {"a": []}, "commit": None}), encoding="utf-8")
 
 
 def no_results(folder: Path) -> None:
@@ -322,7 +327,7 @@ def yaml_bomb(folder: Path) -> None:
     (folder / "run.json").unlink()
     (folder / ".hydra").mkdir()
     parts = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40)]
-    (folder / ".hydra" / "config.yaml").write_text("\n".join(parts))
+    (folder / ".hydra" / "config.yaml").write_text("\n".join(parts), encoding="utf-8")
 
 
 DAMAGES = [
@@ -355,7 +360,7 @@ def test_a_damaged_run_is_reported_as_far_as_it_goes(
     folder = make_run(tmp_path / "hurt")
     damage(folder)
 
-    page = reported(tmp_path, str(folder)).read_text()
+    page = reported(tmp_path, str(folder)).read_text(encoding="utf-8")
 
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "not everything is there, see the page: hurt" in caplog.text
@@ -369,7 +374,7 @@ def test_damaged_runs_stand_beside_whole_ones(tmp_path: Path, caplog: pytest.Log
         damage(make_run(tmp_path / "runs" / damage.__name__))
     make_run(tmp_path / "runs" / "whole")
 
-    text = words(reported(tmp_path, "runs/*").read_text())
+    text = words(reported(tmp_path, "runs/*").read_text(encoding="utf-8"))
 
     assert len(caplog.records) == 1
     assert f"Comparison of {len(DAMAGES) + 1} runs" in text
@@ -379,7 +384,7 @@ def test_damaged_runs_stand_beside_whole_ones(tmp_path: Path, caplog: pytest.Log
 def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
     empty = tmp_path / "logs" / "runs" / "day" / "samples-of-something"
     (empty / ".hydra").mkdir(parents=True)
-    (empty / ".hydra" / "config.yaml").write_text("task: sample\n")
+    (empty / ".hydra" / "config.yaml").write_text("task: sample\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"samples-of-something is no run folder.*name one such as logs/runs"):
         read_run(empty)
     with pytest.raises(UserError, match=r"runs=nowhere does not exist in .*: check the path, or type runs=last"):
@@ -399,10 +404,10 @@ def test_runs_are_named_by_folder_list_pattern_and_last(tmp_path: Path) -> None:
     day = tmp_path / "logs" / "runs" / "day"
     a, b, c = (make_run(day / name) for name in "abc")
     (day / "sampled" / ".hydra").mkdir(parents=True)  # by task=sample, later than all runs
-    (day / "sampled" / ".hydra" / "config.yaml").write_text("task: sample\n")
+    (day / "sampled" / ".hydra" / "config.yaml").write_text("task: sample\n", encoding="utf-8")
     for folder, when in ((a, 300), (b, 500), (c, 400)):
         (folder / ".hydra").mkdir()
-        (folder / ".hydra" / "overrides.yaml").write_text("[]")
+        (folder / ".hydra" / "overrides.yaml").write_text("[]", encoding="utf-8")
         os.utime(folder / ".hydra" / "overrides.yaml", (when, when))
     assert find_runs("logs/runs/day/a", tmp_path) == [a]
     assert find_runs(["logs/runs/day/c", str(a)], tmp_path) == [c, a]
@@ -462,7 +467,8 @@ def test_a_run_says_which_alarms_it_raised(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", alarms=1)
     (folder / "run.log").write_text(
         "[2026-11-21 06:46:13,636][src.metrics.references][WARNING] - not of an alarm\n"
-        "[2026-11-21 06:54:09,316][src.callbacks.quality][WARNING] - the test of x: class bird is lost\n"
+        "[2026-11-21 06:54:09,316][src.callbacks.quality][WARNING] - the test of x: class bird is lost\n",
+        encoding="utf-8",
     )
     text = words(page_of(folder))
     assert "The test raised 1 alarm: “the test of x: class bird is lost”" in text and "not of an alarm" not in text
@@ -470,7 +476,7 @@ def test_a_run_says_which_alarms_it_raised(tmp_path: Path) -> None:
 
 def test_the_page_shows_what_a_reviewer_asks(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "my-run", model={"ema_half_life": 1000})
-    (folder / "diff.patch").write_text("-old = 1\n+new = 2\n")
+    (folder / "diff.patch").write_text("-old = 1\n+new = 2\n", encoding="utf-8")
     page = page_of(folder)
     text = words(page)
     for said in [
@@ -504,7 +510,7 @@ def test_a_matrix_of_many_classes_shows_the_worst(tmp_path: Path) -> None:
     table = [[0] * 30 for _ in range(30)]
     for i in range(30):
         table[i][i], table[i][(i + 1) % 30] = 100 - i, i
-    with open(folder / "metrics.jsonl", "a") as file:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 31, "epoch": 3, "test/label_confusion": table}) + "\n")
     text = words(page_of(folder))
     assert "class29 71.0% class0 (29.0%)" in text and "class20 80.0%" in text and "class19" not in text
@@ -627,9 +633,9 @@ def hostile(folder: Path) -> Path:
         data={"source": TEXT, "classes": [TEXT] * 4, "sha256": TEXT},
         config={TEXT: {TEXT: TEXT}, "seed": 1, "callbacks": {"model_checkpoint": {"monitor": TEXT}}},
     )
-    (folder / "run.log").write_text(f"[x][src.callbacks.quality][WARNING] - {TEXT}\n")
-    (folder / "diff.patch").write_text(f"</pre>{TEXT}")
-    with open(folder / "metrics.jsonl", "a") as file:
+    (folder / "run.log").write_text(f"[x][src.callbacks.quality][WARNING] - {TEXT}\n", encoding="utf-8")
+    (folder / "diff.patch").write_text(f"</pre>{TEXT}", encoding="utf-8")
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 40, "epoch": 4, f"val/{TEXT}": 1.0, "val/alarms": 1.0}) + "\n")
     return folder
 
@@ -708,20 +714,24 @@ def test_a_pattern_is_taken_as_typed_and_a_wrong_folder_costs_one_sentence(
 
 def test_a_place_that_cannot_be_written_is_refused_before_it_is_touched(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    (tmp_path / "file").write_text("kept")
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
     for out, said in [
         ("page.pdf", "out=page.pdf must end in .html"),
         ("file/page.html", "type another place with out="),
     ]:
         with pytest.raises(UserError, match=said):
             reported(tmp_path, str(folder), out)
-    assert (tmp_path / "file").read_text() == "kept"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
     secret = tmp_path / "secret"
-    secret.write_text("kept")
+    secret.write_text("kept", encoding="utf-8")
     for name in ("report.html", ".report.html.partial"):  # links in somebody else's run folder
         (folder / name).symlink_to(secret)
     path = reported(tmp_path, str(folder))
-    assert secret.read_text() == "kept" and "<h1>" in path.read_text() and not path.is_symlink()
+    assert (
+        secret.read_text(encoding="utf-8") == "kept"
+        and "<h1>" in path.read_text(encoding="utf-8")
+        and not path.is_symlink()
+    )
 
 
 def test_several_runs_are_written_under_logs_each_choice_to_its_own_file(tmp_path: Path) -> None:

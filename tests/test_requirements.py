@@ -25,7 +25,7 @@ def normal(name: str) -> str:
 
 def listed(file: str) -> set[str]:
     """The packages of a requirements file, without those of the files it includes."""
-    lines = (ROOT / file).read_text().splitlines()
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines if re.match(r"\w", line)}
 
 
@@ -43,7 +43,7 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[tuple[str, bool]]:
 
 def third_party(file: Path) -> set[tuple[str, bool]]:
     """The distributions that a file needs: `PIL` is pillow's, and `mlflow` is in mlflow-skinny, too."""
-    found = imports(ast.parse(file.read_text()))
+    found = imports(ast.parse(file.read_text(encoding="utf-8")))
     return {
         (normal(name if name in DISTRIBUTIONS.get(name, [name]) else DISTRIBUTIONS[name][0]), lazy)
         for name, lazy in found
@@ -73,7 +73,7 @@ def test_nothing_is_installed_for_nothing() -> None:
 
 def test_every_requirement_states_a_range() -> None:
     for name in ("requirements.txt", "requirements-extras.txt", "requirements-dev.txt", "requirements-serve.txt"):
-        for line in (ROOT / name).read_text().splitlines():
+        for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
             if re.match(r"\w", line):
                 assert re.match(r"[\w.-]+(>=|==)\d", line), f"{name}: {line}"
 

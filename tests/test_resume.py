@@ -86,7 +86,7 @@ def test_max_steps_may_end_inside_an_epoch(train_here: Train) -> None:
 
 
 def curve(run_dir: Path, key: str) -> dict[int, str]:
-    with open(run_dir / "csv" / "metrics.csv") as file:
+    with open(run_dir / "csv" / "metrics.csv", encoding="utf-8") as file:
         return {int(row["step"]): row[key] for row in csv.DictReader(file) if row[key]}
 
 

@@ -93,7 +93,7 @@ def serving(folder: Path, *overrides: str, **environment: str) -> Iterator[Servi
         env=os.environ | {"SERVE_API_KEY": ""} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
     )
     try:
         assert process.stdout is not None
@@ -399,7 +399,7 @@ def test_made_up_requests_and_not_one_500(service: Service, tmp_path: Path) -> N
     before = requests(service)  # benchmarks/serving.py makes up thousands
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{service.port}/openapi.json"]
     command += ["--mode=all", "--max-examples=300", "--seed=1", "--checks=not_a_server_error", "--no-color"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     made = {status: n - before.get(status, 0) for status, n in requests(service).items()}
     refused = sum(n for status, n in made.items() if 400 <= status < 500)
@@ -423,7 +423,7 @@ def test_no_torch_is_loaded(service: Service) -> None:
     maps = Path(f"/proc/{service.process.pid}/maps")
     if not maps.exists():
         pytest.skip("only Linux says what a process has loaded")
-    loaded = maps.read_text()
+    loaded = maps.read_text(encoding="utf-8")
     assert "onnxruntime" in loaded and "libtorch" not in loaded
 
 
@@ -436,7 +436,7 @@ def test_a_checkpoint_is_served_too(checkpoint: Path, tmp_path: Path) -> None:
         images = arrays(service.ask("/generate", {"labels": [5], "n": 8, "format": "npz"})[2])["images"]
         assert images.shape == (8, 32, 32, 1) and images.std() > 20
         maps = Path(f"/proc/{service.process.pid}/maps")
-        assert not maps.exists() or "libtorch" not in maps.read_text()
+        assert not maps.exists() or "libtorch" not in maps.read_text(encoding="utf-8")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,7 +24,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
     )
     while not list(folder.glob("logs/runs/*/*/ckpts/last.ckpt")):
         assert process.poll() is None, process.communicate()[0]
@@ -59,7 +59,7 @@ def test_a_signal_does_not_wait_for_what_comes_before_training(tmp_path: Path) -
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -72,7 +72,7 @@ def test_a_signal_does_not_wait_for_what_comes_before_training(tmp_path: Path) -
     assert not (tmp_path / "features").exists()  # it was not finished first
     assert "Traceback" not in output
     (about,) = tmp_path.glob("logs/runs/*/*/run.json")
-    assert json.loads(about.read_text())["status"] == "stopped"
+    assert json.loads(about.read_text(encoding="utf-8"))["status"] == "stopped"
 
 
 def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path: Path, train_here: Callable[..., Path]) -> None:

@@ -44,7 +44,7 @@ def run_dir(folder: Path) -> Path:
 
 
 def test_top_level() -> None:
-    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()}
     names = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")} - ignored
     assert names >= REQUIRED
     more = {name for name in names - REQUIRED - ALLOWED if not re.fullmatch(r"requirements-\w+\.txt", name)}
@@ -95,7 +95,7 @@ def test_the_split_and_the_optimizer_have_their_defaults() -> None:
 
 
 def test_metric_keys(run_dir: Path) -> None:
-    rows = list(csv.DictReader((run_dir / "csv" / "metrics.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((run_dir / "csv" / "metrics.csv").read_text(encoding="utf-8").splitlines()))
     logged = {key for row in rows for key, value in row.items() if value}
     assert logged >= {f"{split}/{key}" for split in ("train", "val", "test") for key in METRICS}
     assert logged >= {f"{split}/{key}" for split in ("val", "test") for key in QUALITY}
@@ -109,11 +109,11 @@ def test_run_folder(folder: Path, run_dir: Path) -> None:
     assert files >= {"samples/epoch_0000.png", "samples/epoch_0001.png"}
     # Two files, however long the run.
     assert {p.name for p in (run_dir / "ckpts").iterdir()} == {"best.ckpt", "last.ckpt"}
-    results = json.loads((run_dir / "results.json").read_text())
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     assert results["command"].startswith("python run.py experiment=train_mnist_gan.yaml datamodule=digits")
     assert results["metrics"]["test/g_loss"] > 0 and results["seconds"] > 0
     assert {"commit", "machine", "versions", "name"} <= results.keys()
-    tree = (run_dir / "config_tree.txt").read_text()
+    tree = (run_dir / "config_tree.txt").read_text(encoding="utf-8")
     assert "MNISTGANModel" in tree and "data_source: digits" in tree
 
 

@@ -45,7 +45,7 @@ class RunRecord(Logger):
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             folder.mkdir(parents=True, exist_ok=True)
             if not goes_on:
-                self._metrics_file.write_text("")
+                self._metrics_file.write_text("", encoding="utf-8")
             self._write_about()
 
     name = None
@@ -74,12 +74,12 @@ class RunRecord(Logger):
     def _add(self, step: int | None, values: dict[str, Any]) -> None:
         seconds = round(time.perf_counter() - self._begun, 2)
         line = json.dumps({"step": step, "epoch": self._epoch, "seconds": seconds, **values})
-        with open(self._metrics_file, "a") as file:
+        with open(self._metrics_file, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     @rank_zero_only
     def _write_about(self) -> None:
-        (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n")
+        (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
 
 
 def log_table(trainer: Trainer, name: str, counts: Tensor) -> None:

@@ -34,7 +34,7 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
     if config.print_config:
         Console().print(tree)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / "config_tree.txt", "w") as file:
+    with open(run_dir / "config_tree.txt", "w", encoding="utf-8") as file:
         Console(file=file, width=120).print(tree)
 
 
@@ -52,7 +52,7 @@ def record_results(config: DictConfig, run_dir: Path, origin: dict[str, str], me
         "seconds": seconds_so_far(run_dir),
         "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
     }
-    (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def seconds_so_far(run_dir: Path) -> float | None:

@@ -59,7 +59,7 @@ def test_stopping_the_test_does_not_touch_the_checkpoint(
 def test_a_few_steps_end_with_validated_numbers(train_here: Train) -> None:
     run_dir = train_here("run", "trainer.max_steps=7", "logger=csv")
 
-    header = (run_dir / "csv" / "metrics.csv").read_text().splitlines()[0]
+    header = (run_dir / "csv" / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
     assert "val/g_loss" in header
     assert load(run_dir)["global_step"] == 7
 

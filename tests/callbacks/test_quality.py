@@ -160,7 +160,7 @@ def on(*overrides: str) -> list[str]:
 def test_a_run_logs_every_number_on_the_axis_of_batches(train_here: Train) -> None:
     run_dir = train_here("run", *on("trainer.max_epochs=2", "logger=csv", "callbacks.model_checkpoint.monitor=val/fd"))
 
-    rows = list(csv.DictReader((run_dir / "csv" / "metrics.csv").open()))
+    rows = list(csv.DictReader((run_dir / "csv" / "metrics.csv").open(encoding="utf-8")))
     assert {f"{split}/{name}" for split in ("val", "test") for name in LOGGED} <= rows[0].keys()
     assert [int(row["step"]) for row in rows if row["val/fd"]] == [21, 43]
     assert [int(row["step"]) for row in rows if row["test/fd"]]
@@ -216,7 +216,7 @@ def test_two_processes_measure_one_model(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     (metrics,) = tmp_path.glob("logs/runs/*/*/csv/metrics.csv")
-    rows = list(csv.DictReader(metrics.open()))
+    rows = list(csv.DictReader(metrics.open(encoding="utf-8")))
     assert {f"{split}/{name}" for split in ("val", "test") for name in LOGGED} | {"test/cas"} <= rows[0].keys()
     # Were a process's share of the images missing, they would be black, and no two of them could be alike.
     (row,) = [row for row in rows if row["val/fd"]]
@@ -290,7 +290,7 @@ def test_a_subset_is_measured_against_the_same_real_images(train_here: Train) ->
         run_dir = train_here(
             name, "logger=csv", "trainer.max_epochs=1", f"datamodule.subset={subset}", "callbacks.quality.cas=false"
         )
-        with open(run_dir / "csv" / "metrics.csv") as file:
+        with open(run_dir / "csv" / "metrics.csv", encoding="utf-8") as file:
             rows.append(next(row for row in csv.DictReader(file) if row["test/fd"]))
     floors = [{key: value for key, value in row.items() if key.endswith("_floor")} for row in rows]
     assert floors[0] == floors[1] and rows[0]["test/fd"] != rows[1]["test/fd"]
@@ -298,7 +298,7 @@ def test_a_subset_is_measured_against_the_same_real_images(train_here: Train) ->
 
 def test_the_test_draws_other_images_than_the_validation_that_chose_the_checkpoint(train_here: Train) -> None:
     run_dir = train_here("run", *on("trainer.max_epochs=1", "logger=csv"))
-    with open(run_dir / "csv" / "metrics.csv") as file:
+    with open(run_dir / "csv" / "metrics.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     (val,) = [float(row["val/fd"]) for row in rows if row["val/fd"]]
     (test,) = [float(row["test/fd"]) for row in rows if row["test/fd"]]

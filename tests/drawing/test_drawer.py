@@ -128,6 +128,6 @@ def test_a_file_reads_no_other_file(checkpoint: Path, tmp_path: Path, monkeypatc
 
 def test_drawing_with_an_exported_file_needs_no_torch() -> None:
     code = "import sys; import src.drawing.onnx_drawer, src.drawing.open_drawer, src.utils.grid; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert not loaded & {"torch", "pytorch_lightning", "torchvision", "wandb", "sklearn"}

@@ -130,7 +130,7 @@ def test_what_is_damaged_or_hostile_is_refused(tmp_path: Path, kind: str) -> Non
         case "empty":
             path.write_bytes(b"")
         case "text":
-            path.write_text("no zip")
+            path.write_text("no zip", encoding="utf-8")
         case "cut":
             path.write_bytes(content[:-200])
         case "flipped":

@@ -191,7 +191,7 @@ def test_metrics_are_logged_at_batches(tmp_path: Path) -> None:
     trainer.loggers = [CSVLogger(tmp_path, name="csv", version="")]
     trainer.fit(make_model(), loader(), loader())
 
-    rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "csv" / "metrics.csv").read_text(encoding="utf-8").splitlines()))
     steps = {key: [int(row["step"]) for row in rows if row[key]] for key in rows[0]}
     keys = {"g_loss", "grad_norm_g", "grad_norm_d", "lr_g", "lr_d"} | D_KEYS
     # Lightning numbers batches from 0.

@@ -34,7 +34,9 @@ def refuses(train_here: Train, logger: str) -> bool:
 def test_csv_has_every_metric_on_the_batch_axis(train_here: Train) -> None:
     run_dir = train_here("run", "logger=csv", *SHORT)
 
-    header, *rows = [line.split(",") for line in (run_dir / "csv" / "metrics.csv").read_text().splitlines()]
+    header, *rows = [
+        line.split(",") for line in (run_dir / "csv" / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    ]
     by_step = {int(row[header.index("step")]): row for row in rows if row[header.index("train/g_loss")]}
     assert {"train/images_per_s", "train/lr_g", "val/d_real", "test/d_loss"} <= set(header)
     assert sorted(by_step) == [2, 5]

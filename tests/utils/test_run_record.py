@@ -16,13 +16,13 @@ Train = Callable[..., Path]
 
 
 def lines(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_run_without_loggers_can_be_judged_from_its_folder(train_here: Train) -> None:
     run_dir = train_here("plain", "trainer.max_epochs=2", "logger=none", "trainer.log_every_n_steps=5")
 
-    about = json.loads((run_dir / "run.json").read_text())
+    about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     assert (about["format"], about["status"], about["name"]) == (1, "finished", "mnist_gan_model-digits-seed12345")
     assert about["data"].items() >= {"source": "digits", "train": 1412, "val": 128, "test": 257, "img_size": 32}.items()
     assert about["data"]["classes"] == [str(n) for n in range(10)]
@@ -32,7 +32,7 @@ def test_a_run_without_loggers_can_be_judged_from_its_folder(train_here: Train) 
     assert [row["step"] for row in rows if "train/g_loss" in row] == [4, 9, 14, 19, 24, 29, 34, 39]
     assert [(row["step"], row["epoch"]) for row in rows if "val/fd" in row] == [(21, 0), (43, 1)]
     assert all("val/fd_floor" in row for row in rows if "val/fd" in row)
-    results = json.loads((run_dir / "results.json").read_text())["metrics"]
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
     (tested,) = [row for row in rows if "test/fd" in row]
     assert tested["test/fd"] == pytest.approx(results["test/fd"])
     asked = [row["test/label_confusion"] for row in rows if "test/label_confusion" in row]
@@ -48,7 +48,7 @@ def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     wrong = ["datamodule.img_size=16", "model.discriminator.img_size=8", "logger=none"]
     assert run_cli(*QUICK, *wrong, cwd=tmp_path).returncode == 1
     (path,) = tmp_path.glob("logs/runs/*/*/run.json")
-    assert json.loads(path.read_text())["status"] == "failed"
+    assert json.loads(path.read_text(encoding="utf-8"))["status"] == "failed"
 
 
 def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
     record = RunRecord(tmp_path, {"name": "a"})
     record.log_metrics({"train/g_loss": 0.5, "epoch": 3}, step=7)
     record.log_metrics({"train/g_loss": float("nan"), "train/d_loss": float("inf")}, step=8)
-    assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["status"] == "running"
     again = RunRecord(tmp_path, {"name": "a"}, goes_on=True)
     again.log_table("val/d_confusion", [[1, 2], [3, 4]], step=9)
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in lines(tmp_path)]
@@ -72,17 +72,17 @@ def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
 def test_uncommitted_changes_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
     (tmp_path / "src").mkdir()
-    (tmp_path / "src" / "a.py").write_text("old = 1\n")
-    (tmp_path / "run.py").write_text("")
+    (tmp_path / "src" / "a.py").write_text("old = 1\n", encoding="utf-8")
+    (tmp_path / "run.py").write_text("", encoding="utf-8")
     (tmp_path / "configs").mkdir()
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
     monkeypatch.setattr("src.utils.run_record.ROOT", tmp_path)
     record_diff(tmp_path)
     assert not (tmp_path / "diff.patch").exists()
-    (tmp_path / "src" / "a.py").write_text("new = 2\n")
+    (tmp_path / "src" / "a.py").write_text("new = 2\n", encoding="utf-8")
     record_diff(tmp_path)
-    patch = (tmp_path / "diff.patch").read_text()
+    patch = (tmp_path / "diff.patch").read_text(encoding="utf-8")
     assert "-old = 1\n+new = 2\n" in patch
 
 
