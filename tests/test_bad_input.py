@@ -430,12 +430,12 @@ def test_a_checkpoint_with_nothing_left_to_train(typed: Typed, trained: Path) ->
 @pytest.mark.parametrize(
     ("mistake", "key", "remedy"),
     [
-        ("labels=[11]", "labels", "labels=[5]"),
+        ("labels=[11]", "labels", "use a number from 0 to 9"),
         ("labels=[-1]", "labels", "from 0 to 9"),
-        ("labels=seven", "labels", "labels=[5]"),
-        ("labels=[]", "labels", "labels=[5]"),
-        ("labels=[true]", "labels", "labels=[5]"),
-        ("labels=[1.5]", "labels", "labels=[5]"),
+        ("labels=seven", "labels", "use a number from 0 to 9"),
+        ("labels=[]", "labels", "type labels=[0]"),
+        ("labels=[true]", "labels", "use a number from 0 to 9"),
+        ("labels=[1.5]", "labels", "use a number from 0 to 9"),
         ("n_per_label=0", "n_per_label", "at least 1"),
         ("n_per_label=true", "n_per_label", "at least 1"),
         ("batch_size=0", "batch_size", "at least 1"),

@@ -119,8 +119,8 @@ def test_classes_can_be_named(checkpoint: Path, tmp_path: Path) -> None:
         sample(compose_config("sample", *typed, run_dir=tmp_path))
         return np.load(tmp_path / "samples.npz")["labels"].tolist()
 
-    assert draw("[dog,9,cat]") == [1, 9, 0] and draw("dog") == [1]
-    with pytest.raises(UserError, match=r"labels must be classes from 0 to 9.*not \['bird'\]"):
+    assert draw("[dog,9,cat]") == [1, 9, 0] and draw("dog") == [1] and draw("['#2']") == [2]
+    with pytest.raises(UserError, match=r"^labels: there is no class 'bird': use a name such as '9'"):
         draw("[bird]")
 
 

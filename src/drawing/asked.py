@@ -7,12 +7,13 @@ import numpy as np
 from omegaconf import DictConfig, ListConfig
 
 from src.drawing.drawer import About
+from src.drawing.labels import resolve
 from src.utils.errors import UserError, explain_os
 from src.utils.numbers import is_whole
 
 
 def wanted_labels(labels: Any, about: About) -> np.ndarray:
-    """The classes to draw, int64: all where `labels` is None, else those numbered or named.
+    """The classes to draw, int64: all where `labels` is None, else those numbered or named (`resolve`).
 
     Raises:
         UserError: one is no class of this model.
@@ -20,16 +21,12 @@ def wanted_labels(labels: Any, about: About) -> np.ndarray:
     if labels is None:
         return np.arange(about.n_classes)
     chosen = list(labels) if isinstance(labels, (list, ListConfig)) else [labels]
-    names = {name: label for label, name in enumerate(about.class_names)}
-    numbers: list[Any] = [names.get(each, each) if isinstance(each, str) else each for each in chosen]
-    if not numbers or not all(is_whole(number, 0) and number < about.n_classes for number in numbers):
-        last = about.n_classes - 1
-        named = "" if about.class_names[last] == str(last) else f" or names such as {about.class_names[last]}"
-        raise UserError(
-            f"labels must be classes from 0 to {last}{named}, such as labels=[{min(5, last)}] or labels=[0,{last}], not"
-            f" {labels!r}"
-        )
-    return np.array(numbers, np.int64)
+    if not chosen:
+        raise UserError("labels is an empty list: type labels=[0], or leave it out for every class")
+    try:
+        return np.array([resolve(each, about.class_names) for each in chosen], np.int64)
+    except ValueError as error:
+        raise UserError(f"labels: {error}") from error
 
 
 def check_numbers(config: DictConfig, **least: int) -> None:

@@ -1,0 +1,86 @@
+"""A label means one class, or is asked about."""
+
+import re
+from typing import Any
+from unicodedata import normalize
+
+import pytest
+
+from src.drawing.labels import resolve
+
+DIGITS = [str(i) for i in range(10)]
+TWELVE = [str(i) for i in range(1, 13)]
+PADDED = [f"{i:02}" for i in range(1, 13)]
+CLOTHES = ["T-shirt/top", "Trouser", "Größe/ä b", "Shirt"]
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "meant"),
+    [
+        (5, DIGITS, 5),
+        ("5", DIGITS, 5),
+        ("Shirt", CLOTHES, 3),
+        (1, CLOTHES, 1),
+        ("1", CLOTHES, 1),
+        (normalize("NFD", "Größe/ä b"), CLOTHES, 2),
+        (normalize("NFC", "Größe/ä b"), [normalize("NFD", name) for name in CLOTHES], 2),
+        ("1", TWELVE, 0),  # text that is a name is that name
+        ("12", TWELVE, 11),
+        (12, TWELVE, 11),  # no class has the number 12
+        (0, TWELVE, 0),  # no class has the name 0
+        ("#1", TWELVE, 1),
+        ("#0", TWELVE, 0),
+        ("01", PADDED, 0),
+        (12, PADDED, 11),
+        (1, ["01", "1"], 1),
+        (-1, ["-1", "0", "1"], 0),
+        (2, ["-1", "0", "1"], 2),
+        ("#1", ["#1", "a"], 0),
+    ],
+)
+def test_a_label_means_one_class(label: Any, names: list[str], meant: int) -> None:
+    assert resolve(label, names) == meant
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "named", "numbered"),
+    [
+        (1, TWELVE, 0, 1),
+        (11, TWELVE, 10, 11),
+        (1, PADDED, 0, 1),
+        ("1", PADDED, 0, 1),
+        (0, ["1", "0"], 1, 0),
+        (0, ["-1", "0", "1"], 1, 0),
+        (3, ["a", "3", "b", "c"], 1, 3),
+    ],
+)
+def test_a_number_of_two_classes_is_asked_about_and_what_it_says_helps(
+    label: Any, names: list[str], named: int, numbered: int
+) -> None:
+    with pytest.raises(ValueError, match="could be a class's name or another one's number: use #") as error:
+        resolve(label, names)
+    offered = dict(re.findall(r"(#\d+) for the class named '([^']*)'", str(error.value)))
+    assert list(offered.values()) == [names[named], names[numbered]]
+    assert [resolve(each, names) for each in offered] == [named, numbered]
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "sentence"),
+    [
+        (10, DIGITS, "there is no class 10: use a number from 0 to 9"),
+        (-1, DIGITS, "there is no class -1: use a number from 0 to 9"),
+        ("#10", DIGITS, "there is no class '#10': use a number from 0 to 9"),
+        (True, DIGITS, "there is no class True: use a number from 0 to 9"),
+        (1.0, DIGITS, "there is no class 1.0: use a number from 0 to 9"),
+        (None, DIGITS, "there is no class None: use a number from 0 to 9"),
+        ("", DIGITS, "there is no class '': use a number from 0 to 9"),
+        ("\u0665", DIGITS, "there is no class '\u0665': use a number from 0 to 9"),  # a five in Arabic
+        ("t-shirt", CLOTHES, "there is no class 't-shirt': use a name such as 'Shirt', or a number from 0 to 3"),
+        ("TROUSERS", CLOTHES, "there is no class 'TROUSERS': use a name such as 'Trouser', or a number from 0 to 3"),
+        (13, TWELVE, "there is no class 13: use a name such as '3', or its number, #0 to #11"),
+        ("x" * 999, DIGITS, f"there is no class '{'x' * 39}...: use a number from 0 to 9"),
+    ],
+)
+def test_what_is_no_class_is_refused_with_one_that_is(label: Any, names: list[str], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        resolve(label, names)
