@@ -203,8 +203,8 @@ def test_with_a_key_and_no_network_it_goes_offline(tmp_path: Path) -> None:
 
 
 def test_a_run_on_the_fallback_says_so_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", ["http://127.0.0.1:9/"])
-    overrides = ["print_config=false", f"data_dir={tmp_path}/nothing", "trainer.max_epochs=1"]
+    monkeypatch.setattr("src.datamodules.mnist_datamodule.MNISTDataModule.mirrors", ["http://127.0.0.1:9/"])
+    overrides = ["print_config=false", f"data_dir={tmp_path}/nothing", "trainer.max_steps=20"]
     train(compose_config("train", *overrides, "experiment=train_mnist_gan.yaml", run_dir=tmp_path))
 
     run = wandb_run(tmp_path)

@@ -41,6 +41,7 @@ class ImageDataModule(LightningDataModule):
     channels: int
     n_classes: int
     source: str  # names the data in the run's name and configuration
+    epoch_length: int | None = None  # training images an epoch has, in repeated passes; None: each once
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class ImageDataModule(LightningDataModule):
         self.subset_per_class = subset_per_class
         self.flip = flip
         self.sets: dict[str, ImageSet] = {}
-        self.check_enough(split[0])
+        self._check_enough()
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -96,15 +97,15 @@ class ImageDataModule(LightningDataModule):
             ValueError: begins with `train_val_test_split`.
         """
 
-    def check_enough(self, n_train: int) -> None:
-        """Refuses to choose from `n_train` training images more than there are.
-
-        Raises:
-            ValueError: begins with the argument's name.
-        """
-        wanted = self.subset or n_train
+    @property
+    def n_asked_for(self) -> int:
+        """How many training images a pass is to have."""
         if self.subset_per_class:
-            wanted = self.subset_per_class * self.n_classes
+            return self.subset_per_class * self.n_classes
+        return self.subset or self.train_val_test_split[0]
+
+    def _check_enough(self) -> None:
+        wanted, n_train = self.n_asked_for, self.train_val_test_split[0]
         if wanted > n_train and self.subset:
             raise ValueError(f"subset is {wanted}, but there are only {n_train} training images: use fewer")
         if wanted > n_train:
@@ -147,7 +148,7 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         # Lightning replaces samplers it knows by ones for several processes. This one is such a sampler already.
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = EpochSampler(self.sets["train"], num_replicas=processes, rank=rank, seed=self.seed, flip=self.flip)
+        sampler = EpochSampler(self.sets["train"], processes, rank, self.seed, self.flip, self.epoch_length)
         if len(sampler) < self.batch_size:
             raise UserError(
                 f"datamodule.batch_size is {self.batch_size}, but each of the {processes} processes has only"

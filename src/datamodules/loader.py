@@ -53,27 +53,42 @@ class ImageSet(Dataset[Batch]):
 
 
 class EpochSampler(DistributedSampler):
-    """A new random order each epoch, a function of seed and epoch alone, shared out among the processes.
+    """Images in a new random order each pass, shared out among the processes.
 
-    With `flip` a coin is tossed for each image and epoch, and index i becomes ~i, which asks for the image mirrored.
-    The coins, too, are a function of seed and epoch alone: worker processes and resumed runs see the same ones.
+    The passes follow each other as one endless stream, and an epoch is the next `length` images of it. By default that
+    is one pass. The order is a function of seed and pass alone. With `flip` so is the coin that is tossed for each
+    image: index i becomes ~i, which asks for the image mirrored. Worker processes and resumed runs see the same ones.
 
-    `start` leaves out the first images of the next pass.
+    `start` leaves out the first images of the next epoch.
     """
 
     start = 0
 
-    def __init__(self, data: ImageSet, num_replicas: int, rank: int, seed: int, flip: bool = False) -> None:
+    def __init__(
+        self, data: ImageSet, num_replicas: int, rank: int, seed: int, flip: bool = False, length: int | None = None
+    ) -> None:
         super().__init__(data, num_replicas=num_replicas, rank=rank, seed=seed)
         self.flip = flip
+        self.length = length or len(data)
+        self.num_samples = -(-self.length // num_replicas)  # the same for all; the last few begin the next epoch, too
+        self.total_size = self.num_samples * num_replicas
 
     def __iter__(self) -> Iterator[int]:
         start, self.start = self.start, 0
-        indices: list[int] = list(super().__iter__())[start:]
+        n = len(self.dataset)  # type: ignore[arg-type]
+        first = self.epoch * self.length
+        stream: list[int] = []
+        for number in range(first // n, -(-(first + self.total_size) // n)):
+            stream += self._one_pass(number, n)
+        skipped = first % n
+        return iter(stream[skipped + self.rank : skipped + self.total_size : self.num_replicas][start:])
+
+    def _one_pass(self, number: int, n: int) -> list[int]:
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + number)).numpy()
         if self.flip:
-            coins = np.random.default_rng((self.seed, self.epoch)).integers(2, size=len(self.dataset)).tolist()  # type: ignore[arg-type]
-            indices = [~i if coins[i] else i for i in indices]
-        return iter(indices)
+            coins = np.random.default_rng((self.seed, number)).integers(2, size=n)
+            order = np.where(coins[order], ~order, order)
+        return order.tolist()
 
 
 class ResumableDataLoader(DataLoader[Batch]):

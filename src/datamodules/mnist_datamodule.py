@@ -23,7 +23,8 @@ class MNISTDataModule(IdxDataModule):
         num_workers: processes that prepare batches; 0: none, which is fastest for images in memory.
         pin_memory: page-locked batches, which reach a GPU faster.
         img_size: height and width of the images served, in pixels.
-        offline_fallback: without files and network, serve scikit-learn's 1,797 digits instead of raising.
+        offline_fallback: without files and network, serve scikit-learn's 1,797 digits instead of raising, over and over
+            in an epoch, so that it has as many batches as with MNIST.
         seed: of the order of the training images.
         subset: train on this many of the training images, with as many of each class as there can be; null: on all.
         subset_per_class: train on this many images of each class; takes the place of `subset`.
@@ -86,15 +87,18 @@ class MNISTDataModule(IdxDataModule):
             or_else = ", or set datamodule.offline_fallback=true to train on scikit-learn's digits"
             super().do_without(files, error, or_else)
         self.source = "digits-fallback"
+        # As much training as on MNIST: all that counts epochs or batches means the same.
+        self.epoch_length = self.n_asked_for
+        # Of the digits as many as were asked for, or all where there are fewer.
+        self.subset, self.subset_per_class = self.n_asked_for, None
         self.train_val_test_split = list(DIGITS_SPLIT)
         warn_of_fallback(
             f"NOT MNIST. It is not in {self.folder} and could not be downloaded ({error}).\n"
-            f"This run uses the 1,797 digits of scikit-learn instead: {DIGITS_SPLIT[0]} training images of 8x8 pixels,"
-            " enlarged. Its numbers compare with no MNIST result.\n"
+            f"This run uses the 1,797 digits of scikit-learn instead: {DIGITS_SPLIT[0]:,} training images of 8x8 pixels,"
+            " enlarged, and repeated so that an epoch is as long as on MNIST. Its numbers compare with no MNIST result.\n"
             f"For MNIST put {files} into that folder, or set DATA_DIR in .env.\n"
             "To stop here instead of falling back: datamodule.offline_fallback=false."
         )
-        self.check_enough(DIGITS_SPLIT[0])
 
 
 @rank_zero_only

@@ -21,12 +21,12 @@ def image_set(size: int = 8, img_size: int = 8, n: int = N) -> ImageSet:
     return ImageSet(torch.randint(256, (n, 1, size, size), generator=rng).byte(), torch.arange(n), img_size)
 
 
-def make_loader(num_workers: int = 0, flip: bool = False) -> ResumableDataLoader:
+def make_loader(num_workers: int = 0, flip: bool = False, length: int | None = None) -> ResumableDataLoader:
     data = image_set()
     return ResumableDataLoader(
         data,
         batch_size=BATCH,
-        sampler=EpochSampler(data, num_replicas=1, rank=0, seed=3, flip=flip),
+        sampler=EpochSampler(data, num_replicas=1, rank=0, seed=3, flip=flip, length=length),
         num_workers=num_workers,
         collate_fn=collated,
         generator=torch.Generator(),
@@ -87,8 +87,10 @@ def test_a_complemented_index_asks_for_the_image_mirrored() -> None:
 # Order
 
 
-def order(seed: int, epoch: int, ranks: int = 1, rank: int = 0, n: int = N, flip: bool = False) -> list[int]:
-    sampler = EpochSampler(image_set(n=n), num_replicas=ranks, rank=rank, seed=seed, flip=flip)
+def order(
+    seed: int, epoch: int, ranks: int = 1, rank: int = 0, n: int = N, flip: bool = False, length: int | None = None
+) -> list[int]:
+    sampler = EpochSampler(image_set(n=n), num_replicas=ranks, rank=rank, seed=seed, flip=flip, length=length)
     sampler.set_epoch(epoch)
     return list(sampler)
 
@@ -131,7 +133,32 @@ def test_processes_toss_the_same_coins() -> None:
     assert {i for rank in (0, 1) for i in order(seed=1, epoch=2, ranks=2, rank=rank, flip=True)} == alone
 
 
+@pytest.mark.parametrize("length", [7, 20, 33, 50])
+@pytest.mark.parametrize("flip", [False, True])
+def test_epochs_of_any_length_follow_each_other_through_the_passes(length: int, flip: bool) -> None:
+    passes = [i for number in range(6) for i in order(seed=1, epoch=number, flip=flip)]
+    epochs = [i for epoch in range(5) for i in order(seed=1, epoch=epoch, flip=flip, length=length)]
+    n = min(len(passes), len(epochs))
+    assert epochs[:n] == passes[:n]
+    assert len(epochs) == 5 * length
+
+
+def test_processes_share_out_an_epoch_of_several_passes() -> None:
+    alone = order(seed=1, epoch=1, length=50)
+    parts = [order(seed=1, epoch=1, ranks=2, rank=rank, length=50) for rank in (0, 1)]
+    assert [i for pair in zip(*parts, strict=True) for i in pair] == alone
+
+
 # Resuming
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_in_a_later_pass_of_an_epoch(num_workers: int) -> None:
+    whole = pass_over(make_loader(length=50), epoch=1)
+    assert len(whole) == 13
+    rest = make_loader(num_workers, length=50)
+    rest.load_state_dict({"epoch": 1, "images": 8 * BATCH})
+    assert pass_over(rest, epoch=1) == whole[8:]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -191,10 +191,29 @@ def test_the_digits_stand_in_and_say_so(tmp_path: Path, no_network: None, capfd:
     assert capfd.readouterr().err == ""
 
 
-def test_what_the_digits_do_not_have_is_not_asked_of_them(tmp_path: Path, no_network: None) -> None:
-    with pytest.raises(ValueError, match="subset is 2000, but there are only 1412 training images"):
-        loaded(tmp_path, train_val_test_split=SPLIT, subset=2_000)
-    assert len(loaded(tmp_path, train_val_test_split=SPLIT, subset=1_000).sets["train"]) == 1_000
+@pytest.mark.parametrize(
+    ("arguments", "images", "batches"),
+    [
+        ({}, 1_412, 55_000 // 64),
+        ({"train_val_test_split": [50_000, 10_000, 10_000], "batch_size": 48}, 1_412, 50_000 // 48),
+        ({"batch_size": 2_000}, 1_412, 27),  # more than there are digits
+        ({"subset": 5_000}, 1_412, 5_000 // 64),
+        ({"subset": 1_000}, 1_000, 1_000 // 64),
+        ({"subset_per_class": 100}, 1_000, 1_000 // 64),
+        ({"subset_per_class": 500}, 1_412, 5_000 // 64),
+    ],
+)
+def test_an_epoch_of_the_digits_is_as_long_as_one_of_mnist(
+    tmp_path: Path, no_network: None, arguments: dict[str, object], images: int, batches: int
+) -> None:
+    datamodule = loaded(tmp_path, **{"train_val_test_split": SPLIT, "batch_size": 64, "img_size": 8} | arguments)
+    assert len(datamodule.sets["train"]) == images
+    assert len(datamodule.whole_train) == 1_412
+    loader = datamodule.train_dataloader()
+    assert len(loader) == batches
+    counts = np.bincount(list(loader.sampler), minlength=images)
+    assert counts.max() - counts.min() <= 1  # each image equally often
+    assert len(datamodule.val_dataloader().dataset) == 128
 
 
 def test_without_the_fallback_the_error_says_what_to_put_where(tmp_path: Path, no_network: None) -> None:
