@@ -58,6 +58,9 @@ def main() -> int:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from src.utils.environment import replace_home
+
+        replace_home(Path(config.work_dir) / "logs" / ".home")
         if "wandb" in (config.get("logger") or {}):
             # It is imported by wandb.init in any case, and slower the more modules are loaded by then.
             import wandb.apis.public  # noqa: F401

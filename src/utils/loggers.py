@@ -118,7 +118,7 @@ def has_wandb_key(url: str) -> bool:
     """Whether wandb would find a key, in the environment or where `wandb login` leaves it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    path = Path(os.path.expanduser(os.environ.get("NETRC", "~/.netrc")))
     try:
         return netrc.netrc(path).authenticators(urlparse(url).hostname or "") is not None
     except (OSError, netrc.NetrcParseError):

@@ -1,0 +1,42 @@
+"""What the machine, the container or the cluster around a run lacks, made up for. No torch is needed for it."""
+
+import getpass
+import os
+import tempfile
+from pathlib import Path
+
+# Where libraries keep what they want to find again (wandb, torch, matplotlib, Hugging Face, MLflow).
+FOLDERS = {"XDG_CACHE_HOME": ".cache", "XDG_DATA_HOME": ".local/share", "XDG_CONFIG_HOME": ".config"}
+
+
+def replace_home(folder: Path) -> None:
+    """Where HOME or TMPDIR cannot be written, as with `docker run --user`, libraries write into `folder` instead.
+
+    Nothing changes for a folder that can be written, and settings that can be read are still read.
+    """
+    home = os.path.expanduser("~")
+    if home == "~":  # no HOME, and the system does not know the user
+        home = os.environ["HOME"] = str(folder)
+    for variable, usual in FOLDERS.items():
+        place = Path(os.environ.get(variable) or Path(home, usual))
+        if not can_write(place) and not (variable == "XDG_CONFIG_HOME" and os.access(place, os.R_OK)):
+            os.environ[variable] = str(folder / usual)
+    try:
+        getpass.getuser()  # torch.compile, MLflow and matplotlib ask for it
+    except (KeyError, OSError):  # what it raises up to Python 3.12, and from 3.13 on
+        os.environ["USER"] = str(os.getuid())
+    try:
+        temporary = tempfile.gettempdir()  # passes over a TMPDIR that cannot be written; other programs do not
+    except OSError:
+        temporary = str(folder / "tmp")
+        os.makedirs(temporary, exist_ok=True)
+        tempfile.tempdir = temporary
+    if os.environ.get("TMPDIR") not in (None, temporary) or not can_write(Path("/tmp")):
+        os.environ["TMPDIR"] = temporary
+
+
+def can_write(folder: Path) -> bool:
+    """Whether a file can be written into a folder that is there, or that can be made."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
