@@ -1,5 +1,6 @@
 """Composes a run from configs/ and hands it to one verb: `python run.py experiment=train_mnist_gan.yaml`."""
 
+import codecs
 import os
 import re
 import sys
@@ -7,9 +8,12 @@ import traceback
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 from dotenv import dotenv_values
+
+from src.utils.console import show_what_can_be_shown
 
 ROOT = Path(__file__).resolve().parent
 VERBS = ("train", "sample", "interpolate", "evaluate", "export", "serve", "report")
@@ -23,11 +27,12 @@ HYDRA_FLAGS = (
 
 def main() -> int:
     """Runs the command line; returns the exit code: 0, 1 (the run failed), 2 (the command is wrong), 128 + signal."""
+    show_what_can_be_shown()
     try:
-        for name, value in dotenv_values(ROOT / ".env").items():
+        for name, value in dotenv_values(stream=StringIO(text_of(ROOT / ".env"))).items():
             if value:
                 os.environ.setdefault(name, value)
-    except ValueError as error:  # also what is not UTF-8
+    except (OSError, ValueError) as error:  # also what is neither UTF-8 nor UTF-16
         print(f"error: {ROOT / '.env'} cannot be read ({error}): write NAME=value lines", file=sys.stderr)
         return 2
     for name in ("DATA_DIR", "WANDB_API_KEY", "WANDB_MODE"):
@@ -116,6 +121,14 @@ def report(error: Exception, show_traceback: bool, folder: Path | None = None, k
     return 1
 
 
+def text_of(path: Path) -> str:
+    """A text file as editors save it, on Windows as UTF-16 or with a byte order mark; empty if it is not there."""
+    if not path.is_file():
+        return ""
+    content = path.read_bytes()
+    return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+
+
 def is_default(argument: str) -> bool:
     """Whether an argument asks for no experiment or no search, which is how it is without it."""
     key, _, value = argument.partition("=")
@@ -181,11 +194,15 @@ def keep_traceback(error: Exception, folder: Path | None) -> str:
     if folder is None:
         return remedy
     try:
-        (folder / "traceback.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        text = "".join(traceback.format_exception(error))
+        (folder / "traceback.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError:
         return remedy
     return f"{folder / 'traceback.txt'} (or {remedy})"
 
 
 if __name__ == "__main__":
+    if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
+        # The C locale, and Python was told to believe it: no file could have an umlaut in its name.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})
     sys.exit(main())

@@ -116,6 +116,7 @@ def run_cli(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         env=os.environ | environment,
         capture_output=True,
         encoding="utf-8",
+        errors="replace",
         timeout=300,
     )
 

@@ -1,9 +1,18 @@
 """Text files are UTF-8, and output never ends a run, whatever the locale and the console."""
 
 import ast
+import io
+import json
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
-from tests.conftest import ROOT
+import pytest
+
+import run
+from src.utils.console import show_what_can_be_shown
+from tests.conftest import QUICK, ROOT, run_cli
 
 SOURCES = [
     ROOT / "run.py",
@@ -37,3 +46,48 @@ def test_every_text_file_names_its_encoding() -> None:
         for call in in_the_locales_encoding(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert not found
+
+
+def test_what_cannot_be_encoded_is_shown_in_a_plainer_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    show_what_can_be_shown()
+    print("• größe… ↑ 你 \udcf6 \u2839", flush=True)
+    assert written.getvalue() == b"* gro?e... ^ ? ? *\n"
+    assert os.environ["PYTHONIOENCODING"] == "ascii:replace"  # for the processes that are started
+
+
+TEXT = "größe 你好 😀"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"PYTHONIOENCODING": "gbk"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["a GBK console", "the C locale"],
+)
+def test_a_run_where_text_cannot_be_shown(environment: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "größe 😀"
+    folder.mkdir()
+    short = [*QUICK, "print_config=true", "callbacks=progress", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    process = run_cli(*short, f"name='{TEXT}'", f"notes='{TEXT}'", "hydra.run.dir=run", cwd=folder, **environment)
+    assert process.returncode == 0, process.stderr
+    run_dir = folder / "run"
+    about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    assert about["name"] == about["config"]["notes"] == TEXT
+    assert f"name: {TEXT}" in (run_dir / "config_tree.txt").read_text(encoding="utf-8")
+    assert f"name='{TEXT}'" in (run_dir / ".hydra" / "overrides.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_an_env_file_as_editors_on_windows_save_it(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("A_NAME=größe\r\nANOTHER=2\r\n", encoding=encoding)
+    for name in ("A_NAME", "ANOTHER"):  # to be removed again afterwards
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", "task=none"])
+    assert run.main() == 2
+    assert (os.environ["A_NAME"], os.environ["ANOTHER"]) == ("größe", "2")

@@ -34,7 +34,7 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
     if config.print_config:
         Console().print(tree)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / "config_tree.txt", "w", encoding="utf-8") as file:
+    with open(run_dir / "config_tree.txt", "w", encoding="utf-8", errors="backslashreplace") as file:
         Console(file=file, width=120).print(tree)
 
 
