@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from src.utils.errors import UserError
 
@@ -13,6 +14,11 @@ from src.utils.errors import UserError
 def typed_overrides() -> list[str]:
     """What was typed behind `python run.py`, in order."""
     return [str(each) for each in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
+
+
+def is_sweep() -> bool:
+    """Whether this is one of several jobs of a `-m` command."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def next_command(*overrides: str) -> str:
