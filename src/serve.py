@@ -1,9 +1,11 @@
 """The verb `serve`: a web service, and a page for people, that draw with a trained model."""
 
 import ipaddress
+import json
 import logging
 import multiprocessing
 import os
+import shlex
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -54,7 +56,8 @@ def serve(config: DictConfig) -> None:
     app = make_app(
         drawer, engine, config.max_images, registry, lambda: engine.works and not guard.stopping, key is not None
     )
-    max_body = 1024 + 64 * config.max_images  # two lists of classes with some air
+    longest = max(len(json.dumps(name)) for name in drawer.about.class_names)
+    max_body = 1024 + max(64, 2 * (longest + 4)) * config.max_images  # two lists of classes with some air
     guard = Guard(app, engine.release, key, config.rate, max_body, config.timeout, registry)
     server = Server(guard, config.grace, list(config.proxies) if config.proxies is not None else None)
 
@@ -66,7 +69,8 @@ def serve(config: DictConfig) -> None:
     console.print(f"serving     {about.run} ({about.data}, {path})", highlight=False, markup=False)
     console.print(f"page        {url}/", highlight=False)
     shown = f" -H 'Authorization: Bearer ${KEY}'".replace("'", '"') if key else ""
-    curl = f"""curl {url}/generate{shown} --json '{{"labels": [5], "n": 16, "seed": 0}}' -o fives.png"""
+    body = json.dumps({"labels": [about.class_names[-1]], "n": 16, "seed": 0}, ensure_ascii=False)
+    curl = f"curl {url}/generate{shown} --json {shlex.quote(body)} -o images.png"
     console.print(f"ask         {curl}", highlight=False, markup=False)
     console.print("stop        Ctrl-C", highlight=False)
     if key is None and not is_loopback(host):

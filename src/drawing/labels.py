@@ -1,12 +1,18 @@
-"""Which class a label means: `labels` of the verbs and of the service."""
+"""Which class a label means, and what a class's folder is called."""
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 SHOWN = 40  # characters of a label or a name in a message
+LONGEST = 80  # bytes of a folder's name: Windows has 260 characters for a whole path
+# Not in a file's name on Windows, or anywhere.
+UNSAFE = re.compile(r'[<>:"/\\|?*]')
+# Devices on Windows, with any ending.
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]|conin\$|conout\$)\s*(\..*)?", re.IGNORECASE)
 
 
 def resolve(label: Any, class_names: Sequence[str]) -> int:
@@ -21,11 +27,11 @@ def resolve(label: Any, class_names: Sequence[str]) -> int:
         ValueError: there is no such class, or a number is the name of one class and the number of another. Its text is
             a sentence without the key.
     """
+    by_name, by_form, by_number = tables(tuple(class_names))
     if isinstance(label, str):
-        for form in (str, lambda text: normalize("NFC", text)):
-            found = [i for i, name in enumerate(class_names) if form(name) == form(label)]
-            if found:
-                return found[0]
+        found = by_name.get(label, by_form.get(normalize("NFC", label)))
+        if found is not None:
+            return found
         if (number := re.fullmatch(r"#(\d{1,9})", label, re.ASCII)) and int(number[1]) < len(class_names):
             return int(number[1])
         digits = without_zeros(label)
@@ -33,13 +39,10 @@ def resolve(label: Any, class_names: Sequence[str]) -> int:
         digits = str(label) if isinstance(label, int) and not isinstance(label, bool) else None
     if digits is None:
         raise ValueError(no_class(label, class_names))
-
     # 1 is the name of "1" and of "01", but rather of the former.
-    named = [i for i, name in enumerate(class_names) if name == digits] or [
-        i for i, name in enumerate(class_names) if without_zeros(name) == digits
-    ]
-    numbered = [i for i in range(len(class_names)) if str(i) == digits]
-    meant = list(dict.fromkeys(named + numbered))
+    meant = [by_name[digits]] if digits in by_name else by_number.get(digits, [])
+    if digits.isdigit() and len(digits) < 10 and int(digits) < len(class_names):
+        meant = list(dict.fromkeys([*meant, int(digits)]))
     if not meant:
         raise ValueError(no_class(label, class_names))
     if len(meant) > 1:
@@ -48,13 +51,27 @@ def resolve(label: Any, class_names: Sequence[str]) -> int:
     return meant[0]
 
 
+@functools.lru_cache(8)
+def tables(class_names: tuple[str, ...]) -> tuple[dict[str, int], dict[str, int], dict[str, list[int]]]:
+    """The classes by their names, by these in one Unicode form, and those of each number that is a name."""
+    by_name: dict[str, int] = {}
+    by_form: dict[str, int] = {}
+    by_number: dict[str, list[int]] = {}
+    for i, name in enumerate(class_names):
+        by_name.setdefault(name, i)
+        by_form.setdefault(normalize("NFC", name), i)
+        if (number := without_zeros(name)) is not None:
+            by_number.setdefault(number, []).append(i)
+    return by_name, by_form, by_number
+
+
 def no_class(label: Any, class_names: Sequence[str]) -> str:
     """A sentence that says so, and what there is."""
     last = len(class_names) - 1
     numbers = f"a number from 0 to {last}"
     if list(class_names) == [str(i) for i in range(len(class_names))]:
         return f"there is no class {shown(label)}: use {numbers}"
-    if any(map(without_zeros, class_names)):
+    if tables(tuple(class_names))[2]:
         numbers = f"its number, #0 to #{last}"
     by_form = {normalize("NFC", name).casefold(): name for name in class_names}
     close = difflib.get_close_matches(normalize("NFC", str(label)[:SHOWN]).casefold(), by_form, 1)
@@ -72,3 +89,32 @@ def shown(value: Any) -> str:
     """What was given, cut short."""
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def folder_names(class_names: Sequence[str]) -> list[str]:
+    """A folder's name for each class that every system can have: the class's own where it can be.
+
+    No two are the same where case or Unicode forms make no difference.
+    """
+    safe = [safe_name(name) for name in class_names]
+    taken: set[str] = set()
+    names = [""] * len(safe)
+    # Names that can stay go first.
+    for i in sorted(range(len(safe)), key=lambda i: safe[i] != class_names[i]):
+        name, n = safe[i], 1
+        while (key := normalize("NFC", name.casefold())) in taken:
+            n += 1
+            name = f"{safe[i]}_{n}"
+        taken.add(key)
+        names[i] = name
+    return names
+
+
+def safe_name(name: str) -> str:
+    """A name without what some system refuses."""
+    text = UNSAFE.sub("_", normalize("NFC", name))
+    text = "".join("_" if category(char) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") else char for char in text)
+    text = text.encode()[:LONGEST].decode(errors="ignore")
+    text = text.strip().rstrip(".").rstrip()
+    # Hidden folders are left out where folders are data sets.
+    return f"_{text}" if not text or text.startswith(".") or RESERVED.fullmatch(text) else text

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +11,10 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from src.drawing.drawer import Drawer
+from src.drawing.labels import resolve
 from src.serving.encode import FORMATS, encode
 from src.serving.engine import Engine, Order, QueueFullError
 from src.serving.limits import RefusedError
@@ -29,18 +30,22 @@ class Problem(BaseModel):
     error: str = Field(description="one sentence: what is wrong, and what to send instead")
 
 
-def request_model(n_classes: int, max_images: int) -> type[BaseModel]:
+def request_model(class_names: Sequence[str], max_images: int) -> type[BaseModel]:
     """What `POST /generate` takes: each field's description completes the sentence `FIELD must be`."""
-    label = Annotated[int, Field(ge=0, lt=n_classes)]
+    last = len(class_names) - 1
+    named = {"type": "string", "enum": list(dict.fromkeys(class_names))}
+    numbered = {"type": "integer", "minimum": 0, "maximum": last}
+    always = {"type": "string", "pattern": r"^#\d+$", "description": "a class's number, even if others are names"}
+    label = Annotated[int | str, WithJsonSchema({"anyOf": [named, numbered, always]})]
     some = label | Annotated[list[label], Field(min_length=1, max_length=max_images)] | None
-    classes = f"a class from 0 to {n_classes - 1}, or a list of them"
+    classes = f"a class, by its name or its number from 0 to {last}, or a list of them"
 
     class Generate(BaseModel):
         """Which images to draw."""
 
         model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-        labels: some = Field(None, description=f"{classes}; null: every class", examples=[[5]])
+        labels: some = Field(None, description=f"{classes}; null: every class", examples=[class_names[-1:]])
         n: int = Field(
             16, ge=1, le=max_images, description=f"a number of images for each label, from 1 to {max_images}"
         )
@@ -87,7 +92,7 @@ def make_app(
         docs_url=None,
         redoc_url=None,
     )
-    model = request_model(about.n_classes, max_images)
+    model = request_model(about.class_names, max_images)
     problems = {
         400: "the body is no JSON",
         401: "the key is missing or wrong",
@@ -188,20 +193,20 @@ def read_order(
         asked: Any = model.model_validate_json(body)
     except ValidationError as error:
         raise explain(error, model) from None
-    n_classes = drawer.about.n_classes
-    classes = list(range(n_classes)) if asked.labels is None else as_list(asked.labels)
+    names = drawer.about.class_names
+    classes = list(range(len(names))) if asked.labels is None else meant(asked, "labels", names)
     total = len(classes) * asked.n
     if total > max_images:
         raise RefusedError(
             413, f"{len(classes)} labels of {asked.n} images are {total}, and one request may ask for {max_images}"
         )
     labels = np.repeat(np.array(classes, np.int64), asked.n)
-    finish = functools.partial(encode, asked.format, labels=labels, n=asked.n, n_classes=n_classes)
+    finish = functools.partial(encode, asked.format, labels=labels, n=asked.n, class_names=names)
     order = Order(labels, asked.seed, asked.truncation, finish)
     if asked.others is not None:
         if not drawer.can_interpolate:
             raise RefusedError(422, "others must be left out: this model does not draw between classes")
-        others = as_list(asked.others)
+        others = meant(asked, "others", names)
         if len(others) not in (1, len(classes)):
             raise RefusedError(
                 422, f"others must be one class, or as many as labels: {len(classes)}, not {len(others)}"
@@ -213,9 +218,17 @@ def read_order(
     return order, asked.format
 
 
-def as_list(value: int | list[int]) -> list[int]:
-    """One or several, as several."""
-    return [value] if isinstance(value, int) else value
+def meant(asked: Any, field: str, class_names: Sequence[str]) -> list[int]:
+    """The classes that a field names or numbers: one or several.
+
+    Raises:
+        RefusedError: one is no class, or could be two.
+    """
+    given = getattr(asked, field)
+    try:
+        return [resolve(label, class_names) for label in (given if isinstance(given, list) else [given])]
+    except ValueError as error:
+        raise RefusedError(422, f"{field}: {error}") from None
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> RefusedError:

@@ -23,9 +23,15 @@ async function ask(path, body) {
 
 function chosen() {
   const label = Number(document.querySelector("#classes input:checked").value);
-  const body = { labels: label, n: N, seed: Number($("seed").value), truncation: $("truncation").value / 100 };
+  const choice = { labels: label, n: N, seed: Number($("seed").value), truncation: $("truncation").value / 100 };
   const weight = $("weight").value / 100;
-  return weight ? { ...body, others: Number($("to").value), weight } : body;
+  return weight ? { ...choice, others: Number($("to").value), weight } : choice;
+}
+
+// Classes by name: a number could be another class's name.
+function asRequest(choice) {
+  const body = { ...choice, labels: about.class_names[choice.labels] };
+  return "others" in choice ? { ...body, others: about.class_names[choice.others] } : body;
 }
 
 function inWords({ labels, seed, truncation, others, weight }) {
@@ -35,17 +41,18 @@ function inWords({ labels, seed, truncation, others, weight }) {
 }
 
 function showChoice() {
-  const body = chosen();
-  $("from").textContent = about.class_names[body.labels];
-  $("seed-value").textContent = body.seed;
-  $("truncation-value").textContent = body.truncation.toFixed(2);
+  const choice = chosen();
+  $("from").textContent = about.class_names[choice.labels];
+  $("seed-value").textContent = choice.seed;
+  $("truncation-value").textContent = choice.truncation.toFixed(2);
   $("weight").setAttribute("aria-valuetext", `${$("weight").value} % of the way to ${about.class_names[$("to").value]}`);
   const shown = key ? ' -H "Authorization: Bearer $SERVE_API_KEY"' : "";
-  $("command").textContent = `curl ${new URL("generate", location)}${shown} --json '${JSON.stringify(body)}' -o images.png`;
+  const body = JSON.stringify(asRequest(choice)).replaceAll("'", "'\\''");
+  $("command").textContent = `curl ${new URL("generate", location)}${shown} --json '${body}' -o images.png`;
 }
 
-async function draw(body) {
-  const blob = await (await ask("generate", body)).blob();
+async function draw(choice) {
+  const blob = await (await ask("generate", asRequest(choice))).blob();
   const whole = await createImageBitmap(blob);
   const size = about.img_size, step = size + BORDER;
   canvas.width = canvas.height = COLUMNS * step - BORDER;
@@ -56,7 +63,7 @@ async function draw(body) {
   }
   whole.close();
   picture = blob;
-  return body;
+  return choice;
 }
 
 // One request at a time, and always for what is chosen by then: as fast as the service draws, and no faster.
@@ -182,7 +189,7 @@ $("another").addEventListener("click", () => {
 $("save-png").addEventListener("click", () => picture && save(picture, fileName("png")));
 $("save-npz").addEventListener("click", async () => {
   try {
-    save(await (await ask("generate", { ...chosen(), format: "npz" })).blob(), fileName("npz"));
+    save(await (await ask("generate", { ...asRequest(chosen()), format: "npz" })).blob(), fileName("npz"));
   } catch (error) {
     say(error instanceof Refused ? error.message : "The service does not answer: try again.");
   }

@@ -1,4 +1,4 @@
-"""A label means one class, or is asked about."""
+"""A label means one class, or is asked about; a class's folder can be made everywhere."""
 
 import re
 from typing import Any
@@ -6,7 +6,7 @@ from unicodedata import normalize
 
 import pytest
 
-from src.drawing.labels import resolve
+from src.drawing.labels import LONGEST, folder_names, resolve
 
 DIGITS = [str(i) for i in range(10)]
 TWELVE = [str(i) for i in range(1, 13)]
@@ -84,3 +84,33 @@ def test_a_number_of_two_classes_is_asked_about_and_what_it_says_helps(
 def test_what_is_no_class_is_refused_with_one_that_is(label: Any, names: list[str], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         resolve(label, names)
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (DIGITS, DIGITS),
+        (
+            ["Größe ä b", "猫", "naïve (1)", "a.b", "it's #1 & co"],
+            ["Größe ä b", "猫", "naïve (1)", "a.b", "it's #1 & co"],
+        ),
+        (["T-shirt/top", "a\\b", 'x<>:"|?*y'], ["T-shirt_top", "a_b", "x_______y"]),
+        (
+            ["..", ".", "", " ", "../../etc", "/", ".hidden"],
+            ["_", "__2", "__3", "__4", "_.._.._etc", "__5", "_.hidden"],
+        ),
+        (["a\x00b", "a\nb", "a\u202eb", "a\ud800b"], ["a_b", "a_b_2", "a_b_3", "a_b_4"]),
+        (["CON", "nul.txt", "Com1", "lpt9 .x", "console"], ["_CON", "_nul.txt", "_Com1", "_lpt9 .x", "console"]),
+        (["dog", "Dog", "DOG."], ["dog", "Dog_2", "DOG_3"]),
+        (["a/b", "a_b", "a_b_2"], ["a_b_3", "a_b", "a_b_2"]),  # names that can stay do
+        (["trailing. ", " leading"], ["trailing", "leading"]),
+        ([normalize("NFD", "ä"), normalize("NFC", "ä")], ["ä_2", "ä"]),
+    ],
+)
+def test_a_class_has_a_folder_on_every_system(names: list[str], folders: list[str]) -> None:
+    assert folder_names(names) == folders
+
+
+def test_long_names_are_cut_between_characters_and_stay_different() -> None:
+    first, second = folder_names(["猫" * 200 + "a", "猫" * 200 + "b"])
+    assert first == "猫" * (LONGEST // 3) and second == f"{first}_2"
