@@ -1,7 +1,23 @@
-"""What the tests share: composing and running as a user would, quickly and away from the user's files."""
+"""What the tests share: composing and running as a user would, quickly and away from the user's files.
 
+Choose the cheapest that tests what is meant (seconds of CPU time):
+
+- `compose_config(...)` composes without running: 0.1.
+- `typed(...)` types a command in this process; returns exit code and stderr, for mistakes: 0.2.
+- `checkpoint` is a trained model, shared by all tests and workers: nothing. Copy it before changing it.
+- `train_here(...)` trains in this process: 1 for two epochs of `trainer.limit_train_batches=2`, 3 of whole epochs.
+- `run_forked(...)` is a command in a process of its own, for signals, exit codes and what is printed: 1 and the run.
+- `run_cli(...)` starts Python for it: 5 and the run. It is for what depends on how Python starts (PYTHON..., locales).
+
+Expensive fixtures that no test changes are made once for all workers by `made_once`. Each test has its own `tmp_path`,
+ports are chosen by the system (port 0), and nothing is written beside the sources: tests run in parallel, in any order.
+"""
+
+import fcntl
 import functools
 import json
+import logging
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -9,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,19 +41,33 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+import run
 from src.drawing.onnx_export import REQUIRED
 
 ROOT = Path(__file__).resolve().parents[1]
-# One folder for all tests where the user has none, so that the digits' feature net is trained once.
-data_folder = tempfile.TemporaryDirectory(prefix="data-")
-os.environ.setdefault("DATA_DIR", str(ROOT / "data" if (ROOT / "data").is_dir() else data_folder.name))
-# Real data, a few seconds a run: the embedded digits, 22 batches of 64 an epoch.
+# One folder for all tests and workers where the user has none, so that the digits' feature net is trained once.
+if "DATA_DIR" not in os.environ:
+    data_folder = tempfile.TemporaryDirectory(prefix="data-")
+    os.environ["DATA_DIR"] = str(ROOT / "data" if (ROOT / "data").is_dir() else data_folder.name)
+# Real data, a few seconds a run: the embedded digits, 22 batches of 64 an epoch, and no classifier trained at the end.
 QUICK = ["datamodule=digits", "print_config=false", "trainer.enable_model_summary=false"]
+QUICK += ["callbacks.quality.cas=false"]
+# What a process that is forked for a command has imported already.
+forking = multiprocessing.get_context("forkserver")
+forking.set_forkserver_preload(["tests.conftest", "src.train", "src.evaluate", "src.report", "wandb.apis.public"])
 
 
 needs_onnx = pytest.mark.skipif(
     not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
 )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One worker a core; none for tests that are typed one by one."""
+    if config.args and all("::" in each for each in config.args):
+        return 0
+    return min(len(os.sched_getaffinity(0)), 8)
 
 
 @pytest.fixture(autouse=True)
@@ -75,20 +106,62 @@ def train_here(tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
+Typed = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
+    """`python run.py ARGUMENTS` in an empty folder, in this process; returns the exit code and stderr."""
+
+    def type_in(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        capsys.readouterr()
+        code = run.main()
+        return code, capsys.readouterr().err
+
+    yield type_in
+    for handler in [h for h in logging.root.handlers if type(h) in (logging.StreamHandler, logging.FileHandler)]:
+        logging.root.removeHandler(handler)  # Hydra's, which write to this test's stdout and run folder
+        handler.close()
+
+
+@contextmanager
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """A folder that all workers share, and whether it is already made; the block makes it if not.
+
+    Other workers wait until the block has ended.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with open(base / f"{name}.lock", "a+", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        folder = base / name
+        made = bool(lock.read())
+        folder.mkdir(exist_ok=True)
+        yield folder, made
+        if not made:
+            lock.write("made")
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of two epochs on the digits, with a moving average, for what is done with a trained model."""
     from src.train import train
 
-    folder = tmp_path_factory.mktemp("checkpoint")
-    run_dir = folder / "logs" / "runs" / "today" / "trained"
-    run_dir.mkdir(parents=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "offline")
-        typed = [*QUICK, "logger=none", "model.ema_half_life=500", "trainer.max_epochs=2", "name=trained"]
-        train(compose_config("train", *typed, f"work_dir={folder}", run_dir=run_dir))
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
+    with made_once(tmp_path_factory, "checkpoint") as (folder, made):
+        run_dir = folder / "logs" / "runs" / "today" / "trained"
+        if not made:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("WANDB_MODE", "offline")
+                typed = [*QUICK, "logger=none", "model.ema_half_life=500", "trainer.max_epochs=2", "name=trained"]
+                train(compose_config("train", *typed, f"work_dir={folder}", run_dir=run_dir))
+            GlobalHydra.instance().clear()
+            HydraConfig.instance().cfg = None
     return run_dir / "ckpts" / "last.ckpt"
 
 
@@ -119,6 +192,38 @@ def run_cli(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         errors="replace",
         timeout=300,
     )
+
+
+def run_forked(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As `run_cli`, in a process that has imported everything: several seconds cheaper."""
+    with tempfile.TemporaryDirectory(prefix="output-") as folder:
+        files = Path(folder) / "stdout", Path(folder) / "stderr"
+        process = start_forked(*arguments, cwd=cwd, files=files, **environment)
+        process.join(300)
+        if process.exitcode is None:
+            process.kill()
+            raise AssertionError(f"{arguments} did not end")
+        stdout, stderr = (file.read_text(encoding="utf-8") for file in files)
+    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
+
+
+def start_forked(
+    *arguments: str, cwd: Path, files: tuple[Path, Path], **environment: str
+) -> multiprocessing.process.BaseProcess:
+    """Starts what `run_forked` waits for; its stdout and stderr go to the two files."""
+    process = forking.Process(target=_forked, args=(arguments, cwd, files, dict(os.environ) | environment))
+    process.start()
+    return process
+
+
+def _forked(arguments: tuple[str, ...], cwd: Path, files: tuple[Path, Path], environment: dict[str, str]) -> None:
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [str(ROOT / "run.py"), *arguments]
+    sys.exit(run.main())
 
 
 def load(run_dir: Path) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 import copy
 import gzip
-import logging
 import os
 import pickle
 import re
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,10 @@ import pytest
 import torch
 
 import run
-from tests.conftest import QUICK, ROOT, run_cli
+from tests.conftest import QUICK, ROOT, Typed, run_cli
 
 SHORT = [*QUICK, "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
 SHORT += ["trainer.limit_train_batches=2"]
-
-Typed = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
-    """`python run.py ARGUMENTS` in an empty folder, in this process; returns the exit code and stderr."""
-
-    def type_in(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-        capsys.readouterr()
-        code = run.main()
-        return code, capsys.readouterr().err
-
-    yield type_in
-    for handler in [h for h in logging.root.handlers if type(h) in (logging.StreamHandler, logging.FileHandler)]:
-        logging.root.removeHandler(handler)  # Hydra's, which write to this test's stdout and run folder
-        handler.close()
 
 
 def type_short(typed: Typed, *arguments: str) -> tuple[int, str]:

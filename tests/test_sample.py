@@ -16,7 +16,7 @@ from src.sample import sample
 from src.utils.checkpoints import build_model, read_checkpoint
 from src.utils.errors import UserError
 from src.utils.images import to_uint8
-from tests.conftest import ROOT, compose_config, run_cli
+from tests.conftest import ROOT, compose_config, run_forked
 
 Drawn = Callable[..., Path]
 
@@ -133,7 +133,7 @@ def test_an_old_checkpoint_still_draws(checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_the_command_ends_with_what_it_made_and_what_to_type_next(checkpoint: Path, tmp_path: Path) -> None:
-    done = run_cli("task=sample", f"ckpt_path={checkpoint}", "labels=[5]", "out=here", cwd=tmp_path)
+    done = run_forked("task=sample", f"ckpt_path={checkpoint}", "labels=[5]", "out=here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "16 images from" in done.stdout and "here/samples.npz" in done.stdout and "here/grid.png" in done.stdout
     others = next(line for line in done.stdout.splitlines() if line.startswith("others"))

@@ -94,8 +94,9 @@ class MNISTDataModule(IdxDataModule):
         self.train_val_test_split = list(DIGITS_SPLIT)
         warn_of_fallback(
             f"NOT MNIST. It is not in {self.folder} and could not be downloaded ({error}).\n"
-            f"This run uses the 1,797 digits of scikit-learn instead: {DIGITS_SPLIT[0]:,} training images of 8x8 pixels,"
-            " enlarged, and repeated so that an epoch is as long as on MNIST. Its numbers compare with no MNIST result.\n"
+            f"This run uses the 1,797 digits of scikit-learn instead: {DIGITS_SPLIT[0]:,} training images of 8x8"
+            " pixels, enlarged, and repeated so that an epoch is as long as on MNIST. Its numbers compare with no MNIST"
+            " result.\n"
             f"For MNIST put {files} into that folder, or set DATA_DIR in .env.\n"
             "To stop here instead of falling back: datamodule.offline_fallback=false."
         )
