@@ -156,9 +156,6 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
     Raises:
         UserError: names both keys.
     """
-    for key, part, kind in [("model", model, LightningModule), ("datamodule", datamodule, LightningDataModule)]:
-        if not isinstance(part, kind):
-            raise UserError(f"{key}._target_ must make a {kind.__name__}, not a {type(part).__name__}")
     found, hints = [], []
     for name in ("img_size", "channels", "n_classes"):
         ours, theirs = getattr(model, name, None), getattr(datamodule, name, None)

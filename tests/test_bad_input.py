@@ -84,12 +84,12 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("trainer.precision=banana", "trainer.precision", "32-true"),
     ("trainer.accelerator=banana", "trainer.accelerator", "cpu"),
     ("trainer.strategy=banana", "trainer.strategy", "ddp"),
-    ("trainer.num_nodes=0", "trainer.num_nodes", "positive integer"),
+    ("trainer.num_nodes=0", "trainer.num_nodes", "from 1 to 1024"),
     ("trainer.profiler=banana", "trainer.profiler", "simple"),
     ("trainer.limit_train_batches=abc", "trainer.limit_train_batches", "a number"),
     ("trainer.limit_train_batches=0", "trainer.limit_train_batches", "above 0"),
     ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0", "set optimized_metric=null"),
-    ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch", "above 0"),
+    ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch", "at least 1"),
     ("trainer.log_every_n_steps=abc", "trainer.log_every_n_steps", "a whole number"),
     ("trainer.deterministic=abc", "trainer.deterministic", "true or false"),
     # Data
@@ -129,6 +129,10 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("model.loss._target_=src.models.losses.Nope", "model.loss._target_", "has LSGANLoss"),
     ("model.loss=abc", "model.loss", "a part with a _target_ or null"),
     ("model.generator=null", "model.generator", "a part with a _target_"),
+    # Parts that are something else
+    ("model.loss._target_=builtins.print", "model.loss._target_=builtins.print makes nothing", "an AdversarialLoss"),
+    ("datamodule={_target_: builtins.dict}", "datamodule", "a LightningDataModule is needed"),
+    ("+callbacks.mine={_target_: builtins.dict}", "callbacks.mine._target_", "a Callback is needed"),
     # Callbacks and the run
     ("callbacks.sample_grid.n_per_class=0", "callbacks.sample_grid.n_per_class", "at least 1"),
     ("callbacks.sample_grid.seed=abc", "callbacks.sample_grid.seed", "a whole number"),

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pytorch_lightning.callbacks import Timer
@@ -32,6 +32,7 @@ Augmentation = Callable[[Tensor, float], Tensor]  # images, progress of the run 
 GENERATOR, DISCRIMINATOR = 0, 1  # optimizer_idx
 
 
+@runtime_checkable
 class AdversarialLoss(Protocol):
     """What `src/models/losses.py` offers and a loss of your own must offer too.
 
@@ -288,6 +289,8 @@ class MNISTGANModel(ImageModel):
                 optimizer = getattr(self, name)(network.parameters())
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{name} cannot be built: {error}") from error
+            if not isinstance(optimizer, Optimizer):
+                raise ValueError(f"{name} must make an optimizer of torch, not a {type(optimizer).__name__}")
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]  # what the schedule scales
             optimizers.append(optimizer)

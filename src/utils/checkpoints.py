@@ -5,12 +5,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule
 
-from src.utils.errors import UserError, explain_instantiation
+from src.utils.errors import UserError
+from src.utils.instantiate import instantiate
 
 # What a checkpoint may ask us to build: our models, and torch's layers and optimizers. Nothing else.
 TRUSTED = ("src.models.", "torch.nn.", "torch.optim.")
@@ -57,9 +57,9 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LightningModule:
         raise UserError(f"ckpt_path={path} does not say how its model is built: choose another checkpoint")
     refuse_untrusted(config, path)
     try:
-        model = hydra.utils.instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        raise UserError(f"ckpt_path={path}: {explain_instantiation(error)}") from error
+        model = instantiate(OmegaConf.create({"model": config}), "model")
+    except UserError as error:
+        raise UserError(f"ckpt_path={path}: {error}") from error
     check_fits(checkpoint, model, path)
     model.load_state_dict(checkpoint["state_dict"])
     return model.eval()

@@ -81,7 +81,8 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return f"the configuration has no {error.full_key or first}: do not remove it"
     if isinstance(error, InstantiationException):
-        return explain_instantiation(error)
+        key = match[1] if (match := re.search(r"full_key: (\S+)", text)) else ""
+        return explain_part(key, error)
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os(error)
     if "Config group override" in text:
@@ -93,10 +94,9 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
     return f"{type(error).__name__}: {first}{_remedy(first)}"
 
 
-def explain_instantiation(error: InstantiationException, config: DictConfig | None = None) -> str:
-    """What a part's constructor objected to, with its key in front, and the argument's where `config` tells it."""
-    key = match[1] if (match := re.search(r"full_key: (\S+)", str(error))) else ""
-    cause = error.__cause__
+def explain_part(key: str, error: Exception, config: DictConfig | None = None) -> str:
+    """What the constructor of the part `key` objected to, and the argument's key where `config` tells it."""
+    cause = error.__cause__ if isinstance(error, InstantiationException) else error
     text = str(cause or error).strip()
     if isinstance(cause, ImportError):
         if match := re.match(r"Error loading '([^']+)'", text):
@@ -106,7 +106,7 @@ def explain_instantiation(error: InstantiationException, config: DictConfig | No
     if isinstance(cause, TypeError) and (match := re.search(r"unexpected keyword argument '(\w+)'", text)):
         return f"{key}.{match[1]} is not an option of {key}: remove it"
     if isinstance(cause, TypeError) and (match := re.search(r"missing .* arguments?: (.*)", text)):
-        return f"{key} lacks {match[1]}: add it"
+        return f"{key} lacks {match[1]}: add it, or set {key}._partial_=true where its owner adds it"
     if isinstance(cause, UserError):
         return text
     if isinstance(cause, ValueError) and begins_with_argument(text):
