@@ -1,7 +1,8 @@
 """Lightning's Trainer, for the arguments people have typed for years."""
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,31 @@ from src.utils.instantiate import check_types
 from src.utils.numbers import is_whole
 
 Gpus = int | str | Sequence[int] | None
+
+MOST_PROCESSES = 1024
+ENDLESS = "max_epochs", "max_steps"  # -1: no limit
+# Whole numbers from ... to ...
+COUNTS: dict[str, tuple[int, float]] = {
+    "num_nodes": (1, MOST_PROCESSES),
+    "min_epochs": (0, math.inf),
+    "max_epochs": (1, math.inf),
+    "min_steps": (0, math.inf),
+    "max_steps": (1, math.inf),
+    "fast_dev_run": (0, math.inf),
+    "check_val_every_n_epoch": (1, math.inf),
+    "num_sanity_val_steps": (-1, math.inf),
+    "log_every_n_steps": (0, math.inf),
+    "reload_dataloaders_every_n_epochs": (0, math.inf),
+}
+# Batches: how many, or which share of all; whether it may be none.
+BATCHES = {
+    "limit_train_batches": False,
+    "limit_val_batches": True,
+    "limit_test_batches": True,
+    "limit_predict_batches": True,
+    "overfit_batches": True,
+    "val_check_interval": False,
+}
 
 
 def make_trainer(
@@ -54,11 +80,9 @@ def make_trainer(
     if accelerator == "cpu":
         # Lightning sets this to 1, and torch, which looks for GPUs before every optimizer step, loads NVML each time.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    for name in ("max_epochs", "max_steps"):
-        check_limit(name, kwargs.get(name))
-    for name in ("limit_train_batches", "check_val_every_n_epoch"):
-        if kwargs.get(name) == 0:
-            raise ValueError(f"{name} must be above 0, not 0: 1 is the usual value")
+    check_ranges(kwargs)
+    if accelerator == "cpu" and devices != "auto" and not (is_whole(devices, 1) and devices <= MOST_PROCESSES):
+        raise ValueError(f"devices must be a whole number of processes from 1 to {MOST_PROCESSES}, not {devices!r}")
 
     several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or kwargs.get("num_nodes", 1) != 1
     if strategy == "ddp" or (strategy == "auto" and several):
@@ -120,10 +144,27 @@ def check_gpus(wanted: int | list[int]) -> int | list[int]:
     return wanted
 
 
-def check_limit(name: str, value: Any) -> None:
-    """Refuses what is not a positive number, -1 or None (no limit)."""
-    if value is not None and not (is_whole(value) and (value >= 1 or value == -1)):
-        raise ValueError(f"{name} must be a whole number of at least 1, or -1 for no limit, not {value!r}")
+def check_ranges(arguments: Mapping[str, Any]) -> None:
+    """Refuses numbers that mean nothing; their types are checked elsewhere.
+
+    Raises:
+        ValueError: begins with the argument's name.
+    """
+    for name, value in arguments.items():
+        if name in COUNTS and value is not None and not isinstance(value, bool):
+            least, most = COUNTS[name]
+            if not least <= value <= most and not (name in ENDLESS and value == -1):
+                limits = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+                raise ValueError(
+                    f"{name} must be a whole number {limits}{', or -1 for no limit' * (name in ENDLESS)}, not {value!r}"
+                )
+        elif name in BATCHES and isinstance(value, (int, float)):
+            fits = value >= 0 if isinstance(value, int) else 0 <= value <= 1
+            if not fits or (value == 0 and not BATCHES[name]):
+                size = "0 or more" if BATCHES[name] else "above 0"
+                raise ValueError(
+                    f"{name} must be a number of batches, {size}, or a share of them such as 0.5, not {value!r}"
+                )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

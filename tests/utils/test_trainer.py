@@ -163,3 +163,40 @@ def test_a_failed_write_leaves_what_was_there(
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == ([("last.ckpt", before)] if before else [])
     if error is OSError:
         assert raised.value.filename == str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("log_every_n_steps", -5, "at least 0"),
+        ("num_sanity_val_steps", -2, "at least -1"),
+        ("check_val_every_n_epoch", -1, "at least 1"),
+        ("min_epochs", -1, "at least 0"),
+        ("min_steps", -7, "at least 0"),
+        ("max_epochs", -2, "or -1 for no limit"),
+        ("num_nodes", 0, "from 1 to 1024"),
+        ("num_nodes", 10**9, "from 1 to 1024"),
+        ("num_nodes", True, "a whole number"),
+        ("devices", 0, "from 1 to 1024"),
+        ("devices", 10**24, "from 1 to 1024"),
+        ("devices", 1.5, "from 1 to 1024"),
+        ("devices", None, "from 1 to 1024"),
+        ("devices", [1, 2], "from 1 to 1024"),
+        ("limit_train_batches", 0, "above 0"),
+        ("limit_train_batches", float("nan"), "a share of them"),
+        ("limit_val_batches", -1, "0 or more"),
+        ("limit_test_batches", 1.5, "a share of them such as 0.5"),
+        ("limit_test_batches", 1e30, "a share of them"),
+        ("overfit_batches", float("inf"), "a share of them"),
+        ("val_check_interval", 0, "above 0"),
+        ("fast_dev_run", -1, "at least 0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(name: str, value: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be .*{says}"):
+        make_trainer(**{name: value})
+
+
+@pytest.mark.parametrize("ok", [{"log_every_n_steps": 0}, {"min_epochs": 0}, {"limit_val_batches": 0.5}])
+def test_numbers_at_the_edge_are_taken(ok: dict[str, Any]) -> None:
+    assert [getattr(make_trainer(**ok), name) for name in ok] == [*ok.values()]
