@@ -5,11 +5,13 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from omegaconf import DictConfig, ListConfig
@@ -21,6 +23,7 @@ from src.utils.errors import EXTRAS, UserError
 from src.utils.numbers import is_whole
 
 KEY = "SERVE_API_KEY"  # the environment variable
+SITES = "a list of sites such as origins=[https://example.com,http://localhost:3000], or [*] alone for every site"
 MAX_PIXELS = 2048 * 2048  # of one image; a file can claim anything
 log = logging.getLogger(__name__)
 
@@ -38,7 +41,8 @@ def serve(config: DictConfig) -> None:
 
         from src.serving.app import make_app
         from src.serving.engine import Engine
-        from src.serving.limits import Guard
+        from src.serving.limits import App, Guard
+        from src.serving.origins import Origins
         from src.serving.server import Server, listen
     except ImportError as error:
         raise UserError(f"task=serve needs {error.name}: pip install -r requirements-serve.txt") from error
@@ -59,7 +63,8 @@ def serve(config: DictConfig) -> None:
     longest = max(len(json.dumps(name)) for name in drawer.about.class_names)
     max_body = 1024 + max(64, 2 * (longest + 4)) * config.max_images  # two lists of classes with some air
     guard = Guard(app, engine.release, key, config.rate, max_body, config.timeout, registry)
-    server = Server(guard, config.grace, list(config.proxies) if config.proxies is not None else None)
+    outer: App = guard if config.origins is None else Origins(guard, list(config.origins))
+    server = Server(outer, guard, config.grace, list(config.proxies) if config.proxies is not None else None)
 
     host, port = listener.getsockname()[:2]
     # What listens everywhere is opened here.
@@ -107,6 +112,41 @@ def check(config: DictConfig) -> None:
         isinstance(config.proxies, ListConfig) and all(isinstance(each, str) for each in config.proxies)
     ):
         raise UserError(f"proxies must be a list of addresses such as proxies=[10.0.0.1], not {config.proxies!r}")
+
+    check_origins(config.origins)
+
+
+def check_origins(origins: Any) -> None:
+    """Refuses what no browser calls a site.
+
+    Raises:
+        UserError: names the key.
+    """
+    if origins is None or origins == ["*"]:
+        return
+    if not isinstance(origins, ListConfig) or not origins:
+        raise UserError(f"origins must be {SITES}, not {origins!r}")
+    for origin in origins:
+        called = as_browsers_call(origin) if isinstance(origin, str) else None
+        if called is None:
+            other = "" if str(origin).isascii() else ": write other letters as browsers do, xn--..."
+            raise UserError(f"origins must be {SITES}, not {origin!r}{other}")
+        if called != origin:
+            raise UserError(f"origins has {origin!r}, which browsers call {called}: type origins=[{called}]")
+
+
+def as_browsers_call(url: str) -> str | None:
+    """The origin of a URL as browsers send it: `scheme://host[:port]`; None: there is none."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    host = parts.hostname or ""
+    if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]*:[0-9a-f:.]*", host) or not parts.scheme or "@" in parts.netloc:
+        return None
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if port in (None, usual) else f':{port}'}"
 
 
 def open_for_serving(path: Path, weights: Any, work_dir: str, console: Console) -> Drawer:

@@ -22,14 +22,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from src.drawing.drawer import Noise
 from src.drawing.onnx_export import REQUIRED, export_generator
+from src.serve import check_origins
+from src.utils.errors import UserError
 from src.utils.grid import grid
 from tests.conftest import ROOT, run_cli
 
 NEEDED = (*REQUIRED, "fastapi", "uvicorn", "httptools", "prometheus_client")
+SITE = "https://example.com"  # whose pages may ask
 pytestmark = pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="needs pip install -r requirements-extras.txt")
 
 
@@ -153,7 +157,7 @@ def generator(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def service(generator: Path) -> Iterator[Service]:
-    with serving(generator.parent, f"ckpt_path={generator}") as service:
+    with serving(generator.parent, f"ckpt_path={generator}", f"origins=[{SITE},http://localhost:3000]") as service:
         yield service
 
 
@@ -302,10 +306,87 @@ def test_what_cannot_be_meant_is_refused_with_a_sentence(
 
 def test_other_requests_are_refused_with_a_sentence(service: Service) -> None:
     assert service.refusal("/nowhere") == (404, "there is no '/nowhere': see /openapi.json")
-    status, headers, _ = service.ask("/generate")
-    assert status == 405 and headers["allow"] == "POST"
     status, said = service.refusal("/generate", b"{}", {"content-type": "text/plain"})
     assert status == 415 and "send Content-Type: application/json" in said
+
+
+FILES = ["/", "/page.css", "/page.js", "/icon.svg"]
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, "/about", "/health", "/ready", "/metrics", "/openapi.json", "/generate", "/nowhere"]
+)
+def test_head_is_get_without_a_body(service: Service, path: str) -> None:
+    status, headers, content = service.ask(path)
+    head, same, _ = service.ask(path, method="HEAD")
+    for name in ("date", *["content-length"] * (path == "/metrics")):  # which count this request, too
+        assert headers.pop(name) and same.pop(name)
+    assert (head, same) == (status, headers) and content
+    answer = raw(service, f"HEAD {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert answer.endswith(b"\r\n\r\n") and answer.count(b"\r\n\r\n") == 1
+
+
+def test_methods(service: Service) -> None:
+    for path, allowed in (
+        ("/generate", "OPTIONS, POST"),
+        ("/about", "GET, HEAD, OPTIONS"),
+        ("/", "GET, HEAD, OPTIONS"),
+    ):
+        status, headers, content = service.ask(path, method="OPTIONS")
+        assert (status, headers["allow"], content) == (204, allowed, b"")
+        status, headers, content = service.ask(path, method="DELETE")
+        assert status == 405 and headers["allow"] == allowed
+        assert json.loads(content)["error"] == f"{path} takes {allowed}, not DELETE: see /openapi.json"
+    assert service.ask("/nowhere", method="OPTIONS")[0] == 404
+
+
+# Pages of other sites -------------------------------------------------------------------------------------------------
+
+
+def preflight(service: Service, origin: str, method: str = "POST", headers: str = "authorization,content-type") -> Any:
+    """What a browser asks before a request of a page."""
+    wanted = {"origin": origin, "access-control-request-method": method, "access-control-request-headers": headers}
+    return service.ask("/generate", headers=wanted, method="OPTIONS")
+
+
+def test_a_browser_may_ask_for_a_page_of_a_named_site(service: Service) -> None:
+    status, headers, _ = preflight(service, SITE)
+    assert status == 200 and headers["access-control-allow-origin"] == SITE
+    assert "POST" in headers["access-control-allow-methods"]
+    assert {"authorization", "content-type"} <= set(headers["access-control-allow-headers"].lower().split(", "))
+    status, headers, _ = service.ask("/generate", {"n": 1, "format": "npz"}, {"origin": "http://localhost:3000"})
+    assert status == 200 and headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert (
+        "content-disposition" in headers["access-control-expose-headers"].lower()
+        and "origin" in headers["vary"].lower()
+    )
+    assert "access-control-allow-credentials" not in headers
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [("/generate", {"n": 1000}, 413), ("/generate", {"n": 0}, 422), ("/generate", b"{", 400), ("/a", None, 404)],
+)
+def test_such_a_page_can_read_why_it_is_refused(service: Service, path: str, body: Any, status: int) -> None:
+    found, headers, content = service.ask(path, body, {"origin": SITE})
+    assert found == status and headers["access-control-allow-origin"] == SITE and json.loads(content)["error"]
+
+
+def test_pages_of_other_sites_are_not_let_in(service: Service) -> None:
+    for other in (
+        "https://example.org",
+        "http://example.com",
+        "https://example.com:8443",
+        "null",
+        "https://a.example.com",
+    ):
+        status, headers, content = preflight(service, other)
+        assert status == 400 and f"pages of {other} may not ask" in json.loads(content)["error"]
+        assert "access-control-allow-origin" not in headers
+        assert "access-control-allow-origin" not in service.ask("/about", headers={"origin": other})[1]
+    for asked in ({"method": "DELETE"}, {"headers": "x-other"}):
+        status, _, content = preflight(service, SITE, **asked)
+        assert status == 400 and "a page may send GET, HEAD, POST with Authorization" in json.loads(content)["error"]
 
 
 # What it bears --------------------------------------------------------------------------------------------------------
@@ -365,18 +446,20 @@ def test_what_takes_too_long_is_given_up(generator: Path) -> None:
 
 
 def test_who_asks_too_often_waits(generator: Path) -> None:
-    with serving(generator.parent, f"ckpt_path={generator}", "rate=0.5") as service:
+    with serving(generator.parent, f"ckpt_path={generator}", "rate=0.5", "origins=[*]") as service:
+        assert [preflight(service, SITE)[0] for _ in range(5)] == [200] * 5  # free, as browsers ask before each request
         assert service.ask("/about")[0] == 200
         status, headers, content = service.ask("/generate", {"n": 1})
         assert status == 429 and headers["retry-after"] == "2"
         assert json.loads(content)["error"] == "too many requests: ask again in 2 s"
         # Nobody else's word is taken for who they are.
-        assert service.ask("/about", headers={"x-forwarded-for": "10.1.2.3"})[0] == 429
+        status, headers, _ = service.ask("/about", headers={"x-forwarded-for": "10.1.2.3", "origin": SITE})
+        assert status == 429 and headers["access-control-allow-origin"] == "*"
         assert [service.ask("/ready")[0] for _ in range(5)] == [200] * 5  # probes are free
 
 
 def test_a_key(generator: Path) -> None:
-    with serving(generator.parent, f"ckpt_path={generator}", SERVE_API_KEY="s3cret") as service:
+    with serving(generator.parent, f"ckpt_path={generator}", f"origins=[{SITE}]", SERVE_API_KEY="s3cret") as service:
         assert "s3cret" not in service.said
         for shown in (
             {},
@@ -387,6 +470,8 @@ def test_a_key(generator: Path) -> None:
             for path, body in (("/generate", {"n": 1}), ("/about", None), ("/metrics", None)):
                 status, said = service.refusal(path, body, shown)
                 assert status == 401 and "Authorization: Bearer KEY" in said
+        assert service.ask("/about", headers={"origin": SITE})[1]["access-control-allow-origin"] == SITE
+        assert preflight(service, SITE)[0] == 200 and service.ask("/generate", method="OPTIONS")[0] == 204
         right = {"authorization": "Bearer s3cret"}
         assert service.ask("/generate", {"n": 1}, right)[0] == 200 and service.ask("/metrics", None, right)[0] == 200
         assert [service.ask(path)[0] for path in ("/", "/health", "/ready", "/openapi.json")] == [200] * 4
@@ -512,6 +597,11 @@ MISTAKES = [
     (["timeout=soon"], "timeout must be a number above 0, not 'soon'"),
     (["rate=-1"], "rate must be a number above 0, not -1"),
     (["proxies=10.0.0.1"], "proxies must be a list of addresses such as proxies=[10.0.0.1]"),
+    (["origins=https://example.com"], "origins must be a list of sites such as origins=[https://example.com,"),
+    (
+        ["origins=[https://Example.com:443/]"],
+        "which browsers call https://example.com: type origins=[https://example.com]",
+    ),
     (["prot=80"], "there is no key prot: did you mean port?"),
     (["weights=best"], "weights must be ema or raw, not 'best'"),
     (["weights=raw"], "export the checkpoint with task=export weights=raw"),
@@ -523,6 +613,35 @@ def test_a_mistake_costs_one_sentence(generator: Path, tmp_path: Path, typed: li
     done = run_cli("task=serve", "port=0", f"ckpt_path={generator}", *typed, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("origin", "called"),
+    [
+        ("https://example.com/", "https://example.com"),
+        ("HTTP://LocalHost:80", "http://localhost"),
+        ("https://example.com/app?x#y", "https://example.com"),
+        ("http://[::1]:3000/", "http://[::1]:3000"),
+        ("example.com", None),
+        ("localhost:3000", None),
+        ("https://*.example.com", None),
+        ("https://", None),
+        ("https://me:secret@example.com", None),
+        ("http://a:99999", None),
+        ("http://a b", None),
+        ("null", None),
+        ("*", None),
+        (5, None),
+        (None, None),
+        ("https://münchen.de", None),
+    ],
+)
+def test_a_site_that_no_browser_sends_is_refused(origin: Any, called: str | None) -> None:
+    remedy = re.escape(f"type origins=[{called}]") if called else "origins must be a list of sites such as origins="
+    with pytest.raises(UserError, match=remedy):
+        check_origins(OmegaConf.create(["https://good.example", origin]))
+    if called:
+        check_origins(OmegaConf.create([called]))
 
 
 def test_a_port_that_is_taken(service: Service, generator: Path, tmp_path: Path) -> None:

@@ -163,12 +163,19 @@ def make_app(
     async def refused(request: Request, error: RefusedError) -> Response:
         return error.response()
 
-    async def misdirected(request: Request, error: Any) -> Response:
-        said = f"there is no {request.url.path[:60]!r}" if error.status_code == 404 else "it takes another method"
-        return RefusedError(error.status_code, f"{said}: see /openapi.json", **(error.headers or {})).response()
+    async def nowhere(request: Request, error: Any) -> Response:
+        return RefusedError(404, f"there is no {request.url.path[:60]!r}: see /openapi.json").response()
 
-    for status in (404, 405):
-        app.add_exception_handler(status, misdirected)
+    async def other_method(request: Request, error: Any) -> Response:
+        allowed = {"OPTIONS", *error.headers["Allow"].split(", ")}
+        allow = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": allow})
+        said = f"{request.url.path} takes {allow}, not {request.method[:20]}: see /openapi.json"
+        return RefusedError(405, said, allow=allow).response()
+
+    app.add_exception_handler(404, nowhere)
+    app.add_exception_handler(405, other_method)
 
     described = app.openapi()
     if key:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 PROBES = ("/health", "/ready")
 OPEN = (*PROBES, "/", "/page.css", "/page.js", "/icon.svg", "/openapi.json")
 KNOWN = (*OPEN, "/about", "/generate", "/metrics")
-METHODS = ("GET", "HEAD", "POST")
+METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 HEADERS = [
     # Nothing from anywhere else, not even inline.
     (b"content-security-policy", b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
@@ -141,7 +141,9 @@ class Guard:
             async with asyncio.timeout(self._timeout):
                 self._admit(scope)
                 body = await self._body(scope, receive)
-                await self._app(scope, once(body, receive), guarded_send)
+                # HEAD is GET; the server leaves the body out.
+                inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+                await self._app(inner, once(body, receive), guarded_send)
         except RefusedError as error:
             refusal = error
         except TimeoutError:
@@ -175,7 +177,7 @@ class Guard:
         if self._rate and (seconds := self._rate.wait(scope["client"][0], time.monotonic())):
             after = str(math.ceil(seconds))
             raise RefusedError(429, f"too many requests: ask again in {after} s", retry_after=after)
-        if self._key and path not in OPEN:
+        if self._key and path not in OPEN and scope["method"] != "OPTIONS":
             shown = dict(scope["headers"]).get(b"authorization", b"")
             scheme, _, key = shown.partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):

@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from src.serving.limits import Guard
+from src.serving.limits import App, Guard
 from src.utils.errors import UserError
 
 MAX_HEADERS = 64 * 1024  # bytes
@@ -63,11 +63,12 @@ class Server(uvicorn.Server):
 
     Args:
         app: what it serves.
+        guard: the part of it that counts requests, and is told to begin nothing new.
         grace: seconds for which accepted requests are waited for.
         proxies: addresses of reverse proxies, whose word on who the client is is believed; None: nobody's.
     """
 
-    def __init__(self, app: Guard, grace: float, proxies: list[str] | None) -> None:
+    def __init__(self, app: App, guard: Guard, grace: float, proxies: list[str] | None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -85,7 +86,7 @@ class Server(uvicorn.Server):
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what clients do wrong fills no log
         self.stopped_by: str | None = None
         self.cut = 0  # requests that were not answered at the end
-        self._app = app
+        self._guard = guard
         self._grace = grace
         self._until = 0.0
 
@@ -96,12 +97,12 @@ class Server(uvicorn.Server):
             return
         self.stopped_by = signal.Signals(sig).name
         self._until = time.monotonic() + self._grace
-        self._app.stopping = True
+        self._guard.stopping = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to go."""
-        if self.stopped_by is not None and (not self._app.in_progress or time.monotonic() > self._until):
-            self.cut = self._app.in_progress
+        if self.stopped_by is not None and (not self._guard.in_progress or time.monotonic() > self._until):
+            self.cut = self._guard.in_progress
             self.force_exit = self.cut > 0
             return True
         return await super().on_tick(counter)
