@@ -35,8 +35,8 @@ def main() -> int:
     except (OSError, ValueError) as error:  # also what is neither UTF-8 nor UTF-16
         print(f"error: {ROOT / '.env'} cannot be read ({error}): write NAME=value lines", file=sys.stderr)
         return 2
-    for name in ("DATA_DIR", "WANDB_API_KEY", "WANDB_MODE"):
-        if os.environ.get(name) == "":  # empty means unset, as in .env.example
+    for name, value in list(os.environ.items()):
+        if value == "" and (name == "DATA_DIR" or name.startswith("WANDB_")):  # empty means unset, as in .env.example
             del os.environ[name]
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way

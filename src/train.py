@@ -1,5 +1,6 @@
 """The verb `train`: build the parts, check that they fit, train, test, and say what was made."""
 
+import os
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -19,7 +20,7 @@ from src.utils.checksum import splits_sha256
 from src.utils.commands import is_sweep, typed_overrides
 from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
-from src.utils.loggers import finish, hand_over
+from src.utils.loggers import LONGEST_TAG, check_wandb, finish, hand_over
 from src.utils.numbers import is_whole
 from src.utils.resume import resume_from
 from src.utils.run_record import RunRecord, record_diff, versions
@@ -48,6 +49,7 @@ def train(config: DictConfig) -> float | None:
     # A configuration composed by hand may still hold Hydra's own part, which is no part of the run.
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     check_run_wide(config)
+    check_wandb(config)
     seed_everything(config.seed, verbose=False)
     datamodule = instantiate(config, "datamodule")
     model = instantiate(config, "model")
@@ -127,7 +129,7 @@ def fit_and_test(
 
 
 def check_run_wide(config: DictConfig) -> None:
-    """Refuses values that no part will look at.
+    """Refuses values that no part will look at; tags that nobody chose are those of `WANDB_TAGS`.
 
     Raises:
         UserError: names the key.
@@ -143,6 +145,8 @@ def check_run_wide(config: DictConfig) -> None:
             raise UserError(f"{name} must be text or null, not {config[name]!r}")
     if not isinstance(config.tags, ListConfig) or not all(isinstance(tag, str) for tag in config.tags):
         raise UserError(f"tags must be a list of words such as [baseline], not {config.tags!r}")
+    if not config.tags:
+        config.tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     metric = config.optimized_metric
     if not isinstance(metric, (str, NoneType)):
         raise UserError(f"optimized_metric must be a metric's name or null, not {metric!r}")
@@ -232,5 +236,5 @@ def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
         config.name = config.name or "-".join(
             [group, f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
         )
-        config.tags = [*config.tags, source]
+        config.tags = list(dict.fromkeys([*config.tags, source[:LONGEST_TAG]]))
         config.notes = config.notes or " ".join(typed) or None

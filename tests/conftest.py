@@ -73,7 +73,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No key, no home, no leftovers of Hydra: a test behaves the same on every machine."""
-    for name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI"):
+    theirs = [name for name in os.environ if name.startswith("WANDB_")]
+    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", *theirs):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -1,5 +1,6 @@
 """What a reviewer finds in a W&B run: read back from the local file, as `wandb sync` would upload it."""
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.train import train
+from src.train import check_run_wide, train
 from src.utils.errors import UserError
+from src.utils.loggers import check_wandb
 from tests.conftest import QUICK, compose_config, run_cli, wandb_records, wandb_run
 
 Train = Callable[..., Path]
@@ -220,3 +222,92 @@ def test_a_logger_that_cannot_start_fails_the_run(train_here: Train, tmp_path: P
 
     run = wandb_run(next(tmp_path.glob("logs/runs/*/broken")))
     assert (run["state"], run["exit_code"]) == ("failed", 1)
+
+
+# W&B's own variables --------------------------------------------------------------------------------------------------
+
+VARIABLES = {
+    "WANDB_PROJECT": "their project",
+    "WANDB_NAME": "their name",
+    "WANDB_RUN_GROUP": "their group",
+    "WANDB_TAGS": "one, two,one",
+    "WANDB_NOTES": "their notes",
+    "WANDB_ENTITY": "their-team",
+    "WANDB_RUN_ID": "their-id",
+    "WANDB_JOB_TYPE": "their type",
+}
+BRIEF = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks=none", "test_after_training=false"]
+
+
+def test_what_is_not_typed_comes_from_the_environment(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    typed = ["logger.wandb.project=typed", "notes=typed", "optimized_metric=null"]
+    run_dir = train_here("run", *BRIEF, *typed)
+
+    assert not (run_dir / "wandb").exists()
+    run = wandb_run(tmp_path / "elsewhere")
+    assert (run["project"], run["notes"]) == ("typed", "typed")
+    assert (run["name"], run["group"], run["tags"]) == ("their name", "their group", ["one", "two", "digits"])
+    assert (run["entity"], run["run_id"], run["job_type"]) == ("their-team", "their-id", "their type")
+    assert (
+        json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["name"] == "their name"
+    )  # one run, one name
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])
+def test_disabled_means_that_nothing_is_heard_of_it(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    run_dir = train_here(
+        "run",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+        "callbacks.quality=null",
+        "callbacks.model_checkpoint.monitor=null",
+        "test_after_training=false",
+    )
+
+    said = "".join(capfd.readouterr())
+    assert "wandb" not in said and "W&B" not in said
+    assert not list(run_dir.rglob("*wandb*")) and (run_dir / "samples" / "epoch_0000.png").exists()
+
+
+LONG = "x" * 140
+
+
+@pytest.mark.parametrize(
+    ("variable", "typed", "says"),
+    [
+        ({}, "logger.wandb.project=a/b", r"logger\.wandb\.project=a/b must not contain /"),
+        ({"WANDB_PROJECT": "50%"}, "seed=1", "WANDB_PROJECT=50% must not contain %"),
+        ({}, f"name={LONG}", "^name must have 1 to 128 characters for W&B, not 140"),
+        ({}, f"logger.wandb.name={LONG}", r"logger\.wandb\.name must have 1 to 128"),
+        ({"WANDB_NAME": LONG}, "seed=1", "WANDB_NAME must have 1 to 128"),
+        ({"WANDB_RUN_GROUP": LONG}, "group=mine", None),  # what is typed wins
+        ({}, f"group={LONG}", "^group must have"),
+        ({}, "name=' '", "^name must have 1 to 128"),
+        ({}, f"tags=[good,{LONG}]", r"tags \(or else WANDB_TAGS\) must have 1 to 64 .* not 140"),
+        ({"WANDB_TAGS": f"good,{LONG}"}, "seed=1", r"tags \(or else WANDB_TAGS\) must have 1 to 64"),
+        ({"WANDB_RUN_ID": "a:b"}, "seed=1", "WANDB_RUN_ID=a:b must not contain :"),
+        ({}, "logger.wandb.entity=team/project", r"logger\.wandb\.entity=team/project must not contain /"),
+        ({"WANDB_DATA_DIR": "/dev/null/x"}, "seed=1", "WANDB_DATA_DIR=/dev/null/x cannot be written"),
+        ({"WANDB_NAME": LONG}, "logger=csv", None),
+    ],
+)
+def test_limits_of_the_service_are_checked_before_training(
+    monkeypatch: pytest.MonkeyPatch, variable: dict[str, str], typed: str, says: str | None
+) -> None:
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    config = compose_config("train", typed)
+    check_run_wide(config)
+    if says is None:
+        check_wandb(config)
+    else:
+        with pytest.raises(UserError, match=says):
+            check_wandb(config)

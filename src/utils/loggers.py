@@ -12,16 +12,68 @@ from urllib.parse import urlparse
 
 import numpy as np
 import wandb
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from src.utils.commands import is_sweep
+from src.utils.environment import can_write
 from src.utils.errors import UserError
 from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 3.0
+# W&B's variable for a key, and what its service accepts: how long, and without which characters. Its client leaves most
+# of it to the service, which for a run that was recorded offline answers days later.
+LIMITS = {
+    "project": ("WANDB_PROJECT", 128, "/\\#?%:"),
+    "entity": ("WANDB_ENTITY", 128, "/\\#?%:"),
+    "name": ("WANDB_NAME", 128, ""),
+    "group": ("WANDB_RUN_GROUP", 128, ""),
+    "job_type": ("WANDB_JOB_TYPE", 128, ""),
+    "id": ("WANDB_RUN_ID", 122, "/\\#?%:;,'"),  # 128 for the artifact model-ID
+}
+LONGEST_TAG = 64
+
+
+def check_wandb(config: DictConfig) -> None:
+    """Refuses what W&B would refuse after training, or when the run is uploaded.
+
+    Raises:
+        UserError: names what was typed, or the variable.
+    """
+    part = (config.get("logger") or {}).get("wandb")
+    if part is None:
+        return
+    for key, (variable, longest, refused) in LIMITS.items():
+        value = part.get(key)
+        if not isinstance(value, str):
+            continue
+        if not OmegaConf.is_interpolation(part, key):
+            source = f"logger.wandb.{key}"
+        else:  # from the run's own key, or else from the variable
+            source = variable if key not in config or OmegaConf.is_interpolation(config, key) else key
+        if len(value) > longest or not value.strip():
+            raise UserError(
+                f"{source} must have 1 to {longest} characters for W&B, not {len(value)}: use a shorter one"
+            )
+        if found := [character for character in refused if character in value]:
+            raise UserError(f"{source}={value} must not contain {' '.join(found)}: W&B refuses each of {refused}")
+        if key == "id" and is_sweep():
+            raise UserError(f"{source}={value} is one W&B run, but a sweep makes several: leave it out")
+    for tag in config.tags:
+        if not 1 <= len(tag) <= LONGEST_TAG:
+            raise UserError(
+                f"tags (or else WANDB_TAGS) must have 1 to {LONGEST_TAG} characters each for W&B, not {len(tag)} as in"
+                f" {tag[:20]}...: use shorter ones"
+            )
+    for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        folder = os.environ.get(variable)
+        if folder and not can_write(Path(folder)):
+            raise UserError(f"{variable}={folder} cannot be written: choose another folder, or leave it out")
 
 
 def make_wandb_logger(
@@ -35,7 +87,7 @@ def make_wandb_logger(
     entity: str | None = None,
     id: str | None = None,
     mode: str | None = None,
-) -> WandbLogger:
+) -> Logger:
     """A W&B run that has begun: online where there are a key and a network, else offline, without a prompt.
 
     Args:
@@ -48,16 +100,20 @@ def make_wandb_logger(
         notes: free text.
         entity: W&B user or team; None: the key's default.
         id: of a run to go on with; None: a new run.
-        mode: online | offline | disabled; None: `WANDB_MODE`, else what key and network allow.
+        mode: online | offline | disabled; None: `WANDB_DISABLED`, else `WANDB_MODE`, else what key and network allow.
 
     Raises:
         UserError: W&B refuses the key or an argument.
     """
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return WandbLogger(project=project, offline=True)  # Lightning never starts it
+    if mode is None and os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        mode = "disabled"  # wandb itself no longer looks at it
     mode = mode or os.environ.get("WANDB_MODE") or reachable_mode()
     if mode not in ("online", "offline", "shared", "disabled", "dryrun", "run"):
         raise ValueError(f"mode (or else WANDB_MODE) must be online, offline or disabled, not {mode!r}")
+    if mode == "disabled":
+        return DummyLogger()  # wandb's own stand-in fails on pictures
     options: dict[str, Any] = {
         "project": project,
         "dir": save_dir,
@@ -68,7 +124,7 @@ def make_wandb_logger(
         "notes": notes,
         "entity": entity,
         "id": id,
-        "resume": "allow" if id else None,
+        "resume": "allow" if id and "WANDB_RESUME" not in os.environ else None,
     }
     try:
         run = _start(options, mode)

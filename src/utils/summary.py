@@ -108,8 +108,6 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
 
 def _wandb_commands(logger: WandbLogger) -> list[tuple[str, str]]:
     run = logger.experiment
-    if run.disabled:
-        return []
     if not run.offline:
         return [("view", run.url)]
     folder = Path(run.dir).parent
