@@ -1,36 +1,42 @@
-"""Anybody's pictures: a folder with a subfolder for each class."""
+"""Anybody's pictures, with a class for each of them."""
 
+import logging
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.datamodules.image_datamodule import SPLIT_SEED, ImageDataModule, Split
+from src.datamodules.picture_files import Found, find_pictures, some
+from src.datamodules.picture_pixels import decode
 from src.utils.numbers import is_whole
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+log = logging.getLogger(__name__)
+
+SPLIT_NAMES = ("train", "val", "test")
 
 
 class FolderDataModule(ImageDataModule):
-    """`folder/<class name>/<picture>`, in classes sorted by name.
+    """Pictures in `folder/CLASS/`, in `folder/SPLIT/CLASS/`, or beside a table: see `find_pictures`.
 
-    Each picture is decoded once, turned as its EXIF data say, laid on white where it is transparent, cut to its central
-    square and resized to `img_size`. Files that are hidden or no pictures are left out. Each class is split by itself,
-    always in the same way, so that all classes are in every split.
+    Classes are in natural order: 2 before 10. Each picture is decoded once, turned as its EXIF data say, laid on white
+    where it is transparent, cut to its central square and resized to `img_size`. What is left out is counted and named
+    at the start. Where there are no ready-made splits each class is split by itself, always in the same way, so that
+    all classes are in every split.
 
     Args:
-        folder: holds a subfolder for each class.
-        train_val_test_split: the share of each split, or rather of each class in it.
+        folder: holds the pictures.
+        train_val_test_split: the share of each split, or rather of each class in it; of ready-made splits the one that
+            is missing is taken from the training images, in these proportions.
         batch_size: images a batch (and process, where there are several).
         num_workers: processes that prepare batches; 0: none, which is fastest for images in memory.
         pin_memory: page-locked batches, which reach a GPU faster.
         img_size: height and width of the images served, in pixels.
         channels: 3: colour, 1: grey; pictures of the other kind are converted.
+        white: the value of white in pictures of 16 or 32 bits or of floats, where their files do not say it and 0 is
+            black; null: 65,535 for 16 bits, unless all of them are dark, and 1 for floats from 0 to 1.
         seed: of the order of the training images, and of which are mirrored.
         subset: train on this many of the training images, with as many of each class as there can be; null: on all.
         subset_per_class: train on this many images of each class; takes the place of `subset`.
@@ -38,7 +44,7 @@ class FolderDataModule(ImageDataModule):
             differ, such as letters.
 
     Raises:
-        ValueError: an argument cannot be meant, the folder holds no classes, or a picture is damaged.
+        ValueError: an argument cannot be meant, the folder holds no classes, or pictures are damaged.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class FolderDataModule(ImageDataModule):
         pin_memory: bool = False,
         img_size: int = 64,
         channels: int = 3,
+        white: float | None = None,
         seed: int = 0,
         subset: int | None = None,
         subset_per_class: int | None = None,
@@ -59,67 +66,110 @@ class FolderDataModule(ImageDataModule):
             raise ValueError("folder must be set: datamodule.folder=DIR, where DIR has a subfolder of pictures a class")
         if not is_whole(channels) or channels not in (1, 3):
             raise ValueError(f"channels must be 3 for colour or 1 for grey, not {channels!r}")
+        if white is not None and not white > 0:
+            raise ValueError(f"white must be a number above 0, or null, not {white!r}")
         self.channels = channels
+        self.white = white
         self.folder = Path(folder).expanduser()
-        self.pictures = find_pictures(self.folder)
-        self.n_classes = len(self.pictures)
-        self.source = self.folder.resolve().name[:60]  # a tag of a W&B run has 64 characters at most
         shares = check_shares(train_val_test_split)
-        # How many pictures of each class are for training, validation and test.
-        self.sizes = {name: share_out(len(paths), shares) for name, paths in self.pictures.items()}
-        for name, sizes in self.sizes.items():
-            if sizes[0] < 1:
-                raise ValueError(
-                    f"train_val_test_split is {list(shares)}, which leaves no picture of {name!r} to train on: add"
-                    f" pictures to the {sum(sizes)} in {self.folder / name}, or remove that class"
-                )
-        totals = [sum(sizes) for sizes in zip(*self.sizes.values(), strict=True)]
+        self.found = find_pictures(self.folder)
+        check_classes(self.folder, self.found)
+        self._class_names = self.found.class_names
+        self.n_classes = len(self._class_names)
+        self.source = self.folder.resolve().name[:60]  # a tag of a W&B run has 64 characters at most
+        self._labels = torch.tensor([self._class_names.index(picture.label) for picture in self.found.pictures])
+        self._splits = self._drawn(shares)
+        totals = self._splits.bincount(minlength=3).tolist()
         super().__init__(totals, batch_size, num_workers, pin_memory, img_size, seed, subset, subset_per_class, flip)
 
     @property
     def class_names(self) -> Sequence[str]:
-        """The subfolders' names."""
-        return list(self.pictures)
+        """The subfolders' names, or what the table says."""
+        return self._class_names
 
     def load(self) -> dict[str, Split]:
-        images = decode([path for paths in self.pictures.values() for path in paths], self.channels, self.img_size)
-        labels = torch.arange(self.n_classes).repeat_interleave(torch.tensor([*map(len, self.pictures.values())]))
-        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-        split = torch.empty_like(labels)
-        for label, sizes in enumerate(self.sizes.values()):
-            split[order[labels[order] == label]] = torch.arange(3).repeat_interleave(torch.tensor(sizes))
-        parts = [order[split[order] == i] for i in range(3)]  # in random order, not class after class
-        return {name: (images[part], labels[part]) for name, part in zip(["train", "val", "test"], parts, strict=True)}
+        paths = [picture.path for picture in self.found.pictures]
+        images, animated = decode(paths, self.channels, self.img_size, self.white)
+        for text in (self.found.in_words(self.folder), self._in_words_of_splits(), in_words_of_frames(animated)):
+            if text:
+                say(text)
+        order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        parts = [order[self._splits[order] == i] for i in range(3)]  # in random order, not class after class
+        return {name: (images[part], self._labels[part]) for name, part in zip(SPLIT_NAMES, parts, strict=True)}
+
+    def _drawn(self, shares: Sequence[float]) -> torch.Tensor:
+        """The split of each picture, int64 [N]: as it is ready-made, or drawn class by class.
+
+        Raises:
+            ValueError: a class is left without training images.
+        """
+        ready = [picture.split for picture in self.found.pictures]
+        self._missing = [name for name in SPLIT_NAMES if name not in ready]
+        splits = torch.tensor([0 if name is None else SPLIT_NAMES.index(name) for name in ready])
+        shares = [
+            share if name in ("train", *self._missing) else 0 for name, share in zip(SPLIT_NAMES, shares, strict=True)
+        ]
+        order = torch.randperm(len(ready), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        for label, name in enumerate(self._class_names):
+            pool = order[(self._labels[order] == label) & (splits[order] == 0)]
+            sizes = share_out(len(pool), shares)
+            if sizes[0] < 1:
+                raise ValueError(
+                    f"train_val_test_split is {[*shares]}, which leaves no picture of {name!r} to train on: add"
+                    f" pictures to the {sum(sizes)} in {self.folder}, or remove that class"
+                )
+            splits[pool] = torch.arange(3).repeat_interleave(torch.tensor(sizes))
+        return splits
+
+    def _in_words_of_splits(self) -> str:
+        """Which ready-made splits are missing, or nothing."""
+        missing = [name for name in self._missing if name != "train"]
+        if "train" in self._missing or not missing:
+            return ""
+        totals = dict(zip(SPLIT_NAMES, self.train_val_test_split, strict=True))
+        parts = " and ".join(f"{totals[name]:,} images for {name}" for name in missing)
+        return f"{self.folder} has no {' and no '.join(missing)}: {parts} are taken from train"
 
 
-def find_pictures(folder: Path) -> dict[str, list[Path]]:
-    """The pictures of each class, both sorted by name.
+@rank_zero_only
+def say(text: str) -> None:
+    log.warning(text)
+
+
+def in_words_of_frames(animated: Sequence[Path]) -> str:
+    """Which pictures have several frames, or nothing."""
+    if not animated:
+        return ""
+    return f"the first frame alone is taken of {len(animated):,} pictures ({some([*map(str, animated)], ', ', 3)})"
+
+
+def check_classes(folder: Path, found: Found) -> None:
+    """Refuses a folder without two classes, or with splits of other classes.
 
     Raises:
         ValueError: begins with `folder`.
     """
-    try:
-        subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        found = {
-            path.name: sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-            for path in subfolders
-        }
-    except OSError as error:
+    left_out = found.in_words(folder)
+    if found.empty:
         raise ValueError(
-            f"folder is {folder}, which cannot be read ({error.strerror}): set datamodule.folder=DIR, where DIR has a"
-            " subfolder of pictures a class"
-        ) from error
-    if len(found) < 2:
-        raise ValueError(
-            f"folder is {folder}, which has {len(found)} subfolders: put the pictures of each class into a subfolder,"
-            " two classes at least"
+            f"folder is {folder}, where {found.empty[0].name!r} has no pictures: put some into it, named *.png, *.jpg"
+            f" or the like, or remove it{f' ({left_out})' if left_out else ''}"
         )
-    if empty := [name for name, paths in found.items() if not paths]:
+    names = found.class_names
+    if len(names) < 2:
         raise ValueError(
-            f"folder is {folder}, where {empty[0]!r} has no pictures: put some right into it, named *.png, *.jpg or the"
-            " like, or remove it"
+            f"folder is {folder}, which has {len(names)} classes{f' ({names[0]})' if names else ''}: put the pictures"
+            f" of each class into a subfolder, two classes at least{f' ({left_out})' if left_out else ''}"
         )
-    return found
+    for split in SPLIT_NAMES:
+        its = {picture.label for picture in found.pictures if picture.split == split}
+        if its and (lacks := [name for name in names if name not in its]):
+            raise ValueError(
+                f"folder is {folder}, whose {split} split has no pictures of {some([*map(repr, lacks)], ', ')}: every"
+                " split needs every class"
+            )
+    if {picture.split for picture in found.pictures} in ({"val"}, {"test"}, {"val", "test"}):
+        raise ValueError(f"folder is {folder}, where no picture is for train: name that split train")
 
 
 def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
@@ -131,46 +181,6 @@ def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
 
 
 def share_out(n: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers that make `n`, of about these shares; only the first can be less than 1."""
-    val, test = (max(1, round(n * share)) for share in shares[1:])
+    """Whole numbers that make `n`, of about these shares; of those above 0 only the first's can be less than 1."""
+    val, test = (max(1, round(n * share / sum(shares))) if share else 0 for share in shares[1:])
     return [n - val - test, val, test]
-
-
-def decode(paths: Sequence[Path], channels: int, img_size: int) -> torch.Tensor:
-    """Pictures as uint8 [N, channels, img_size, img_size].
-
-    Raises:
-        ValueError: names the first picture that cannot be decoded.
-    """
-    from rich.console import Console
-    from rich.progress import track
-
-    images = np.empty((len(paths), img_size, img_size, channels), np.uint8)
-    with ThreadPoolExecutor() as pool:
-        decoded = pool.map(lambda path: decode_one(path, channels, img_size), paths)
-        console = Console(stderr=True, quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
-        for i, image in enumerate(track(decoded, "Decoding pictures", len(paths), console=console, transient=True)):
-            images[i] = image
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
-def decode_one(path: Path, channels: int, img_size: int) -> np.ndarray:
-    """One picture as uint8 [img_size, img_size, channels].
-
-    Raises:
-        ValueError: names the file.
-    """
-    try:
-        with Image.open(path) as image:
-            image.draft(None, (2 * img_size, 2 * img_size))  # big JPEGs are decoded at a fraction of their size
-            picture = ImageOps.exif_transpose(image)
-            if picture.mode.startswith("I;16") or picture.mode == "I":  # 16 bits; Pillow would cut them off at 255
-                picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            picture = picture.convert("L" if channels == 1 else "RGB")
-            picture = ImageOps.fit(picture, (img_size, img_size), Image.Resampling.BICUBIC)
-            return np.asarray(picture).reshape(img_size, img_size, channels)
-    except Exception as error:  # decoders fail on damaged files in many ways
-        raise ValueError(f"{path} cannot be decoded ({error}): replace or delete it") from error

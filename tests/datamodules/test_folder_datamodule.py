@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.datamodules.folder_datamodule import FolderDataModule, decode_one, share_out
+from src.datamodules.folder_datamodule import FolderDataModule, share_out
+from src.datamodules.picture_pixels import decode_one
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 COUNTS = {"blue": 10, "green": 20, "red": 40}
@@ -114,7 +115,7 @@ def test_pictures_of_all_kinds_and_sizes_become_one(folder: Path) -> None:
     for name, image in kinds.items():
         image.save(folder / name)
         for channels in (1, 3):
-            pixels = decode_one(folder / name, channels, 8)
+            pixels = decode_one(folder / name, channels, 8).pixels
             assert pixels.shape == (8, 8, channels) and pixels.dtype == np.uint8
             assert pixels[:, :3].max() <= 4 and pixels[:, 5:].min() >= 251, name
 
@@ -123,8 +124,8 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     """Rather than the colour that happens to be stored beneath."""
     Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGBA", (8, 8), (200, 0, 0, 255)).save(tmp_path / "opaque.png")
-    assert decode_one(tmp_path / "clear.png", 3, 8).min() == 255
-    assert decode_one(tmp_path / "opaque.png", 3, 8)[0, 0].tolist() == [200, 0, 0]
+    assert decode_one(tmp_path / "clear.png", 3, 8).pixels.min() == 255
+    assert decode_one(tmp_path / "opaque.png", 3, 8).pixels[0, 0].tolist() == [200, 0, 0]
 
 
 def test_the_central_square_is_kept(tmp_path: Path) -> None:
@@ -133,7 +134,7 @@ def test_the_central_square_is_kept(tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     Image.fromarray(pixels.T).save(tmp_path / "tall.png")
     for name in ("wide.png", "tall.png"):
-        assert decode_one(tmp_path / name, 1, 10).min() == 255
+        assert decode_one(tmp_path / name, 1, 10).pixels.min() == 255
 
 
 def test_photos_stand_upright(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_photos_stand_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter: show it turned clockwise
     Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
-    seen = decode_one(tmp_path / "photo.jpg", 1, 16)
+    seen = decode_one(tmp_path / "photo.jpg", 1, 16).pixels
     assert seen[:, :7].max() < 10 and seen[:, 9:].min() > 245
 
 
@@ -199,14 +200,17 @@ def test_arguments_that_cannot_be_meant_are_refused(original: Path, arguments: d
 
 
 def test_a_folder_without_classes_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"red, which has 0 subfolders: put the pictures of each class into"):
+    with pytest.raises(
+        ValueError,
+        match=r"red, which has 0 classes: put .* into a subfolder.*40 in no",
+    ):
         FolderDataModule(folder / "red")
     with pytest.raises(ValueError, match=r"00\.png, which cannot be read \(Not a directory\)"):
         FolderDataModule(folder / "red" / "00.png")
     (folder / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"folder is .*, where 'empty' has no pictures: put some right into it"):
+    with pytest.raises(ValueError, match=r"folder is .*, where 'empty' has no pictures: put some into it"):
         FolderDataModule(folder)
     for name in ("blue", "empty", "red"):
         shutil.rmtree(folder / name)
-    with pytest.raises(ValueError, match=r"which has 1 subfolders.*two classes at least"):
+    with pytest.raises(ValueError, match=r"which has 1 classes .green.: .*two classes at least"):
         FolderDataModule(folder)

@@ -1,0 +1,278 @@
+"""Which pictures are found, of which classes and splits, and what is said of the rest."""
+
+import json
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from unicodedata import normalize
+
+import pytest
+from PIL import Image
+
+from src.datamodules.folder_datamodule import FolderDataModule
+from src.datamodules.picture_files import find_pictures, natural
+
+
+def put(*paths: Path | str) -> None:
+    """A picture under each name."""
+    for path in map(Path, paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), 99).save(path, format="PNG")
+
+
+def classes(folder: Path, names: str = "cat dog", n: int = 3) -> Path:
+    put(*(folder / name / f"{i}.png" for name in names.split() for i in range(n)))
+    return folder
+
+
+def found(folder: Path) -> list[tuple[str, str, str | None]]:
+    """The path, the class and the split of each picture."""
+    return [(p.path.relative_to(folder).as_posix(), p.label, p.split) for p in find_pictures(folder).pictures]
+
+
+def labels(folder: Path) -> dict[str, int]:
+    return dict(Counter(picture.label for picture in find_pictures(folder).pictures))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [str(i) for i in range(1, 13)],
+        ["img1", "img2", "img10"],
+        ["0", "01", "1", "2a", "2b", "10"],
+        ["ant", "Bee", "cat", "Étage", "étage2", "étage10"],
+        ["v1.2", "v1.10", "v2.1"],
+    ],
+)
+def test_numbers_are_sorted_by_their_value_and_words_without_case(names: list[str], tmp_path: Path) -> None:
+    assert sorted(reversed(names), key=natural) == names
+    put(*(tmp_path / name / "a.png" for name in reversed(names)))
+    assert find_pictures(tmp_path).class_names == names
+
+
+def test_pictures_are_found_at_any_depth_under_any_ending(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "x" / "y" / "2.png", tmp_path / "a" / "10.PNG", tmp_path / "a" / "1", tmp_path / "a" / "3.dat")
+    put(tmp_path / "b" / "1.jfif", tmp_path / "b" / "2.jp2", tmp_path / "b" / "3.tga", tmp_path / "b" / "4.qoi")
+    assert [path for path, *_ in found(tmp_path)] == [
+        *("a/1", "a/3.dat", "a/10.PNG", "a/x/y/2.png"),
+        *("b/1.jfif", "b/2.jp2", "b/3.tga", "b/4.qoi"),
+    ]
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = classes(tmp_path)
+    put(folder / "stray.png")
+    for name in ("cat/b.heic", "cat/a.HEIC", "dog/deep/x.npy", "dog/LICENSE", "readme.txt", ".hidden", "cat/Thumbs.db"):
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no picture")
+    put(folder / "__MACOSX" / "cat" / "._1.png", folder / ".cache" / "a.png")
+    datamodule = FolderDataModule(folder, batch_size=1, img_size=4)
+    with caplog.at_level(logging.WARNING):
+        datamodule.setup()
+    assert sum(map(len, datamodule.sets.values())) == 6
+    (line,) = caplog.messages
+    assert line == (
+        f"left out of {folder}: 5 not readable as pictures (2 .heic, 1 .npy, 1 no ending, 1 .txt: cat/a.HEIC,"
+        " cat/b.heic, dog/deep/x.npy, and 2 more); 1 in no class's folder (1 .png: stray.png)"
+    )
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    folder = classes(tmp_path / "data", "cat")
+    classes(tmp_path / "elsewhere", "wolf")
+    os.symlink(tmp_path / "elsewhere" / "wolf", folder / "dog")
+    os.symlink(folder, folder / "cat" / "again")
+    os.symlink(folder / "cat", folder / "cat" / "self")
+    os.symlink(tmp_path / "nowhere", folder / "cat" / "broken.png")
+    assert labels(folder) == {"cat": 3, "dog": 3}
+
+
+def test_equal_names_in_other_unicode_forms_are_one_class(tmp_path: Path) -> None:
+    put(*(tmp_path / "train" / normalize("NFC", name) / "1.png" for name in ("Äpfel", "Öl")))
+    put(*(tmp_path / "test" / normalize("NFD", name) / "1.png" for name in ("Äpfel", "Öl")))
+    assert labels(tmp_path) == {normalize("NFC", "Äpfel"): 2, normalize("NFC", "Öl"): 2}
+
+
+# Ready-made splits
+
+
+def sizes(folder: Path, **kwargs) -> dict[str, list[int]]:
+    datamodule = FolderDataModule(folder, **{"batch_size": 1, "img_size": 4} | kwargs)
+    datamodule.setup()
+    return {name: data.labels.bincount().tolist() for name, data in datamodule.sets.items()}
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "val", "test"), ("Training", "validation", "Testing"), ("TRAIN", "valid", "test")]
+)
+def test_ready_made_splits_stay_as_they_are(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    for name, n in zip(names, (5, 2, 3), strict=True):
+        classes(tmp_path / name, n=n)
+    assert sizes(tmp_path) == {"train": [5, 5], "val": [2, 2], "test": [3, 3]}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "says"),
+    [
+        (["train", "test"], {"train": [18, 18], "val": [2, 2], "test": [20, 20]}, "has no val: 4 images for val are"),
+        (["train", "val"], {"train": [18, 18], "val": [20, 20], "test": [2, 2]}, "has no test: 4 images for test are"),
+        (
+            ["train"],
+            {"train": [16, 16], "val": [2, 2], "test": [2, 2]},
+            "has no val and no test: 4 images for val and 4 images for test are",
+        ),
+    ],
+)
+def test_a_missing_split_is_taken_from_train_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str], expected: dict[str, list[int]], says: str
+) -> None:
+    for name in names:
+        classes(tmp_path / name, n=20)
+    with caplog.at_level(logging.WARNING):
+        assert sizes(tmp_path) == expected
+    assert caplog.messages == [f"{tmp_path} {says} taken from train"]
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    classes(tmp_path, "train plane")
+    assert find_pictures(tmp_path).class_names == ["plane", "train"]
+
+
+def test_splits_of_other_classes_are_refused(tmp_path: Path) -> None:
+    classes(tmp_path / "train", "cat dog emu")
+    classes(tmp_path / "test", "cat dog fox")
+    with pytest.raises(ValueError, match="whose train split has no pictures of 'fox': every split needs every class"):
+        FolderDataModule(tmp_path)
+    classes(tmp_path / "train", "fox")
+    with pytest.raises(ValueError, match="whose test split has no pictures of 'emu'"):
+        FolderDataModule(tmp_path)
+    classes(tmp_path / "testing")
+    with pytest.raises(ValueError, match="test and testing are both the test split: keep one of them"):
+        FolderDataModule(tmp_path)
+
+
+# Tables
+
+
+def table(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(text.encode(encoding))
+    return folder
+
+
+ROWS = [("a.png", "cat"), ("x/b.png", "dog"), ("10.png", "cat"), ("9.png", "dog")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "excel", "tabs", "jsonl", "windows paths"])
+def test_a_table_says_the_classes(tmp_path: Path, kind: str) -> None:
+    put(*(tmp_path / name for name, _ in ROWS))
+    lines = [f"{name},{label}" for name, label in ROWS]
+    if kind == "csv":
+        table(tmp_path, "metadata.csv", "\n".join(["file_name,label", *lines]))
+    elif kind == "excel":
+        text = "\r\n".join(["label;filename;text", *(f'{label};{name};"a; b\r\nc"' for name, label in ROWS)])
+        table(tmp_path, "labels.csv", text, "utf-8-sig")
+    elif kind == "tabs":
+        table(tmp_path, "metadata.csv", "\n".join(["file_name\tclass", *lines]).replace(",", "\t"))
+    elif kind == "windows paths":
+        table(tmp_path, "labels.csv", "\n".join(["file,label", *lines]).replace("/", "\\"))
+    else:
+        objects = [json.dumps({"file_name": f"./{name}", "label": label, "text": "ä"}) for name, label in ROWS]
+        table(tmp_path, "metadata.jsonl", "\n\n".join(objects))
+    assert found(tmp_path) == [
+        *(("10.png", "cat", None), ("a.png", "cat", None)),
+        *(("9.png", "dog", None), ("x/b.png", "dog", None)),
+    ]
+
+
+def test_a_table_may_say_the_split_or_lie_in_one(tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    put(*(one / name for name, _ in ROWS))
+    rows = [
+        f'"{name}",{i},{split}'
+        for i, ((name, _), split) in enumerate(zip(ROWS, ["train", "Valid", "test", "train"], strict=True))
+    ]
+    table(one, "metadata.csv", "\n".join(["file_name,label,split", *rows]))
+    assert [(label, split) for _, label, split in found(one)] == [
+        ("0", "train"),
+        ("1", "val"),
+        ("2", "test"),
+        ("3", "train"),
+    ]
+
+    each = tmp_path / "each"
+    for split in ("train", "test"):
+        put(each / split / "a.png", each / split / "deep" / "b.png")
+        table(
+            each / split,
+            "metadata.jsonl",
+            '{"file_name": "a.png", "label": 1}\n{"file_name": "deep/b.png", "label": 2}',
+        )
+    assert [(label, split) for _, label, split in found(each)] == [
+        ("1", "test"),
+        ("1", "train"),
+        ("2", "test"),
+        ("2", "train"),
+    ]
+
+    above = tmp_path / "above"
+    put(above / "train" / "a.png", above / "test" / "a.png")
+    table(above, "metadata.csv", "file_name,label\ntrain/a.png,x\ntest/a.png,x\n")
+    assert [split for *_, split in found(above)] == ["test", "train"]
+
+
+def test_captions_alone_leave_the_classes_to_the_folders(tmp_path: Path) -> None:
+    classes(tmp_path)
+    table(tmp_path, "metadata.csv", "file_name,text\ncat/0.png,a cat\n")
+    assert labels(tmp_path) == {"cat": 3, "dog": 3}
+
+
+def test_rows_and_pictures_without_each_other_are_counted(tmp_path: Path) -> None:
+    put(*(tmp_path / name for name, _ in ROWS), tmp_path / "new.png")
+    rows = [f"{name},{label}" for name, label in [*ROWS, ("gone.png", "cat")]]
+    table(tmp_path, "labels.csv", "\n".join(["file_name,label", *rows]))
+    said = find_pictures(tmp_path).in_words(tmp_path)
+    assert "1 without a row in labels.csv (1 .png: new.png)" in said
+    assert "1 in labels.csv, but not there (1 .png: gone.png)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("metadata.csv", "file_name,label\na.png,\n", "line 2: label is empty"),
+        ("metadata.csv", "file_name,label\na.png\n", "line 2: label is empty"),
+        ("metadata.csv", "file_name,label\na.png,x\na.png,y\n", "line 3: 'a.png' is in line 2 already"),
+        ("metadata.csv", "file_name,label\n../a.png,x\n", "line 2: '../a.png' is not in the folder of the table"),
+        ("metadata.csv", "file_name,label\nx/../../a.png,x\n", "is not in the folder of the table"),
+        ("metadata.csv", "file_name,label\n/etc/a.png,x\n", "is not in the folder of the table"),
+        ("metadata.csv", "file_name,label\nC:\\a.png,x\n", "is not in the folder of the table"),
+        ("metadata.csv", "file_name,label,split\na.png,x,later\n", "line 2: split is 'later': use train, val or test"),
+        ("metadata.csv", "file_name,label,split\na.png,x,train\nb.png,x,\n", "line 3: split is empty"),
+        ("metadata.csv", "file_name,text\na.png,a cat\n", "has no column 'label', but file_name, text: rename"),
+        ("metadata.csv", "name,label\na.png,x\n", "has no column 'file_name', but name, label: rename"),
+        ("metadata.csv", "file_name,label\n", "has no rows"),
+        ("metadata.csv", "", "has no rows"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": "x"}\n{"file_name"', "line 2: it is no JSON"),
+        ("metadata.jsonl", '["a.png", "x"]\n', "line 1: it is no object"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": ["x"]}\n', "line 1: label is empty"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_named_with_its_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+    put(tmp_path / "a.png", tmp_path / "b.png")
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        FolderDataModule(table(tmp_path, name, text))
+    assert str(tmp_path / name) in str(error.value) and says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "a.png")
+    for encoding in ("latin-1", "utf-16"):
+        table(tmp_path, "labels.csv", "file_name,label\na.png,größe\n", encoding)
+        with pytest.raises(ValueError, match=r"labels\.csv is not UTF-8 .*: save it as UTF-8"):
+            find_pictures(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"which has metadata\.jsonl and labels\.csv: keep one of them"):
+        find_pictures(tmp_path)

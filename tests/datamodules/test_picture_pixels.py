@@ -1,0 +1,222 @@
+"""Values are scaled by what a file says they are, or the file is refused by name."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from src.datamodules.picture_pixels import decode, decode_one
+
+RAMP = np.linspace(0, 1, 8)[None].repeat(8, 0)  # from black to white, left to right
+LEVELS = (RAMP * 255).round()
+
+
+def tiff(path: Path, values: np.ndarray, **tags: float) -> Path:
+    """A TIFF file of the values as they are, with tags such as t340=0."""
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for name, value in tags.items():
+        number = int(name[1:])
+        info[number] = value
+    Image.fromarray(values).save(path, tiffinfo=info)
+    return path
+
+
+def png16(path: Path, values: np.ndarray, colour_type: int) -> Path:
+    """A PNG file of 16 bits a channel, which Pillow does not write in colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return path
+
+
+def pgm(path: Path, values: np.ndarray, most: int) -> Path:
+    path.write_bytes(b"P5 8 8 %d\n" % most + values.round().astype(">u2" if most > 255 else "u1").tobytes())
+    return path
+
+
+def twelve_bit_tiff(path: Path) -> Path:
+    """Twelve bits a pixel, packed."""
+    values = (RAMP * 4095).round().astype(int)
+    packed = bytes(b for a, c in values.reshape(-1, 2) for b in (a >> 4, (a & 15) << 4 | c >> 8, c & 255))
+    entries = [(256, 3, 8), (257, 3, 8), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, 1)]
+    entries += [(278, 3, 8), (279, 4, len(packed))]
+    directory = struct.pack("<H", len(entries))
+    for tag, kind, value in entries:
+        directory += struct.pack("<HHI", tag, kind, 1) + struct.pack(
+            "<HH" if kind == 3 else "<I", *([value, 0] if kind == 3 else [value])
+        )
+    content = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
+    path.write_bytes(content.ljust(200, b"\0") + packed)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["png16", "tiff16", "big endian", "rgb16", "rgba16", "la16", "tags", "max tag", "float", "float tags", "int32 tags",
+     "white is zero", "pgm16", "pgm12", "pgm10", "12 bits", "float white", "int32 white", "12 in 16 white", "pfm"],
+)  # fmt: skip
+def test_a_ramp_is_a_ramp_whatever_it_is_stored_as(tmp_path: Path, kind: str) -> None:
+    full, white = (RAMP * 65_535).round().astype(np.uint16), None
+    path = tmp_path / ("a.png" if kind in ("png16", "rgb16", "rgba16", "la16") else "a.tif")
+    alpha = np.full_like(full, 65_535)
+    if kind == "png16":
+        Image.fromarray(full).save(path)
+    elif kind == "tiff16":
+        tiff(path, full)
+    elif kind == "big endian":
+        Image.fromarray(full.astype(">u2")).save(path)
+    elif kind == "rgb16":
+        png16(path, np.stack([full] * 3, -1), 2)
+    elif kind == "rgba16":
+        png16(path, np.stack([full, full, full, alpha], -1), 6)
+    elif kind == "la16":
+        png16(path, np.stack([full, alpha], -1), 4)
+    elif kind == "tags":
+        tiff(path, (100 + RAMP * 3_995).round().astype(np.uint16), t340=100, t341=4_095)
+    elif kind == "max tag":
+        tiff(path, (RAMP * 4_095).round().astype(np.uint16), t281=4_095)
+    elif kind == "float":
+        tiff(path, RAMP.astype(np.float32))
+    elif kind == "float tags":
+        tiff(path, (RAMP * 2 - 1).astype(np.float32), t340=-1.0, t341=1.0)
+    elif kind == "int32 tags":
+        tiff(path, (RAMP * 1_000_000).round().astype(np.int32), t340=0, t341=1_000_000)
+    elif kind == "white is zero":
+        tiff(path, 65_535 - full, t262=0)
+    elif kind == "12 bits":
+        twelve_bit_tiff(path)
+    elif kind.startswith("pgm"):
+        bits = int(kind[3:])
+        path = pgm(tmp_path / "a.pgm", RAMP * (2**bits - 1), 2**bits - 1)
+    elif kind == "pfm":
+        path = tmp_path / "a.pfm"
+        path.write_bytes(b"Pf\n8 8\n-1.0\n" + RAMP[::-1].astype("<f4").tobytes())
+    elif kind == "float white":
+        tiff(path, (RAMP * 255).astype(np.float32))
+        white = 255
+    elif kind == "int32 white":
+        tiff(path, (RAMP * 70_000).round().astype(np.int32))
+        white = 70_000
+    else:
+        tiff(path, (RAMP * 4_095).round().astype(np.uint16))
+        white = 4_095
+    for channels in (1, 3):
+        pixels = decode_one(path, channels, 8, white).pixels
+        assert np.abs(pixels - LEVELS[..., None]).max() <= 1, pixels[0, :, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "white", "says"),
+    [
+        ((RAMP * 300).astype(np.float32), None, "floats from 0 to 300, and does not say.*datamodule.white=VALUE"),
+        ((RAMP * 2 - 1).astype(np.float32), None, "floats from -1 to 1, and does not say"),
+        (np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), None, "values that are not finite"),
+        ((RAMP * 255).astype(np.int32), None, "32-bit numbers from 0 to 255, and does not say"),
+        ((RAMP * 5_000).astype(np.uint16), 4_095, "values from 0 to 5000, but black is 0 and white is 4095"),
+        ((RAMP * 2 - 1).astype(np.float32), 1, "values from -1 to 1, but black is 0 and white is 1"),
+    ],
+)
+def test_values_that_nothing_explains_are_refused(
+    tmp_path: Path, values: np.ndarray, white: float | None, says: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"a\.tif cannot be decoded \(it has {says}"):
+        decode_one(tiff(tmp_path / "a.tif", values), 1, 8, white)
+
+
+def test_pictures_of_16_bits_that_are_all_dark_are_asked_about(tmp_path: Path) -> None:
+    grey = (RAMP * 4_095).round().astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    colour = png16(tmp_path / "c.png", np.stack([grey] * 3, -1), 2)
+    for path in (tmp_path / "a.png", colour):
+        with pytest.raises(ValueError, match=r"^white must be set.*value above 4095 of 65535 .*datamodule\.white=4095"):
+            decode([path], 1, 8, None)
+        images, _ = decode([path], 1, 8, 65_535)
+        assert int(images.max()) in (15, 16)
+    with pytest.raises(ValueError, match=r"16-bit colour can only be read where 65535 is white"):
+        decode([colour], 3, 8, 4_095)
+    Image.fromarray((RAMP * 65_535).astype(np.uint16)).save(tmp_path / "b.png")
+    images, _ = decode([tmp_path / "a.png", tmp_path / "b.png"], 1, 8, None)  # one dark picture among others
+    assert images.amax((1, 2, 3)).tolist() == [16, 255]
+
+
+@pytest.mark.parametrize("kind", ["palette", "palette alpha", "LA", "PA", "RGBa", "1", "CMYK", "YCbCr", "LAB"])
+def test_colours_survive_every_mode(tmp_path: Path, kind: str) -> None:
+    """Orange on the left; on the right the same, or nothing where there can be nothing."""
+    image = Image.new("RGBA", (8, 8), (200, 120, 40, 255))
+    path, left, right = tmp_path / "a.png", (200, 120, 40), (200, 120, 40)
+    if kind in ("palette alpha", "LA", "PA", "RGBa"):
+        image.paste((0, 0, 0, 0), (4, 0, 8, 8))
+        right = (255, 255, 255)
+    if kind == "palette":
+        image.convert("RGB").quantize(4).save(path)
+    elif kind == "palette alpha":
+        image.quantize(4).save(path)
+    elif kind == "LA":
+        image.convert("LA").save(path)
+        left = (135, 135, 135)
+    elif kind == "PA":
+        image.save(path := tmp_path / "a.webp", lossless=True)
+    elif kind == "RGBa":
+        image.save(path := tmp_path / "a.tif", tiffinfo={338: 1})  # alpha has been multiplied in
+    elif kind == "1":
+        Image.fromarray(np.repeat([[True] * 4 + [False] * 4], 8, 0)).save(path)
+        left, right = (255, 255, 255), (0, 0, 0)
+    elif kind == "LAB":
+        from PIL import ImageCms
+
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        lab = ImageCms.profileToProfile(image.convert("RGB"), *profiles, outputMode="LAB")
+        lab.save(path := tmp_path / "a.tif")
+    elif kind == "CMYK":
+        image.convert("CMYK").save(path := tmp_path / "a.jpg", quality=100)
+    else:
+        image.convert(kind).save(path := tmp_path / "a.tif") if kind != "YCbCr" else image.convert("RGB").save(
+            path := tmp_path / "a.jpg", quality=100
+        )
+    pixels = decode_one(path, 3, 8).pixels.astype(int)
+    assert np.abs(pixels[4, 1] - left).max() <= 4 and np.abs(pixels[4, 6] - right).max() <= 4, pixels[4]
+
+
+def test_all_damaged_pictures_are_named_at_once(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(14)]
+    for path in paths:
+        Image.new("L", (4, 4)).save(path)
+    for i in range(12):
+        paths[i].write_bytes([b"", b"<html>404</html>", paths[i].read_bytes()[:40]][i % 3])
+    with pytest.raises(
+        ValueError, match=r"^12 pictures cannot be used: .*; and 2 more: replace or delete them$"
+    ) as error:
+        decode(paths, 1, 4, None)
+    assert all(str(path) in str(error.value) for path in paths[:10]) and str(paths[11]) not in str(error.value)
+
+
+def test_the_first_frame_is_taken_and_said(tmp_path: Path) -> None:
+    frames = [Image.new("L", (8, 8), level) for level in (255, 0)]
+    for name in ("a.gif", "a.webp", "a.tif", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    paths = sorted(tmp_path.iterdir())
+    images, animated = decode(paths, 1, 8, None)
+    assert images.min() > 250 and animated == paths
+
+
+def test_content_decides_what_a_picture_is(tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 200).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert decode_one(tmp_path / "a.jpg", 1, 8).pixels.min() == 200
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("L", (100, 100)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png cannot be decoded .*exceeds limit"):
+        decode_one(tmp_path / "a.png", 1, 8)
