@@ -32,6 +32,7 @@ from src.utils.summary import (
     record_results,
     seconds_so_far,
 )
+from src.utils.trainer import point_out_gpu
 
 NAMED = ("model.", "datamodule.", "model/", "+model.")  # overrides that a run's name shows
 
@@ -55,6 +56,7 @@ def train(config: DictConfig) -> float | None:
     model = instantiate(config, "model")
     trainer = instantiate(config, "trainer", callbacks=list(instantiate_each(config, "callbacks")))
     check_parts(model, datamodule, trainer)
+    point_out_gpu(trainer, typed_overrides())
     ckpt_path = resume_from(config, model) if config.ckpt_path else None
 
     with blamed_on("datamodule", folder="data_dir"):

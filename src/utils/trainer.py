@@ -1,5 +1,6 @@
 """Lightning's Trainer, for the arguments people have typed for years."""
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 
 from src.utils.instantiate import check_types
 from src.utils.numbers import is_whole
+
+log = logging.getLogger(__name__)
 
 Gpus = int | str | Sequence[int] | None
 
@@ -131,9 +135,7 @@ def check_gpus(wanted: int | list[int]) -> int | list[int]:
     Raises:
         ValueError: it does not; says what there is.
     """
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    if not names and torch.backends.mps.is_available():
-        names = ["Apple GPU"]
+    names = gpu_names()
     needed = max(wanted) + 1 if isinstance(wanted, list) else max(wanted, 1)
     if needed > len(names):
         shown = str(wanted).replace(" ", "")
@@ -142,6 +144,26 @@ def check_gpus(wanted: int | list[int]) -> int | list[int]:
         listed = ", ".join(f"{i}: {name}" for i, name in enumerate(names))
         raise ValueError(f"gpus is {shown}, but this machine has {len(names)} ({listed}): use trainer.gpus=-1 for all")
     return wanted
+
+
+def gpu_names() -> list[str]:
+    """The GPUs of this machine that torch can use."""
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return names or (["Apple GPU"] if torch.backends.mps.is_available() else [])
+
+
+def point_out_gpu(trainer: Trainer, typed: Sequence[str]) -> None:
+    """Says so where a run uses the CPU although there is a GPU, and nobody typed where to run.
+
+    Args:
+        trainer: of the run.
+        typed: the overrides.
+    """
+    chosen = ("trainer=", "trainer.gpus=", "trainer.accelerator=", "debug=")
+    if not isinstance(trainer.accelerator, CPUAccelerator) or any(each.startswith(chosen) for each in typed):
+        return
+    if trainer.is_global_zero and (names := gpu_names()):
+        log.info("training on the CPU, but this machine has a GPU (%s): type trainer.gpus=1 to use it", names[0])
 
 
 def check_ranges(arguments: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from src.callbacks.progress import ProgressBar
 from src.utils import trainer as module
-from src.utils.trainer import AtomicCheckpointIO, check_gpus, make_trainer, parse_gpus
+from src.utils.trainer import AtomicCheckpointIO, check_gpus, make_trainer, parse_gpus, point_out_gpu
 
 DDP = "ddp_find_unused_parameters_true"
 
@@ -102,6 +102,28 @@ def test_gpus_in_lightnings_terms(
     made: Any = make_trainer(**arguments)
     assert (made["accelerator"], made["devices"], made["strategy"]) == (accelerator, devices, strategy)
     assert made.get("num_nodes", 1) == arguments.get("num_nodes", 1)
+
+
+@pytest.mark.parametrize(
+    ("there", "typed", "says"),
+    [
+        (2, [], True),
+        (2, ["seed=1", "experiment=train_mnist_gan"], True),
+        (2, ["trainer.gpus=0"], False),
+        (2, ["trainer.accelerator=cpu"], False),
+        (2, ["trainer=ddp_cpu"], False),
+        (0, [], False),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_pointed_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, there: int, typed: list[str], says: bool
+) -> None:
+    pretend(monkeypatch, there)
+    trainer = make_trainer()
+    with caplog.at_level("INFO", "src"):
+        point_out_gpu(trainer, typed)
+    said = "training on the CPU, but this machine has a GPU (Card0): type trainer.gpus=1 to use it"
+    assert [line for line in caplog.messages if "Card" in line] == ([said] if says else [])
 
 
 def test_two_processes_on_the_cpu_as_lightning_sees_them() -> None:
