@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from src.datamodules.picture_files import find_pictures
 from src.drawing.drawer import Noise
+from src.drawing.labels import folder_names
 from src.drawing.samples_file import write_samples
 from src.sample import sample
 from src.utils.checkpoints import build_model, read_checkpoint
@@ -65,6 +67,18 @@ def test_pngs_are_the_same_images_and_can_be_trained_on(drawn: Drawn) -> None:
     assert sorted(str(path.relative_to(out / "png")) for path in out.rglob("png/*/*")) == sorted(names)
     for name, image in zip(names, images, strict=True):
         assert np.array_equal(np.asarray(Image.open(out / "png" / name)), image[:, :, 0])
+
+
+def test_pngs_lie_in_folders_of_the_classes_names(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    names = ["../../up", "T-shirt/top", "Größe 1", *(str(i) for i in range(7))]
+    content["data"]["classes"] = names
+    torch.save(content, tmp_path / "named.ckpt")
+    typed = [f"ckpt_path={tmp_path}/named.ckpt", "n_per_label=1", "png=true", f"out={tmp_path}/out"]
+    sample(compose_config("sample", *typed, run_dir=tmp_path))
+    assert {path.parent.name for path in tmp_path.rglob("*.png")} - {"out"} == set(folder_names(names))
+    found = find_pictures(tmp_path / "out" / "png")
+    assert set(found.class_names) == set(folder_names(names)) and len(found.pictures) == 10
 
 
 @pytest.mark.parametrize(("typed", "cells"), [(["labels=[5]"], (16, 16)), (["labels=[5,3]"], (2, 16))])

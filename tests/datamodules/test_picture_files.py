@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from src.datamodules.folder_datamodule import FolderDataModule
-from src.datamodules.picture_files import find_pictures, natural
+from src.datamodules.picture_files import find_pictures
 
 
 def put(*paths: Path | str) -> None:
@@ -46,7 +46,6 @@ def labels(folder: Path) -> dict[str, int]:
     ],
 )
 def test_numbers_are_sorted_by_their_value_and_words_without_case(names: list[str], tmp_path: Path) -> None:
-    assert sorted(reversed(names), key=natural) == names
     put(*(tmp_path / name / "a.png" for name in reversed(names)))
     assert find_pictures(tmp_path).class_names == names
 
@@ -261,7 +260,7 @@ def test_rows_and_pictures_without_each_other_are_counted(tmp_path: Path) -> Non
 )
 def test_a_table_that_cannot_be_meant_is_named_with_its_line(tmp_path: Path, name: str, text: str, says: str) -> None:
     put(tmp_path / "a.png", tmp_path / "b.png")
-    with pytest.raises(ValueError) as error:  # noqa: PT011
+    with pytest.raises(ValueError) as error:
         FolderDataModule(table(tmp_path, name, text))
     assert str(tmp_path / name) in str(error.value) and says in str(error.value)
     assert "\n" not in str(error.value)
