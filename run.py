@@ -38,6 +38,8 @@ def main() -> int:
     for name, value in list(os.environ.items()):
         if value == "" and (name == "DATA_DIR" or name.startswith("WANDB_")):  # empty means unset, as in .env.example
             del os.environ[name]
+    if os.getcwd() not in sys.path:  # parts of one's own may lie where one types; what is installed or ours comes first
+        sys.path.append(os.getcwd())
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
 

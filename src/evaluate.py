@@ -40,6 +40,7 @@ from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.utils.numbers import is_whole
 from src.utils.pictures import draw_label_confusion
 from src.utils.summary import origin_of_run
+from src.utils.trust import trusted_packages
 
 FORMAT = 1
 CPU = torch.device("cpu")
@@ -90,7 +91,7 @@ def evaluate(config: DictConfig) -> None:
         raise UserError(f"cas must be true or false, not {config.cas!r}")
     origin = origin_of_run()
     console = Console(soft_wrap=True)
-    inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights)
+    inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights, trusted_packages(config))
     part = find_data(inputs, config.get("datamodule"))
     data = {size: load_data(part, size, config.data_dir) for size in dict.fromkeys(each.img_size for each in inputs)}
     for datamodule in data.values():

@@ -22,6 +22,7 @@ from src.drawing.tensorrt_export import build_engine, check_tensorrt
 from src.drawing.torch_export import export_program
 from src.utils.commands import next_command
 from src.utils.errors import EXTRAS, UserError
+from src.utils.trust import trusted_packages
 
 FILES = {
     "onnx": "generator.onnx",
@@ -48,7 +49,7 @@ def export(config: DictConfig) -> None:
             raise UserError(f"{name} must be true or false, not {config[name]!r}")
     if not isinstance(config.license, str) or not config.license:
         raise UserError(f"license must be a name such as MIT, not {config.license!r}")
-    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights)
+    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
     if not isinstance(drawer, CheckpointDrawer):
         raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
     check_generator(drawer, path)

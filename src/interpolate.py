@@ -16,6 +16,7 @@ from src.utils.commands import next_command, typed_overrides
 from src.utils.errors import UserError
 from src.utils.files import whole
 from src.utils.grid import grid
+from src.utils.trust import trusted_packages
 
 FRAME_MS = 80  # how long an animation shows a frame
 
@@ -34,7 +35,7 @@ def interpolate(config: DictConfig) -> None:
         UserError: the checkpoint cannot be used, or a class or a number is out of range.
     """
     check_numbers(config, n_noises=2, steps=2, seed=0)
-    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights)
+    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
     labels = wanted_labels(config.labels, drawer.about)
     if not drawer.can_interpolate and len(labels) > 1:
         raise UserError(f"ckpt_path={path} cannot draw between classes: name the checkpoint that it was exported from")

@@ -19,6 +19,7 @@ from src.utils.commands import next_command, typed_overrides
 from src.utils.errors import UserError
 from src.utils.files import whole
 from src.utils.grid import grid
+from src.utils.trust import trusted_packages
 
 COLUMNS = 16  # of the grid, at most
 
@@ -32,7 +33,7 @@ def sample(config: DictConfig) -> None:
     check_numbers(config, n_per_label=1, batch_size=1, seed=0)
     if not isinstance(config.png, bool):
         raise UserError(f"png must be true or false, not {config.png!r}")
-    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights)
+    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
     about = drawer.about
     labels, n = wanted_labels(config.labels, about), config.n_per_label
     total = len(labels) * n

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from src.drawing.drawer import Drawer, Noise
 from src.utils.commands import find_checkpoint
 from src.utils.errors import EXTRAS, UserError
 from src.utils.numbers import is_whole
+from src.utils.trust import trusted_packages
 
 KEY = "SERVE_API_KEY"  # the environment variable
 SITES = "a list of sites such as origins=[https://example.com,http://localhost:3000], or [*] alone for every site"
@@ -52,7 +54,7 @@ def serve(config: DictConfig) -> None:
     listener = listen(config.host, config.port)  # before anything that takes time
     console = Console(soft_wrap=True)
     path = find_checkpoint(config.ckpt_path, config.work_dir)
-    drawer = open_for_serving(path, config.weights, config.work_dir, console)
+    drawer = open_for_serving(path, config.weights, config.work_dir, console, trusted_packages(config))
 
     registry = prometheus_client.CollectorRegistry()
     prometheus_client.ProcessCollector(registry=registry)
@@ -149,7 +151,7 @@ def as_browsers_call(url: str) -> str | None:
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if port in (None, usual) else f':{port}'}"
 
 
-def open_for_serving(path: Path, weights: Any, work_dir: str, console: Console) -> Drawer:
+def open_for_serving(path: Path, weights: Any, work_dir: str, console: Console, trusted: Sequence[str]) -> Drawer:
     """What draws with a checkpoint or ONNX file, always through ONNX Runtime, and has drawn once.
 
     Raises:
@@ -171,7 +173,7 @@ def open_for_serving(path: Path, weights: Any, work_dir: str, console: Console) 
         ):
             file = Path(folder) / "generator.onnx"
             try:
-                process.submit(export_checkpoint, path, weights, file).result()
+                process.submit(export_checkpoint, path, weights, file, trusted).result()
             except ImportError as error:
                 raise UserError(
                     f"ckpt_path={path} needs {error.name} to be exported: {EXTRAS}, or serve the generator.onnx that"

@@ -33,6 +33,7 @@ from src.utils.summary import (
     seconds_so_far,
 )
 from src.utils.trainer import point_out_gpu
+from src.utils.trust import trusted_packages, warn_of_strangers
 
 NAMED = ("model.", "datamodule.", "model/", "+model.")  # overrides that a run's name shows
 
@@ -57,6 +58,7 @@ def train(config: DictConfig) -> float | None:
     trainer = instantiate(config, "trainer", callbacks=list(instantiate_each(config, "callbacks")))
     check_parts(model, datamodule, trainer)
     point_out_gpu(trainer, typed_overrides())
+    warn_of_strangers(config)
     ckpt_path = resume_from(config, model) if config.ckpt_path else None
 
     with blamed_on("datamodule", folder="data_dir"):
@@ -139,6 +141,7 @@ def check_run_wide(config: DictConfig) -> None:
     seed = config.seed
     if not is_whole(seed, least=0) or seed >= 2**32:
         raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}")
+    trusted_packages(config)
     for name in ("test_after_training", "print_config", "ignore_warnings"):
         if not isinstance(config[name], bool):
             raise UserError(f"{name} must be true or false, not {config[name]!r}")

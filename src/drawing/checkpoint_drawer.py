@@ -1,6 +1,6 @@
 """A trained generator from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,21 @@ class CheckpointDrawer(Drawer):
     Args:
         path: of the checkpoint.
         weights: `ema`: the moving average of the weights where there is one; `raw`: the weights themselves.
+        trusted: packages beside ours whose classes it may name, each with a dot at its end.
 
     Raises:
         UserError: the checkpoint cannot be used, or its model draws no images of classes.
     """
 
-    def __init__(self, path: Path, weights: str = "ema") -> None:
+    def __init__(self, path: Path, weights: str = "ema", trusted: Sequence[str] = ()) -> None:
         checkpoint = read_checkpoint(path)
-        model: Any = build_model(checkpoint, path)
+        model: Any = build_model(checkpoint, path, trusted)
         if not isinstance(model, ImageModel):
             raise UserError(
                 f"ckpt_path={path} holds a {type(model).__name__}, which draws no images of classes: choose another one"
             )
         self.model = model
+        self.trusted = trusted
         # As the file has it, not to be trusted: how the data were served, and which they were.
         self.datamodule, self.data = checkpoint["config"].get("datamodule"), checkpoint.get("data")
         self._average = weights == "ema"

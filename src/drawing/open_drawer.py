@@ -1,5 +1,6 @@
 """From a file's name to what draws with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,11 @@ from src.utils.errors import UserError
 
 
 def open_drawer(
-    ckpt_path: Any, work_dir: str | Path, weights: Any = "ema", threads: int | None = None
+    ckpt_path: Any,
+    work_dir: str | Path,
+    weights: Any = "ema",
+    threads: int | None = None,
+    trusted: Sequence[str] = (),
 ) -> tuple[Drawer, Path]:
     """What draws with the checkpoint or ONNX file that `ckpt_path` means, and that file.
 
@@ -18,6 +23,7 @@ def open_drawer(
         work_dir: where to look for the newest run.
         weights: `ema`: the moving average of the weights where there is one; `raw`: the weights themselves.
         threads: that an ONNX file's images are drawn with; None: as many as there are cores.
+        trusted: packages beside ours whose classes a checkpoint may name, each with a dot at its end.
 
     Raises:
         UserError: the file cannot be used, or holds other weights.
@@ -38,4 +44,4 @@ def open_drawer(
         return drawer, path
     from src.drawing.checkpoint_drawer import CheckpointDrawer
 
-    return CheckpointDrawer(path, weights), path
+    return CheckpointDrawer(path, weights, trusted), path

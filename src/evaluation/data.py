@@ -12,9 +12,9 @@ from src.datamodules.image_datamodule import ImageDataModule
 from src.datamodules.published_datamodule import PublishedDataModule
 from src.drawing.checkpoint_drawer import CheckpointDrawer
 from src.evaluation.inputs import Input, ModelInput
-from src.utils.checkpoints import refuse_untrusted
 from src.utils.errors import CONFIGS, UserError
 from src.utils.instantiate import blamed_on, instantiate
+from src.utils.trust import DATA, refuse_untrusted
 
 FALLBACK = "digits-fallback"  # the name under which MNIST's datamodule serves the digits
 SAME_IMAGES = ("_target_", "train_val_test_split", "folder")  # arguments that decide what is in which split
@@ -64,7 +64,7 @@ def _part_in(source: Input) -> dict[str, Any] | None:
     if not isinstance(source, ModelInput) or not isinstance(source.drawer, CheckpointDrawer):
         return None
     part = source.drawer.datamodule
-    refuse_untrusted(part, source.path, trusted=("src.datamodules.",))
+    refuse_untrusted(part, source.path, trusted=(*DATA, *source.drawer.trusted))
     if not isinstance(part, dict) or "_target_" not in part:
         return None
     plain = {key: value for key, value in part.items() if key == "_target_" or not str(key).startswith("_")}

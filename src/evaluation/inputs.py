@@ -152,13 +152,14 @@ def noise_of_test(n: int, shape: Sequence[int], seed: int) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def open_inputs(ckpt_path: Any, work_dir: str | Path, weights: Any) -> list[Input]:
+def open_inputs(ckpt_path: Any, work_dir: str | Path, weights: Any, trusted: Sequence[str] = ()) -> list[Input]:
     """What `ckpt_path` names, each once, in that order.
 
     Args:
         ckpt_path: a checkpoint, an ONNX file, a `samples.npz`, `last`, or a list of these.
         work_dir: where to look for the newest run.
         weights: `ema` or `raw`, of models.
+        trusted: packages beside ours whose classes a checkpoint may name, each with a dot at its end.
 
     Raises:
         UserError: one of them cannot be used, or there are too many.
@@ -167,18 +168,18 @@ def open_inputs(ckpt_path: Any, work_dir: str | Path, weights: Any) -> list[Inpu
     if not 0 < len(listed) <= MOST:
         raise UserError(f"ckpt_path names {len(listed)} files: name 1 to {MOST}, such as ckpt_path=[a.ckpt,b.onnx]")
     paths = list(dict.fromkeys(find_checkpoint(each, work_dir) for each in listed))
-    inputs = [_open(path, work_dir, weights) for path in paths]
+    inputs = [_open(path, work_dir, weights, trusted) for path in paths]
     for each, name in zip(inputs, short_names(paths), strict=True):
         each.name = name
     return inputs
 
 
-def _open(path: Path, work_dir: str | Path, weights: Any) -> Input:
+def _open(path: Path, work_dir: str | Path, weights: Any, trusted: Sequence[str]) -> Input:
     if not path.is_file():
         raise UserError(f"ckpt_path={path} is no file: choose a checkpoint, an ONNX file or a samples.npz")
     if path.suffix == ".npz":
         return FileInput(path)
-    drawer, _ = open_drawer(str(path), work_dir, weights)
+    drawer, _ = open_drawer(str(path), work_dir, weights, trusted=trusted)
     return ModelInput(drawer, path)
 
 

@@ -1,15 +1,17 @@
 """A checkpoint as ONNX file, made in a process of its own: torch takes ten times the memory of serving."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def export_checkpoint(path: Path, weights: str, out: Path) -> None:
+def export_checkpoint(path: Path, weights: str, out: Path, trusted: Sequence[str]) -> None:
     """Writes what a checkpoint draws with.
 
     Args:
         path: of the checkpoint.
         weights: `ema` or `raw`.
         out: the file to write.
+        trusted: packages beside ours whose classes it may name, each with a dot at its end.
 
     Raises:
         UserError: the checkpoint cannot be used.
@@ -18,5 +20,5 @@ def export_checkpoint(path: Path, weights: str, out: Path) -> None:
     from src.drawing.checkpoint_drawer import CheckpointDrawer
     from src.drawing.onnx_export import export_generator
 
-    drawer = CheckpointDrawer(path, weights)
+    drawer = CheckpointDrawer(path, weights, trusted)
     export_generator(drawer.model, out, drawer.about)

@@ -1,7 +1,7 @@
 """Checkpoints: read them without trusting them, and rebuild the model from the file alone."""
 
-import importlib
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,7 @@ from pytorch_lightning import LightningModule
 
 from src.utils.errors import UserError
 from src.utils.instantiate import instantiate
-
-# What a checkpoint may ask us to build: our models, and torch's layers and optimizers. Nothing else.
-TRUSTED = ("src.models.", "torch.nn.", "torch.optim.")
+from src.utils.trust import MODELS, refuse_untrusted
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -46,8 +44,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def build_model(checkpoint: dict[str, Any], path: Path) -> LightningModule:
+def build_model(checkpoint: dict[str, Any], path: Path, trusted: Sequence[str] = ()) -> LightningModule:
     """The trained model, from the checkpoint alone: its configuration and its weights.
+
+    Args:
+        checkpoint: what the file holds.
+        path: of the file.
+        trusted: packages beside ours whose classes may be built, each with a dot at its end.
 
     Raises:
         UserError: the configuration asks for something that is not a model's part, or does not fit the weights.
@@ -55,7 +58,7 @@ def build_model(checkpoint: dict[str, Any], path: Path) -> LightningModule:
     config = checkpoint["config"].get("model")
     if not isinstance(config, dict):
         raise UserError(f"ckpt_path={path} does not say how its model is built: choose another checkpoint")
-    refuse_untrusted(config, path)
+    refuse_untrusted(config, path, (*MODELS, *trusted))
     try:
         model = instantiate(OmegaConf.create({"model": config}), "model")
     except UserError as error:
@@ -79,45 +82,3 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule, path: Path) -
                 f"ckpt_path={path} is of another model ({name} is {a} in the file, {b} in this model): compose the"
                 " model it was trained with, or choose another checkpoint"
             )
-
-
-def refuse_untrusted(config: Any, path: Path, trusted: tuple[str, ...] = TRUSTED) -> None:
-    """Checks every `_target_` in a stranger's configuration, and that nothing in it is looked up elsewhere.
-
-    Args:
-        config: a part of what the checkpoint holds.
-        path: of the checkpoint.
-        trusted: the packages whose classes may be built, each with a dot at its end.
-
-    Raises:
-        UserError: names what is not trusted.
-    """
-    if isinstance(config, list):
-        for value in config:
-            refuse_untrusted(value, path, trusted)
-    elif isinstance(config, dict):
-        if "_target_" in config and not _is_trusted_class(config["_target_"], trusted):
-            *others, last = (package.rstrip(".") for package in trusted)
-            raise UserError(
-                f"ckpt_path={path} asks for {config['_target_']!r}, which is no class of"
-                f" {', '.join(others)}{' or ' if others else ''}{last}; nothing was built: choose another checkpoint"
-            )
-        for value in config.values():
-            refuse_untrusted(value, path, trusted)
-    elif isinstance(config, str) and "${" in config:
-        raise UserError(
-            f"ckpt_path={path} asks for {config!r} to be looked up; nothing was built: choose another checkpoint"
-        )
-
-
-def _is_trusted_class(target: Any, trusted: tuple[str, ...]) -> bool:
-    if not isinstance(target, str) or not target.startswith(trusted):
-        return False
-    module, _, name = target.rpartition(".")
-    try:
-        # Where a name leads counts, not how it is spelt: `torch.nn.modules.os.system` is not torch's.
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        # `torch.optim.Adam` may be spelt through a re-export, never through an attribute of an attribute.
-        return False
-    return isinstance(found, type) and f"{found.__module__}.".startswith(trusted)

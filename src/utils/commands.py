@@ -24,7 +24,9 @@ def is_sweep() -> bool:
 def next_command(*overrides: str) -> str:
     """What to type to run this project again, from where it was run now."""
     script = sys.argv[0] if Path(sys.argv[0]).name == "run.py" else "run.py"
-    return shlex.join(["python", script, *overrides])
+    keys = [each.partition("=")[0] for each in overrides]
+    trust = [each for each in typed_overrides() if each.startswith("trusted_packages=")]  # which all verbs have
+    return shlex.join(["python", script, *overrides, *(trust if "trusted_packages" not in keys else ())])
 
 
 def find_checkpoint(ckpt_path: Any, work_dir: str | Path) -> Path:

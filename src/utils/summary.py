@@ -17,6 +17,7 @@ from rich.tree import Tree
 
 from src.utils.commands import next_command, typed_overrides
 from src.utils.provenance import provenance
+from src.utils.trust import packages_to_trust, trusted_packages
 
 
 @rank_zero_only
@@ -90,7 +91,7 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
     ]
     for label, path in made:
         if path is not None and path.exists():
-            console.print(f"{label:<11} {path}")
+            console.print(f"{label:<11} {path}", markup=False)
 
     commands = []
     for logger in trainer.loggers:
@@ -98,12 +99,16 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
             commands += _wandb_commands(logger)
     if checkpoint.exists():
         a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
+        trust = []
+        if missing := packages_to_trust(config):
+            trusted = [package.rstrip(".") for package in trusted_packages(config)]
+            trust = [f"trusted_packages=[{','.join([*trusted, *missing])}]"]
         commands += [
             ("resume", next_command(*_resume_overrides(config, trainer, checkpoint))),
-            ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{a_class}]")),
+            ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{a_class}]", *trust)),
         ]
     for label, command in commands:
-        console.print(f"{label:<11} {command}", highlight=False)
+        console.print(f"{label:<11} {command}", highlight=False, markup=False)
 
 
 def _wandb_commands(logger: WandbLogger) -> list[tuple[str, str]]:

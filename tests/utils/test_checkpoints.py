@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from src.train import train
-from src.utils.checkpoints import build_model, read_checkpoint, refuse_untrusted
+from src.utils.checkpoints import build_model, read_checkpoint
 from src.utils.commands import find_checkpoint
 from src.utils.errors import UserError
 from src.utils.images import to_grid
+from src.utils.trust import refuse_untrusted
 from tests.conftest import QUICK, compose_config
 
 FILE = Path("some.ckpt")
