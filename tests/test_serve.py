@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -234,6 +235,79 @@ def test_many_clients_get_what_each_of_them_would_get_alone(service: Service, ge
     assert service.metric("serve_queue_images") == 0
 
 
+# Classes by name ------------------------------------------------------------------------------------------------------
+
+NAMES = [*(str(i) for i in range(1, 6)), "Größe/ä b", "it's a T-shirt", "nul", "Dog", "dog"]
+
+
+@pytest.fixture(scope="module")
+def named(generator: Path) -> Iterator[Service]:
+    """Serves the same generator, whose classes have names; some are other classes' numbers."""
+    path = generator.with_name("named.onnx")
+    lie(generator, path, class_names=json.dumps(NAMES))
+    with serving(generator.parent, f"ckpt_path={path}") as service:
+        yield service
+
+
+def test_classes_go_by_name(named: Service, generator: Path) -> None:
+    asked = ["1", 9, normalize("NFD", "Größe/ä b"), "#1", "dog"]
+    found = arrays(named.ask("/generate", {"labels": asked, "n": 1, "format": "npz"})[2])
+    assert found["labels"].tolist() == [0, 9, 5, 1, 9] and found["class_names"].tolist() == NAMES
+    assert np.array_equal(found["images"], expected(generator, [0, 9, 5, 1, 9]))
+    way = {"labels": "Dog", "others": ["nul"], "weight": 1, "n": 1, "format": "npz"}
+    there = expected(generator, [8], others=np.array([7]), weight=np.ones(1, np.float32))
+    assert np.array_equal(arrays(named.ask("/generate", way)[2])["images"], there)
+    assert json.loads(named.ask("/about")[2])["class_names"] == NAMES
+    assert json.dumps("Größe/ä b", ensure_ascii=False) in named.ask("/openapi.json")[2].decode()
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (
+            {"labels": 1},
+            "labels: 1 could be a class's name or another one's number: use #0 for the class named '1' or #1",
+        ),
+        (
+            {"labels": ["dog", 5]},
+            "labels: 5 could be a class's name or another one's number: use #4 for the class named",
+        ),
+        ({"labels": "dog", "others": [2]}, "others: 2 could be a class's name or another one's number"),
+        (
+            {"labels": "t-shirt"},
+            """labels: there is no class 't-shirt': use a name such as "it's a T-shirt\", or its""",
+        ),
+        ({"labels": 10}, "labels: there is no class 10: use a name such as"),
+    ],
+)
+def test_a_number_that_could_be_two_classes_is_asked_about(named: Service, body: Any, sentence: str) -> None:
+    status, said = named.refusal("/generate", body)
+    assert status == 422 and said.startswith(sentence)
+
+
+def test_the_page_and_the_printed_commands_ask_by_name(
+    browser: Any, named: Service, generator: Path, tmp_path: Path
+) -> None:
+    with opened(browser, named) as page:
+        page.get_by_role("radio", name="2", exact=True).check()
+        shown(page, "Sixteen times 2: seed 0, truncation 1")
+        page.get_by_role("radio", name="it's a T-shirt", exact=True).check()
+        page.get_by_label("The other class", exact=True).select_option(value="1")
+        slide(page, "weight", 30)
+        found = shown(page, "Sixteen times it's a T-shirt, 30 % of the way to 2: seed 0, truncation 1")
+        way = {"others": np.ones(16, np.int64), "weight": np.full(16, 0.3, np.float32)}
+        assert np.array_equal(found, expected(generator, [6] * 16, **way)[..., 0])
+        page.get_by_text("The same from a terminal").click()
+        command = page.locator("#command").inner_text()
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="Save picture").click()
+        assert saved.value.suggested_filename == "it-s-a-T-shirt-seed0.png"
+        pasted(command, tmp_path)
+        assert (tmp_path / "images.png").read_bytes() == saved.value.path().read_bytes()
+    pasted(re.search(r"^ask +(curl .*)$", named.said, re.MULTILINE)[1], tmp_path)
+    assert Image.open(tmp_path / "images.png").text == {"classes": '["dog"]'}
+
+
 # What it says ---------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +350,8 @@ REFUSED = [
     ({"labels": []}, 422, "labels must be a class"),
     ({"labels": [5.5]}, 422, "labels must be a class"),
     ({"n": 0}, 422, "n must be a number of images for each label, from 1 to 1024, not 0"),
+    ({"labels": [1] * 2000, "n": 1}, 413, "2000 labels of 1 images are 2000, and one request may ask for 1024"),
+    ({"n": None}, 422, "n must be a number of images for each label, from 1 to 1024, not null"),
     ({"n": 1000}, 413, "10 labels of 1000 images are 10000, and one request may ask for 1024"),
     ({"seed": -1}, 422, "seed must be a whole number"),
     ({"seed": 2**63}, 422, "seed must be a whole number"),
@@ -285,7 +361,7 @@ REFUSED = [
     ({"weight": 0.5}, 422, "weight must be left out without others"),
     ({"labels": [1, 2, 3], "others": [4, 5]}, 422, "others must be one class, or as many as labels: 3, not 2"),
     ({"label": 5}, 422, "there is no field 'label': the fields are labels, n, seed"),
-    ([5], 422, 'the body must be an object such as {"labels": [5]}'),
+    ([5], 422, 'the body must be an object such as {"n": 4}'),
     (b"", 400, "the body is no JSON"),
     (b'{"labels": [5}', 400, "the body is no JSON"),
     (b'{"labels": "\xff"}', 400, "the body is no JSON"),
@@ -714,6 +790,13 @@ def shown(page: Any, caption: str) -> np.ndarray:
     return np.stack([whole[y : y + side, x : x + side] for y in range(0, size, step) for x in range(0, size, step)])
 
 
+def pasted(command: str, folder: Path) -> None:
+    """Runs a command as a shell does."""
+    if not shutil.which("curl"):
+        pytest.skip("there is no curl")
+    subprocess.run(["sh", "-c", command], cwd=folder, check=True, capture_output=True)
+
+
 def slide(page: Any, name: str, value: int) -> None:
     page.locator(f"#{name}").fill(str(value))
 
@@ -780,20 +863,6 @@ def test_what_is_shown_can_be_saved(browser: Any, service: Service, generator: P
         with page.expect_download() as saved:
             page.get_by_role("button", name="Save picture").click()
         assert np.array_equal(np.asarray(Image.open(saved.value.path()).convert("RGB")), grid(wanted, 4))
-
-
-def test_the_command_on_the_page_draws_the_same(browser: Any, service: Service, tmp_path: Path) -> None:
-    if not shutil.which("curl"):
-        pytest.skip("there is no curl")
-    with opened(browser, service) as page:
-        slide(page, "weight", 30)
-        shown(page, "Sixteen times 0, 30 % of the way to 1: seed 0, truncation 1")
-        page.get_by_text("The same from a terminal").click()
-        command = page.locator("#command").inner_text()
-        with page.expect_download() as saved:
-            page.get_by_role("button", name="Save picture").click()
-        subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
-        assert (tmp_path / "images.png").read_bytes() == saved.value.path().read_bytes()
 
 
 def test_it_can_be_used_by_keyboard_and_with_a_screen_reader(browser: Any, service: Service) -> None:

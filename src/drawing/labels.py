@@ -20,7 +20,7 @@ def resolve(label: Any, class_names: Sequence[str]) -> int:
 
     Args:
         label: a class's name, in any Unicode form; a class's number from 0, as a number or as text; or `#NUMBER`, which
-            always is the class of that number.
+            is the class of that number unless another one is named so.
         class_names: N of them, in the order of their numbers.
 
     Raises:
@@ -46,7 +46,9 @@ def resolve(label: Any, class_names: Sequence[str]) -> int:
     if not meant:
         raise ValueError(no_class(label, class_names))
     if len(meant) > 1:
-        each = [f"#{i} for the class named {shown(class_names[i])}" for i in meant]
+        # A class may be named like another one's #NUMBER.
+        exact = [repr(class_names[i]) if f"#{i}" in by_name else f"#{i}" for i in meant]
+        each = [f"{text} for the class named {shown(class_names[i])}" for i, text in zip(meant, exact, strict=True)]
         raise ValueError(f"{shown(label)} could be a class's name or another one's number: use {' or '.join(each)}")
     return meant[0]
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,7 @@ def request_model(class_names: Sequence[str], max_images: int) -> type[BaseModel
     numbered = {"type": "integer", "minimum": 0, "maximum": last}
     always = {"type": "string", "pattern": r"^#\d+$", "description": "a class's number, even if others are names"}
     label = Annotated[int | str, WithJsonSchema({"anyOf": [named, numbered, always]})]
-    some = label | Annotated[list[label], Field(min_length=1, max_length=max_images)] | None
+    some = label | Annotated[list[label], Field(min_length=1)] | None
     classes = f"a class, by its name or its number from 0 to {last}, or a list of them"
 
     class Generate(BaseModel):
@@ -201,28 +202,32 @@ def read_order(
     except ValidationError as error:
         raise explain(error, model) from None
     names = drawer.about.class_names
-    classes = list(range(len(names))) if asked.labels is None else meant(asked, "labels", names)
-    total = len(classes) * asked.n
-    if total > max_images:
+    n_labels = count(asked.labels) or len(names)
+    if (total := n_labels * asked.n) > max_images:
         raise RefusedError(
-            413, f"{len(classes)} labels of {asked.n} images are {total}, and one request may ask for {max_images}"
+            413, f"{n_labels} labels of {asked.n} images are {total}, and one request may ask for {max_images}"
         )
+    classes = list(range(len(names))) if asked.labels is None else meant(asked, "labels", names)
     labels = np.repeat(np.array(classes, np.int64), asked.n)
     finish = functools.partial(encode, asked.format, labels=labels, n=asked.n, class_names=names)
     order = Order(labels, asked.seed, asked.truncation, finish)
     if asked.others is not None:
         if not drawer.can_interpolate:
             raise RefusedError(422, "others must be left out: this model does not draw between classes")
+        n_others = count(asked.others)
+        if n_others not in (1, n_labels):
+            raise RefusedError(422, f"others must be one class, or as many as labels: {n_labels}, not {n_others}")
         others = meant(asked, "others", names)
-        if len(others) not in (1, len(classes)):
-            raise RefusedError(
-                422, f"others must be one class, or as many as labels: {len(classes)}, not {len(others)}"
-            )
-        order.others = np.repeat(np.array(others * (len(classes) // len(others)), np.int64), asked.n)
+        order.others = np.repeat(np.array(others * (n_labels // n_others), np.int64), asked.n)
         order.weight = 0.5 if asked.weight is None else asked.weight
     elif asked.weight is not None:
         raise RefusedError(422, "weight must be left out without others: it says how far to go to them")
     return order, asked.format
+
+
+def count(given: int | str | list[int | str] | None) -> int:
+    """How many labels a field has."""
+    return 0 if given is None else len(given) if isinstance(given, list) else 1
 
 
 def meant(asked: Any, field: str, class_names: Sequence[str]) -> list[int]:
@@ -244,13 +249,13 @@ def explain(error: ValidationError, model: type[BaseModel]) -> RefusedError:
     if not first["loc"]:
         if first["type"] == "json_invalid":
             return RefusedError(
-                400, f'the body is no JSON ({first["ctx"]["error"]}): send an object such as {{"labels": [5]}}'
+                400, f'the body is no JSON ({first["ctx"]["error"]}): send an object such as {{"n": 4}}'
             )
-        return RefusedError(422, 'the body must be an object such as {"labels": [5]}')
+        return RefusedError(422, 'the body must be an object such as {"n": 4}')
     name = str(first["loc"][0])
     if name not in model.model_fields:
         return RefusedError(422, f"there is no field {name[:40]!r}: the fields are {', '.join(model.model_fields)}")
-    given = repr(first["input"])
+    given = json.dumps(first["input"], ensure_ascii=False)
     given = given if len(given) <= 40 else f"{given[:40]}..."
     return RefusedError(422, f"{name} must be {model.model_fields[name].description}, not {given}")
 

@@ -52,16 +52,17 @@ def test_a_label_means_one_class(label: Any, names: list[str], meant: int) -> No
         (0, ["1", "0"], 1, 0),
         (0, ["-1", "0", "1"], 1, 0),
         (3, ["a", "3", "b", "c"], 1, 3),
+        (0, ["#1", "0"], 1, 0),
     ],
 )
 def test_a_number_of_two_classes_is_asked_about_and_what_it_says_helps(
     label: Any, names: list[str], named: int, numbered: int
 ) -> None:
-    with pytest.raises(ValueError, match="could be a class's name or another one's number: use #") as error:
+    with pytest.raises(ValueError, match="could be a class's name or another one's number: use ") as error:
         resolve(label, names)
-    offered = dict(re.findall(r"(#\d+) for the class named '([^']*)'", str(error.value)))
+    offered = dict(re.findall(r"(#\d+|'[^']+') for the class named '([^']*)'", str(error.value)))
     assert list(offered.values()) == [names[named], names[numbered]]
-    assert [resolve(each, names) for each in offered] == [named, numbered]
+    assert [resolve(each.strip("'"), names) for each in offered] == [named, numbered]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from src.datamodules.picture_files import find_pictures
 from src.serving.encode import encode
 from src.utils.grid import grid
 
@@ -55,7 +57,7 @@ def test_arrays(channels: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_single_pictures(channels: int) -> None:
+def test_single_pictures(channels: int, tmp_path: Path) -> None:
     drawn, labels = images(6, channels), np.array([3, 3, 0, 0, 1, 2])
     archive = encode("zip", drawn, labels, 2, NAMES)
     with zipfile.ZipFile(io.BytesIO(archive)) as file:
@@ -66,6 +68,9 @@ def test_single_pictures(channels: int) -> None:
             content = file.read(name)
             assert np.array_equal(pixels(content), np.broadcast_to(image, (6, 6, 3)))
             assert classes(content) == [NAMES[label]]
-        rows = [json.loads(line) for line in file.read(table).decode().splitlines()]
-    assert rows == [{"file_name": name, "label": NAMES[label]} for name, label in zip(names, labels, strict=True)]
+        file.extractall(tmp_path)
+    found = find_pictures(tmp_path)  # of datamodule=folder
+    assert sorted(found.class_names) == sorted(NAMES) and not found.left_out
+    read = {picture.path.relative_to(tmp_path).as_posix(): picture.label for picture in found.pictures}
+    assert read == {name: NAMES[label] for name, label in zip(names, labels, strict=True)}
     assert archive == encode("zip", drawn, labels, 2, NAMES)
