@@ -178,7 +178,7 @@ def test_the_best_by_nothing(typed: Typed) -> None:
     ("mistake", "key", "remedy"),
     [
         ("logger.wandb.mode=banana", "logger.wandb.mode", "online, offline or disabled"),
-        ("logger.wandb.project=a/b", "logger.wandb", "change it"),
+        ("logger.wandb.project=a/b", "logger.wandb.project", "must not contain /"),
         ("logger.wandb.tags=abc", "logger.wandb.tags", "a list"),
         ("+logger.wandb.foo=1", "logger.wandb.foo", "remove it"),
     ],

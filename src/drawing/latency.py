@@ -15,7 +15,7 @@ from src.drawing.checkpoint_drawer import CheckpointDrawer
 from src.drawing.drawer import Noise
 from src.drawing.onnx_drawer import OnnxDrawer
 from src.drawing.onnx_export import generator_of, plain_copy
-from src.utils.errors import UserError
+from src.utils.errors import UserError, telling
 
 BATCHES = (1, 16, 256)
 ROUNDS = 5
@@ -50,7 +50,7 @@ def ways_to_draw(drawer: CheckpointDrawer, made: Mapping[str, Path], compiled: b
         try:
             way(np.zeros(1, np.int64), Noise(drawer.about.noise_shape, 0)(1))
         except Exception as error:  # of many kinds, and long
-            reason = str(error).strip().splitlines()[0]
+            reason = telling(str(error))
             raise UserError(
                 f"compile=true cannot be had, as torch.compile fails ({reason}): install a C++ compiler such as g++, or"
                 " type compile=false"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, accuracy_of, train_classifier
 from src.utils.checksum import splits_sha256
-from src.utils.errors import UserError
+from src.utils.errors import UserError, telling
 from src.utils.images import to_pixels
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def write_cache(content: dict[str, Any], path: Path) -> None:
             "%s cannot be written (%s), so that every run trains the feature net anew: set data_dir=DIR or, for"
             " training, callbacks.quality.cache_dir=DIR",
             path,
-            str(error).splitlines()[0],
+            telling(str(error)),
         )
 
 

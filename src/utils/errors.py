@@ -16,6 +16,7 @@ from hydra.errors import (
 )
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 
 class UserError(ValueError):
@@ -42,12 +43,24 @@ REMEDIES = {
     "Invalid beta parameter": "set betas to two numbers from 0.0 to below 1, such as [0.5, 0.999]",
     "No supported gpu backend": "use trainer.gpus=0 for the CPU",
 }
+# Lines that come before what went wrong, in libraries' messages of several lines.
+NO_NEWS = re.compile(
+    r"Error executing job|Caught \w+ in|An error occurred|.* \(Request ID: .*\)$|-- Process \d+ terminated"
+)
+HEADINGS = re.compile(
+    r"(?:#+ )?(?:Last error|Exception summary|Original error(?: was)?|Explanation):?\s*(.*)", re.IGNORECASE
+)
+# Lines that explain nothing to whoever typed the command.
+NOISE = re.compile(
+    r"\(Background on this error at|full_key:|object_type=|For further information|frame #\d+|Exception raised from"
+    r"|For debugging consider|Compile with `TORCH|CUDA kernel errors might"
+)
 NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def is_users(error: BaseException) -> bool:
     """Whether the user's input is to blame (exit code 2) rather than the run (exit code 1)."""
-    if isinstance(error, (UserError, HydraException, OmegaConfBaseException)) or _is_lightnings(error):
+    if isinstance(error, (UserError, HydraException, OmegaConfBaseException, YAMLError)) or _is_lightnings(error):
         return True
     return isinstance(error, ValueError) and "Config group override" in str(error)
 
@@ -62,9 +75,37 @@ def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
     return " ".join(_explain(error, list(known_keys)).split())
 
 
+def telling(text: str) -> str:
+    """The part of a library's message that says what went wrong; in most it is the first line."""
+    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in text.splitlines()]
+    lines = [line for line in lines if line.strip() and not NOISE.match(line.strip())]
+    if not lines:
+        return text.strip()
+    if re.match(r"\d+ validation errors? for ", lines[0]):  # pydantic: a field, and below it what is wrong with it
+        said = " ".join(line if line[0].isspace() else f"; {line}:" for line in lines[1:])
+        said = re.sub(r"\s*\[type=\w+, input_value=(.*?), input_type=\w+\]", r", not \1", said)
+        return " ".join(said.replace("Value error, ", "").split()).replace(" ;", ";").removeprefix("; ")
+    if any("Traceback (most recent call last)" in line for line in lines):  # of another process
+        raised = [line for line in lines if re.match(r"\s*[A-Za-z_][\w.]*: \S", line)]
+        return (raised or lines)[-1].strip()
+    if lines[0].startswith(("while parsing", "while scanning")):  # YAML: what was read, where, what is wrong, where
+        wrong, *where = lines[max(i for i, line in enumerate(lines) if not line[0].isspace()) :]
+        return " ".join([wrong, *(line.strip() for line in where[:1])]).rstrip(":")
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if (heading := HEADINGS.match(line.strip())) and (heading[1] or following):
+            return heading[1] or following.strip()
+    while len(lines) > 1 and NO_NEWS.match(lines[0].strip()):
+        del lines[0]
+    if lines[0].endswith(":"):
+        return " ".join(line.strip() for line in lines[:4])
+    return lines[0].strip()
+
+
 def _explain(error: BaseException, known_keys: list[str]) -> str:
     text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
+    first = telling(text) if text else type(error).__name__
+    if "Traceback (most recent call last)" in text:  # a process that works for this one says which error it was
+        text = first = first.removeprefix("src.utils.errors.UserError: ").removeprefix(f"{type(error).__name__}: ")
     if isinstance(error, MissingConfigException):
         return _missing_option(error, text)
     if isinstance(error, OverrideParseException):
@@ -77,7 +118,7 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
         if match := re.match(r"Could not (?:append|delete)[^']*'([^']+)'", first):
             return f"{match[1]}: {first}"
     if isinstance(error, InterpolationResolutionError) and (cause := error.__cause__ or error.__context__):
-        return f"{error.full_key}: {cause}".splitlines()[0]
+        return f"{error.full_key}: {telling(str(cause))}"
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return f"the configuration has no {error.full_key or first}: do not remove it"
     if isinstance(error, InstantiationException):
@@ -85,6 +126,8 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
         return explain_part(key, error)
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os(error)
+    if isinstance(error, YAMLError):
+        return f"cannot read a configuration: {first}"
     if "Config group override" in text:
         return "a configuration group takes the name of one of its files: see configs/"
     if type(error).__module__.startswith("src."):  # says what to do
@@ -102,7 +145,7 @@ def explain_part(key: str, error: Exception, config: DictConfig | None = None) -
         if match := re.match(r"Error loading '([^']+)'", text):
             return _bad_target(key, match[1])
         remedy = f": {EXTRAS}" if key.startswith("logger") else ""
-        return f"{key} needs a package that is not installed ({text.splitlines()[0]}){remedy}"
+        return f"{key} needs a package that is not installed ({telling(text)}){remedy}"
     if isinstance(cause, TypeError) and (match := re.search(r"unexpected keyword argument '(\w+)'", text)):
         return f"{key}.{match[1]} is not an option of {key}: remove it"
     if isinstance(cause, TypeError) and (match := re.search(r"missing .* arguments?: (.*)", text)):
@@ -112,7 +155,7 @@ def explain_part(key: str, error: Exception, config: DictConfig | None = None) -
     if isinstance(cause, ValueError) and begins_with_argument(text):
         return f"{key}.{text}{_remedy(text)}"
     if cause is None:
-        return f"{key}._target_: {text.splitlines()[0]}"
+        return f"{key}._target_: {telling(text)}"
     return f"{_argument_meant(text, key, config)}: {explain(cause)}"
 
 

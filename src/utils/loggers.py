@@ -20,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from src.utils.commands import is_sweep
 from src.utils.environment import can_write
-from src.utils.errors import UserError
+from src.utils.errors import UserError, telling
 from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
@@ -129,10 +129,10 @@ def make_wandb_logger(
     try:
         run = _start(options, mode)
     except wandb.errors.CommError as error:
-        log.warning("W&B does not answer (%s): recording offline", str(error).splitlines()[0])
+        log.warning("W&B does not answer (%s): recording offline", telling(str(error)))
         run = _start(options, "offline")
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = telling(str(error))
         concerns_key = isinstance(error, wandb.errors.AuthenticationError) or "key" in reason.lower()
         remedy = "set WANDB_API_KEY in .env, or logger.wandb.mode=offline" if concerns_key else "change it"
         raise UserError(f"logger.wandb: {reason}: {remedy}") from error
@@ -223,7 +223,7 @@ def hand_over(
             try:
                 part.finish_run(*arguments)
             except Exception as error:
-                log.warning("%s could not add what the run ends with: %s", type(part).__name__, error)
+                log.warning("%s could not add what the run ends with: %s", type(part).__name__, telling(str(error)))
 
 
 @rank_zero_only
