@@ -31,7 +31,7 @@ from src.metrics.feature_net import Embedded, accuracy_of
 from src.metrics.jackknife import GROUPS, standard_error, without_each_group
 from src.metrics.quality import N_NEAREST, Quality, QualityMetrics, choice, these
 from src.metrics.references import References, digest, load_references
-from src.utils.checksum import sha256_of, splits_sha256
+from src.utils.checksum import splits_sha256
 from src.utils.commands import next_command
 from src.utils.errors import UserError
 from src.utils.files import whole
@@ -96,7 +96,7 @@ def evaluate(config: DictConfig) -> None:
     data = {size: load_data(part, size, config.data_dir) for size in dict.fromkeys(each.img_size for each in inputs)}
     for datamodule in data.values():
         check_fit(inputs, datamodule)
-    counts = common_counts(inputs, datamodule.n_classes)
+    counts = common_counts(inputs, datamodule)
     out = out_folder(config.out)
     real = {size: measure_real(served, counts, config, inputs) for size, served in data.items()}
     results = [measure(each, real[each.img_size], counts, config.cas, console) for each in inputs]
@@ -125,9 +125,9 @@ def evaluate(config: DictConfig) -> None:
     say_what_was_made(results, pictures, out, console)
 
 
-def common_counts(inputs: Sequence[Input], n_classes: int) -> Tensor | None:
+def common_counts(inputs: Sequence[Input], datamodule: ImageDataModule) -> Tensor | None:
     """How many images of each class every input has, int64 [n_classes]; None: as many as one likes."""
-    known = [counts for each in inputs if (counts := each.available(n_classes)) is not None]
+    known = [counts for each in inputs if (counts := each.available(datamodule)) is not None]
     return torch.stack(known).amin(0) if known else None
 
 
@@ -350,7 +350,7 @@ def in_json(result: Result, pictures: dict[str, str]) -> dict[str, Any]:
     return {
         "name": source.name,
         "path": str(source.path),
-        "sha256": sha256_of(source.path),
+        "sha256": source.sha256(),
         "about": source.about(),
         "img_size": source.img_size,
         "metrics": finite(result.metrics),

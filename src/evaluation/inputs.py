@@ -14,12 +14,14 @@ from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 
+from src.datamodules.image_datamodule import ImageDataModule
 from src.drawing.checkpoint_drawer import CheckpointDrawer
 from src.drawing.drawer import BLOCK, Drawer
 from src.drawing.open_drawer import open_drawer
 from src.drawing.samples_file import SamplesFile
 from src.metrics.drawn import DRAW_BATCH, SEEDS
 from src.metrics.quality import choice
+from src.utils.checksum import sha256_of
 from src.utils.commands import find_checkpoint
 from src.utils.errors import UserError
 
@@ -60,12 +62,18 @@ class Input(ABC):
         """
 
     @abstractmethod
-    def available(self, n_classes: int) -> Tensor | None:
-        """How many images of each class there are, int64 [n_classes]; None: as many as one likes.
+    def available(self, datamodule: ImageDataModule) -> Tensor | None:
+        """How many images of each of these data's classes there are, int64 [n_classes]; None: as many as one likes.
+
+        It comes before `images`.
 
         Raises:
             UserError: there are images of other classes.
         """
+
+    def sha256(self) -> str:
+        """Of its contents, in hexadecimal."""
+        return sha256_of(self.path)
 
     def about(self) -> dict[str, Any]:
         """What is known of it, as plain values."""
@@ -88,7 +96,7 @@ class ModelInput(Input):
         if isinstance(drawer, CheckpointDrawer) and isinstance(drawer.data, dict):
             self.data_sha256 = drawer.data.get("sha256")
 
-    def available(self, n_classes: int) -> None:
+    def available(self, datamodule: ImageDataModule) -> None:
         """As many as one likes."""
 
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
@@ -106,41 +114,63 @@ class ModelInput(Input):
         return asdict(self.drawer.about)
 
 
-class FileInput(Input):
+class DrawnInput(Input):
     """Images that somebody has drawn, with the classes that were asked for.
 
-    Args:
-        path: of a `samples.npz`.
+    Attributes:
+        labels: int64 [N].
     """
 
     n_classes = None
+    labels: np.ndarray
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.samples = SamplesFile(path)
-        self.img_size, self.channels = self.samples.shape[2:]
+    @abstractmethod
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """The images at these indices, int64 [M], as uint8 [M, H, W, C]."""
 
-    def available(self, n_classes: int) -> Tensor:
+    def available(self, datamodule: ImageDataModule) -> Tensor:
         """How many images of each class there are, int64 [n_classes]."""
-        labels = self.samples.labels
-        if labels.max() >= n_classes:
-            raise UserError(
-                f"ckpt_path={self.path} has images of class {labels.max()}, but the data's classes are 0 to"
-                f" {n_classes - 1}: name the data that they are images of with datamodule=NAME"
-            )
-        return torch.from_numpy(np.bincount(labels, minlength=n_classes))
+        return torch.from_numpy(np.bincount(self.labels, minlength=datamodule.n_classes))
 
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
         """Some of each class at random, always the same ones: the first may differ from the others, as MNIST's do."""
-        n = len(self.samples.labels)
+        n = len(self.labels)
         order = choice(n, n, FILE_SEED).numpy()
-        shuffled = self.samples.labels[order]
+        shuffled = self.labels[order]
         index = np.empty(len(labels), np.int64)
         for label in labels.unique().tolist():
             wanted = (labels == label).numpy()
             index[wanted] = order[shuffled == label][: wanted.sum()]
         with console.status(f"reading {escape(self.name)}"):
-            return torch.from_numpy(self.samples.read(index)).permute(0, 3, 1, 2).contiguous()
+            return torch.from_numpy(self.read(index)).permute(0, 3, 1, 2).contiguous()
+
+
+class FileInput(DrawnInput):
+    """A `samples.npz`.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = SamplesFile(path)
+        self.img_size, self.channels = self.samples.shape[2:]
+        self.labels = self.samples.labels
+
+    def available(self, datamodule: ImageDataModule) -> Tensor:
+        """How many images of each class there are, int64 [n_classes]."""
+        n_classes = datamodule.n_classes
+        if self.labels.max() >= n_classes:
+            raise UserError(
+                f"ckpt_path={self.path} has images of class {self.labels.max()}, but the data's classes are 0 to"
+                f" {n_classes - 1}: name the data that they are images of with datamodule=NAME"
+            )
+        return super().available(datamodule)
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """The images at these indices, int64 [M], as uint8 [M, H, W, C]."""
+        return self.samples.read(index)
 
 
 def noise_of_test(n: int, shape: Sequence[int], seed: int) -> np.ndarray:
