@@ -97,6 +97,60 @@ def test_held_out_images_score_their_floor(evaluated: Evaluated, tmp_path: Path)
     assert one["alarms"] == {}
 
 
+def save_folder(folder: Path, names: list[str], mode: str = "L", size: int = 32) -> Path:
+    """The held-out digits as a folder of pictures, with a subfolder a class."""
+    images, labels = pixels_of("val", range(128)), digits().sets["val"].labels.tolist()
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (folder / names[label]).mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image[..., 0]).convert(mode).resize((size, size))
+        picture.save(folder / names[label] / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "mode"), [([*map(str, range(10))], "L"), ([f"{i:03}" for i in range(10)], "RGB")], ids=["grey", "colour"]
+)
+def test_a_folder_of_pictures_scores_as_a_file_of_them(
+    evaluated: Evaluated, tmp_path: Path, names: list[str], mode: str
+) -> None:
+    folder = save_folder(tmp_path / "drawn", names, mode)
+    (folder / "notes.txt").touch()
+    found = evaluated(folder, save(tmp_path / "real.npz", "val"), typed=(DIGITS,))
+    pictures, file = found["inputs"]
+    assert found["n"] == 128 and pictures["name"] == "drawn"
+    assert pictures["metrics"] == pytest.approx(file["metrics"], abs=1e-4)
+    assert len(pictures["sha256"]) == 64 and pictures["alarms"] == {}
+
+
+def test_folders_of_pictures_that_cannot_be_meant_are_refused(
+    evaluated: Evaluated, checkpoint: Path, tmp_path: Path
+) -> None:
+    digits = [*map(str, range(10))]
+    folder = save_folder(tmp_path / "drawn", digits)
+    other = save_folder(tmp_path / "other", [*digits[:9], "fox"])
+    sizes = save_folder(tmp_path / "sizes", digits)
+    Image.new("L", (28, 28)).save(sizes / "5" / "small.png")
+    colour = save_folder(tmp_path / "colour", digits)
+    for path in colour.rglob("*.png"):
+        Image.new("RGB", (32, 32), "red").save(path)
+    damaged = save_folder(tmp_path / "damaged", digits)
+    for path in (damaged / "3").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    (tmp_path / "empty").mkdir()
+    for path, says in [
+        (other, r"other has pictures of class 'fox', but of 'digits' there is no class 'fox': .*rename that folder"),
+        (sizes, r"sizes has pictures of several sizes.*128 of 32 x 32 pixels, 1 of 28 x 28 pixels.*one size"),
+        (colour, "colour has pictures in colour, but the data are grey"),
+        (damaged, r"damaged: \d+ pictures cannot be used: .*damaged/3/\d+\.png"),
+        (tmp_path / "empty", "empty is a folder without pictures of classes: name a file, or a folder"),
+        (checkpoint.parents[1], r"is a folder: name a file in it, such as .*\.ckpt"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            evaluated(path, typed=(DIGITS,))
+    with pytest.raises(UserError, match="drawn does not say with which data to compare: add datamodule="):
+        evaluated(folder)
+
+
 def test_memorised_images_are_seen(evaluated: Evaluated, tmp_path: Path) -> None:
     copies = save(tmp_path / "copies.npz", "train", range(400))
     found = evaluated(copies, typed=(DIGITS,))

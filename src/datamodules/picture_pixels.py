@@ -117,6 +117,15 @@ def decode_one(path: Path, channels: int, img_size: int, white: float | None = N
         raise ValueError(f"{path} cannot be decoded ({text})") from error
 
 
+def size_of(path: Path) -> tuple[int, int] | None:
+    """A picture's width and height in pixels; None: it cannot be opened."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except Exception:  # `decode` says what is wrong with it
+        return None
+
+
 def to_8_bits(picture: Image.Image, file: Image.Image, white: float | None) -> tuple[Image.Image, int | None]:
     """A picture of 16 or 32 bits a pixel, or of floats, in 256 levels, and its `Decoded.assumed`.
 

@@ -1,7 +1,11 @@
 """What can be evaluated: models that draw images, and files that hold some."""
 
+import hashlib
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,18 +19,24 @@ from rich.progress import track
 from torch import Tensor
 
 from src.datamodules.image_datamodule import ImageDataModule
+from src.datamodules.picture_files import find_pictures, some
+from src.datamodules.picture_pixels import decode, size_of
 from src.drawing.checkpoint_drawer import CheckpointDrawer
 from src.drawing.drawer import BLOCK, Drawer
+from src.drawing.labels import folder_names, resolve
 from src.drawing.open_drawer import open_drawer
-from src.drawing.samples_file import SamplesFile
+from src.drawing.samples_file import LARGEST_SIDE, SamplesFile
 from src.metrics.drawn import DRAW_BATCH, SEEDS
 from src.metrics.quality import choice
 from src.utils.checksum import sha256_of
 from src.utils.commands import find_checkpoint
 from src.utils.errors import UserError
 
+log = logging.getLogger(__name__)
+
 MOST = 20  # inputs, which is more than a terminal has columns for
 FILE_SEED = 1  # not that of the real images: of a file of these it would choose the very same
+GREY = 4  # levels that the channels of a grey picture may differ by on average, as JPEG rounds
 STEP = 4 * BLOCK  # images between two steps of a progress bar
 
 
@@ -37,7 +47,7 @@ class Input(ABC):
         path: of its file.
         name: short, and of no other input; it is set when all are known.
         n_classes: number of classes; None: not known.
-        channels: image channels.
+        channels: image channels; None: as the data have them.
         img_size: height and width of the images in pixels.
         source: the name of the data it was trained on; None: not known.
         data_sha256: the checksum of these; None: not known.
@@ -46,7 +56,7 @@ class Input(ABC):
     path: Path
     name: str
     n_classes: int | None
-    channels: int
+    channels: int | None
     img_size: int
     source: str | None = None
     data_sha256: str | None = None
@@ -173,6 +183,83 @@ class FileInput(DrawnInput):
         return self.samples.read(index)
 
 
+class FolderInput(DrawnInput):
+    """A folder of pictures, with a subfolder for each class, or laid out otherwise as `find_pictures` says.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        UserError: it holds no pictures of classes, or not squares of one size.
+    """
+
+    channels = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _blamed_on(path):
+            self.found = find_pictures(path)
+        if not self.found.pictures:
+            raise UserError(
+                f"ckpt_path={path} is a folder without pictures of classes: name a file, or a folder that has a"
+                " subfolder of pictures for each class"
+            )
+        if left_out := self.found.in_words(path):
+            log.warning(left_out)
+        sizes = Counter(size for picture in self.found.pictures if (size := size_of(picture.path)))
+        (width, height), _ = sizes.most_common(1)[0] if sizes else ((1, 1), 0)
+        if len(sizes) > 1 or width != height or width > LARGEST_SIDE:
+            has = some([f"{n:,} of {w} x {h} pixels" for (w, h), n in sizes.most_common()], ", ", 3)
+            raise UserError(
+                f"ckpt_path={path} has pictures of several sizes, or not squares ({has}): save all of them as squares"
+                f" of one size, of at most {LARGEST_SIDE} pixels"
+            )
+        self.img_size = width
+
+    def available(self, datamodule: ImageDataModule) -> Tensor:
+        """How many images of each class there are, int64 [n_classes]."""
+        self._channels = datamodule.channels
+        names = list(datamodule.class_names)
+        folders = {name: label for label, name in enumerate(folder_names(names))}
+        label_of = {}
+        for name in self.found.class_names:
+            try:
+                label_of[name] = folders[name] if name in folders else resolve(name, names)
+            except ValueError as error:
+                raise UserError(
+                    f"ckpt_path={self.path} has pictures of class {name!r}, but of {datamodule.source!r} {error}:"
+                    " rename that folder, or name the data with datamodule=NAME"
+                ) from error
+        self.labels = np.array([label_of[picture.label] for picture in self.found.pictures])
+        return super().available(datamodule)
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """The pictures at these indices, int64 [M], as uint8 [M, H, W, C]."""
+        with _blamed_on(self.path):
+            pixels, _ = decode([self.found.pictures[i].path for i in index], 3, self.img_size, None)
+        if self._channels == 1:
+            if float((pixels.amax(1) - pixels.amin(1)).float().mean()) > GREY:
+                raise UserError(f"ckpt_path={self.path} has pictures in colour, but the data are grey: save them grey")
+            pixels = pixels.float().mean(1, keepdim=True).round().byte()
+        return pixels.permute(0, 2, 3, 1).numpy()
+
+    def sha256(self) -> str:
+        """Of its pictures and their names, in hexadecimal."""
+        hashed = hashlib.sha256()
+        for picture in self.found.pictures:
+            hashed.update(f"{picture.path.relative_to(self.path)}\n{picture.label}\n".encode())
+            hashed.update(picture.path.read_bytes())
+        return hashed.hexdigest()
+
+
+@contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"ckpt_path={path}: {error}") from error
+
+
 def noise_of_test(n: int, shape: Sequence[int], seed: int) -> np.ndarray:
     """The noise that `LogQuality` draws `n` images from, float32 [n, *shape]."""
     parts = [
@@ -186,7 +273,7 @@ def open_inputs(ckpt_path: Any, work_dir: str | Path, weights: Any, trusted: Seq
     """What `ckpt_path` names, each once, in that order.
 
     Args:
-        ckpt_path: a checkpoint, an ONNX file, a `samples.npz`, `last`, or a list of these.
+        ckpt_path: a checkpoint, an ONNX file, a `samples.npz`, a folder of pictures, `last`, or a list of these.
         work_dir: where to look for the newest run.
         weights: `ema` or `raw`, of models.
         trusted: packages beside ours whose classes a checkpoint may name, each with a dot at its end.
@@ -197,14 +284,23 @@ def open_inputs(ckpt_path: Any, work_dir: str | Path, weights: Any, trusted: Seq
     listed = list(ckpt_path) if isinstance(ckpt_path, (list, ListConfig)) else [ckpt_path]
     if not 0 < len(listed) <= MOST:
         raise UserError(f"ckpt_path names {len(listed)} files: name 1 to {MOST}, such as ckpt_path=[a.ckpt,b.onnx]")
-    paths = list(dict.fromkeys(find_checkpoint(each, work_dir) for each in listed))
+    paths = list(dict.fromkeys(find_pictures_or_file(each, work_dir) for each in listed))
     inputs = [_open(path, work_dir, weights, trusted) for path in paths]
     for each, name in zip(inputs, short_names(paths), strict=True):
         each.name = name
     return inputs
 
 
+def find_pictures_or_file(ckpt_path: Any, work_dir: str | Path) -> Path:
+    """A folder that is no run's, or the file that `ckpt_path` means."""
+    path = Path(str(ckpt_path)).expanduser()
+    runs = (found for pattern in (".hydra", "ckpts", "*.ckpt") for found in path.glob(pattern))
+    return path.resolve() if path.is_dir() and not any(runs) else find_checkpoint(ckpt_path, work_dir)
+
+
 def _open(path: Path, work_dir: str | Path, weights: Any, trusted: Sequence[str]) -> Input:
+    if path.is_dir():
+        return FolderInput(path)
     if not path.is_file():
         raise UserError(f"ckpt_path={path} is no file: choose a checkpoint, an ONNX file or a samples.npz")
     if path.suffix == ".npz":
