@@ -91,13 +91,13 @@ def evaluate(config: DictConfig) -> None:
         raise UserError(f"cas must be true or false, not {config.cas!r}")
     origin = origin_of_run()
     console = Console(soft_wrap=True)
+    out = out_folder(config.out)
     inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights, trusted_packages(config))
     part = find_data(inputs, config.get("datamodule"))
     data = {size: load_data(part, size, config.data_dir) for size in dict.fromkeys(each.img_size for each in inputs)}
     for datamodule in data.values():
         check_fit(inputs, datamodule)
     counts = common_counts(inputs, datamodule)
-    out = out_folder(config.out)
     real = {size: measure_real(served, counts, config, inputs) for size, served in data.items()}
     results = [measure(each, real[each.img_size], counts, config.cas, console) for each in inputs]
     differences = compare(results, real, console)

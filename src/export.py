@@ -30,12 +30,15 @@ FILES = {
     "torch": "generator.pt2",
     "tensorrt": "generator.engine",
 }
+USUAL = ["onnx", "int8", "torch"]
 MOST_IMAGES = 100_000
 TIMED_S = 0.25  # for each way of drawing and batch size
 
 
 def export(config: DictConfig) -> None:
     """Writes the generator in every format that was asked for, each compared with the model, and times them.
+
+    Where no format was asked for, those that need a missing package are left out, which is said.
 
     Raises:
         UserError: the checkpoint cannot be used, something is out of range, or a package is missing.
@@ -54,11 +57,19 @@ def export(config: DictConfig) -> None:
         raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
     check_generator(drawer, path)
     out = out_folder(config.out).resolve()
+    missing = missing_packages(formats)
+    if missing and config.formats is not None:
+        raise UserError(f"formats needs {', '.join(missing)} for all but torch: {EXTRAS}, or type formats=[torch]")
+    if "tensorrt" in formats:
+        check_tensorrt()
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     about = drawer.about
     alone = ", as there is no moving average" if config.weights == "ema" and about.weights == "raw" else ""
     console.print(f"{path} of {about.run}: {about.weights} weights{alone}")
+    if missing:
+        formats = ["torch"]
+        console.print(f"left out    onnx and int8, which need {', '.join(missing)}: {EXTRAS}")
     try:
         with TemporaryDirectory(prefix=".partial-", dir=out) as scratch:
             made = write_files(drawer, formats, out, Path(scratch), config, console)
@@ -77,11 +88,13 @@ def export(config: DictConfig) -> None:
 
 
 def wanted_formats(formats: Any) -> list[str]:
-    """The formats to write, each once.
+    """The formats to write, each once; the usual ones where `formats` is None.
 
     Raises:
-        UserError: there is no such format, or what it needs is missing.
+        UserError: there is no such format.
     """
+    if formats is None:
+        return USUAL
     chosen = list(formats) if isinstance(formats, (list, ListConfig)) else [formats]
     known = ", ".join(FILES)
     if not chosen:
@@ -89,11 +102,12 @@ def wanted_formats(formats: Any) -> list[str]:
     for each in chosen:
         if not isinstance(each, str) or each not in FILES:
             raise UserError(f"formats has no {each!r}: choose some of {known}, such as formats=[onnx,int8]")
-    if chosen != ["torch"] and (missing := [name for name in REQUIRED if find_spec(name) is None]):
-        raise UserError(f"formats needs {', '.join(missing)} for all but torch: {EXTRAS}, or type formats=[torch]")
-    if "tensorrt" in chosen:
-        check_tensorrt()
     return [each for each in FILES if each in chosen]
+
+
+def missing_packages(formats: list[str]) -> list[str]:
+    """The packages that the formats need and that are not installed; a torch.export program needs none."""
+    return [name for name in REQUIRED if find_spec(name) is None] if formats != ["torch"] else []
 
 
 def check_generator(drawer: CheckpointDrawer, path: Path) -> None:

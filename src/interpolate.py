@@ -35,13 +35,13 @@ def interpolate(config: DictConfig) -> None:
         UserError: the checkpoint cannot be used, or a class or a number is out of range.
     """
     check_numbers(config, n_noises=2, steps=2, seed=0)
+    out = out_folder(config.out)
     drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
     labels = wanted_labels(config.labels, drawer.about)
     if not drawer.can_interpolate and len(labels) > 1:
         raise UserError(f"ckpt_path={path} cannot draw between classes: name the checkpoint that it was exported from")
     noises = Noise(drawer.about.noise_shape, config.seed, config.truncation)(config.n_noises)
     weights = np.linspace(0, 1, config.steps, dtype=np.float32)
-    out = out_folder(config.out)
     console = Console(soft_wrap=True)
     made = []
     cells = drawer.draw(np.tile(labels, len(noises)), noises.repeat(len(labels), axis=0))

@@ -33,11 +33,11 @@ def sample(config: DictConfig) -> None:
     check_numbers(config, n_per_label=1, batch_size=1, seed=0)
     if not isinstance(config.png, bool):
         raise UserError(f"png must be true or false, not {config.png!r}")
+    out = out_folder(config.out)
     drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
     about = drawer.about
     labels, n = wanted_labels(config.labels, about), config.n_per_label
     total = len(labels) * n
-    out = out_folder(config.out)
     console = Console(soft_wrap=True)
     kept = Kept(labels, n)
     columns = "drawing", BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn()

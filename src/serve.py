@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from src.drawing.drawer import Drawer, Noise
+from src.serving.listen import listen
 from src.utils.commands import find_checkpoint
 from src.utils.errors import EXTRAS, UserError
 from src.utils.numbers import is_whole
@@ -38,6 +39,11 @@ def serve(config: DictConfig) -> None:
         SystemExit: with 1: requests were cut off at the end.
     """
     check(config)
+    key = os.environ.get(KEY) or None
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(f"{KEY} must be letters, digits and signs without spaces: choose another one")
+    listener = listen(config.host, config.port)  # before anything that takes time
+    path = find_checkpoint(config.ckpt_path, config.work_dir)
     try:
         import prometheus_client
 
@@ -45,15 +51,10 @@ def serve(config: DictConfig) -> None:
         from src.serving.engine import Engine
         from src.serving.limits import App, Guard
         from src.serving.origins import Origins
-        from src.serving.server import Server, listen
+        from src.serving.server import Server
     except ImportError as error:
         raise UserError(f"task=serve needs {error.name}: pip install -r requirements-serve.txt") from error
-    key = os.environ.get(KEY) or None
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-        raise UserError(f"{KEY} must be letters, digits and signs without spaces: choose another one")
-    listener = listen(config.host, config.port)  # before anything that takes time
     console = Console(soft_wrap=True)
-    path = find_checkpoint(config.ckpt_path, config.work_dir)
     drawer = open_for_serving(path, config.weights, config.work_dir, console, trusted_packages(config))
 
     registry = prometheus_client.CollectorRegistry()
@@ -97,6 +98,8 @@ def check(config: DictConfig) -> None:
     Raises:
         UserError: names the key.
     """
+    if config.weights not in ("ema", "raw"):
+        raise UserError(f"weights must be ema or raw, not {config.weights!r}")
     for name in ("max_images", "queue", "batch", "threads"):
         if not (is_whole(config[name], 1) or (name == "threads" and config[name] is None)):
             raise UserError(f"{name} must be a whole number of at least 1, not {config[name]!r}")
@@ -162,8 +165,6 @@ def open_for_serving(path: Path, weights: Any, work_dir: str, console: Console, 
     if path.suffix == ".onnx":
         drawer, _ = open_drawer(str(path), work_dir, weights, threads=1)
     else:
-        if weights not in ("ema", "raw"):
-            raise UserError(f"weights must be ema or raw, not {weights!r}")
         from src.serving.exported import export_checkpoint
 
         with (

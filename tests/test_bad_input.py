@@ -208,6 +208,60 @@ def test_a_package_that_is_not_installed(typed: Typed, monkeypatch: pytest.Monke
     assert_explained(result, "logger.tensorboard", "tensorboard", "pip install -r requirements-extras.txt")
 
 
+@pytest.fixture
+def core_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No package beyond requirements.txt can be imported."""
+    for package in ("onnx", "onnxscript", "onnxruntime", "tensorboard", "mlflow", "prometheus_client", "fastapi"):
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.usefixtures("core_install")
+@pytest.mark.parametrize(
+    ("task", "mistake", "says"),
+    [
+        ("train", ["logger=tensorboard", "trainer.max_epochs=abc"], "trainer.max_epochs must be"),
+        ("train", ["logger=tensorboard", "callbacks.quality.n_val=3"], "n_val must be"),
+        ("train", ["logger=[tensorboard,csv]", "+logger.csv.foo=1"], "logger.csv.foo is not an option"),
+        ("train", ["logger=mlflow", "ckpt_path=nope.ckpt"], "ckpt_path=nope.ckpt does not exist"),
+        ("export", ["formats=[onnx]", "ckpt_path=nope.ckpt"], "ckpt_path=nope.ckpt does not exist"),
+        ("export", ["formats=[onnx]", "weights=best"], "weights must be ema or raw"),
+        ("export", ["formats=[onnx]", "out=5"], "out must be a folder"),
+        ("evaluate", ["ckpt_path=[given.onnx,nope.ckpt]"], "ckpt_path=nope.ckpt does not exist"),
+        ("evaluate", ["ckpt_path=given.onnx", "out=5"], "out must be a folder"),
+        ("evaluate", ["ckpt_path=given.onnx", "cas=5"], "cas must be true or false"),
+        ("sample", ["ckpt_path=given.onnx", "seed=-1"], "seed must be"),
+        ("sample", ["ckpt_path=given.onnx", "out=5"], "out must be a folder"),
+        ("interpolate", ["ckpt_path=given.onnx", "out=/proc/nope"], "out=/proc/nope cannot be made"),
+        ("serve", ["ckpt_path=nope.onnx"], "ckpt_path=nope.onnx does not exist"),
+        ("serve", ["ckpt_path=given.onnx", "port=abc"], "port must be a number"),
+        ("serve", ["ckpt_path=given.onnx", "weights=best"], "weights must be ema or raw"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_told_before_a_missing_package(
+    typed: Typed, trained: Path, tmp_path: Path, task: str, mistake: list[str], says: str
+) -> None:
+    (tmp_path / "given.onnx").write_bytes(b"given")
+    right = QUICK if task == "train" else [f"ckpt_path={trained}"]
+    assert_explained(typed(f"task={task}", *right, *mistake), says)
+
+
+@pytest.mark.usefixtures("core_install")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["task=export", "formats=[onnx,torch]"], "formats needs onnx, onnxscript, onnxruntime for all but torch"),
+        (["task=serve", "port=0"], "task=serve needs prometheus_client: pip install -r requirements-serve.txt"),
+        (["task=sample", "ckpt_path=given.onnx"], "given.onnx needs onnxruntime"),
+    ],
+)
+def test_a_package_that_a_verb_lacks(
+    typed: Typed, trained: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    (tmp_path / "given.onnx").write_bytes(b"given")
+    assert_explained(typed(f"ckpt_path={trained}", *arguments), says, "pip install -r requirements-")
+
+
 def test_every_job_of_a_sweep_says_what_is_wrong(typed: Typed) -> None:
     code, stderr = typed(*SHORT, "-m", "seed=-1,abc")
     assert code == 2

@@ -285,6 +285,9 @@ def open_inputs(ckpt_path: Any, work_dir: str | Path, weights: Any, trusted: Seq
     if not 0 < len(listed) <= MOST:
         raise UserError(f"ckpt_path names {len(listed)} files: name 1 to {MOST}, such as ckpt_path=[a.ckpt,b.onnx]")
     paths = list(dict.fromkeys(find_pictures_or_file(each, work_dir) for each in listed))
+    for path in paths:
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"ckpt_path={path} is no file: choose a checkpoint, an ONNX file or a samples.npz")
     inputs = [_open(path, work_dir, weights, trusted) for path in paths]
     for each, name in zip(inputs, short_names(paths), strict=True):
         each.name = name
@@ -301,8 +304,6 @@ def find_pictures_or_file(ckpt_path: Any, work_dir: str | Path) -> Path:
 def _open(path: Path, work_dir: str | Path, weights: Any, trusted: Sequence[str]) -> Input:
     if path.is_dir():
         return FolderInput(path)
-    if not path.is_file():
-        raise UserError(f"ckpt_path={path} is no file: choose a checkpoint, an ONNX file or a samples.npz")
     if path.suffix == ".npz":
         return FileInput(path)
     drawer, _ = open_drawer(str(path), work_dir, weights, trusted=trusted)

@@ -45,11 +45,7 @@ def instantiate(config: DictConfig, key: str, **kwargs: Any) -> Any:
         UserError: the part is missing, refused its arguments, its `_target_` cannot be imported, or what that makes is
             not what belongs there.
     """
-    part = OmegaConf.select(config, key)
-    if not isinstance(part, DictConfig) or "_target_" not in part:
-        raise UserError(f"{key} must be a part with a _target_, not {part!r}: see configs/{key.partition('.')[0]}/")
-    plain: dict[str, Any] = OmegaConf.to_container(part, resolve=True)  # type: ignore[assignment]
-    check_part(plain, key)
+    plain = checked(config, key)
     made = _build(plain, key, config, kwargs)
     _check_made(plain, made, KINDS.get(key) or KINDS_IN.get(key.rpartition(".")[0], Any), key)
     return made
@@ -82,9 +78,29 @@ def _build(part: Any, key: str, config: DictConfig, kwargs: Mapping[str, Any] | 
 
 
 def instantiate_each(config: DictConfig, group: str) -> Iterator[Any]:
-    """Builds the entries of a group such as `callbacks`, one by one; an entry set to null is left out."""
+    """Builds the entries of a group such as `callbacks`, one by one; an entry set to null is left out.
+
+    All are checked at once: a mistake in one is told before another is built, or lacks a package.
+    """
     parts: Any = config.get(group) or {}
-    return (instantiate(config, f"{group}.{name}") for name in parts if parts[name] is not None)
+    keys = [f"{group}.{name}" for name in parts if parts[name] is not None]
+    for key in keys:
+        checked(config, key)
+    return (instantiate(config, key) for key in keys)
+
+
+def checked(config: DictConfig, key: str) -> dict[str, Any]:
+    """`config`'s part `key` as plain values.
+
+    Raises:
+        UserError: it is none, or its arguments cannot be what its constructor takes.
+    """
+    part = OmegaConf.select(config, key)
+    if not isinstance(part, DictConfig) or "_target_" not in part:
+        raise UserError(f"{key} must be a part with a _target_, not {part!r}: see configs/{key.partition('.')[0]}/")
+    plain: dict[str, Any] = OmegaConf.to_container(part, resolve=True)  # type: ignore[assignment]
+    check_part(plain, key)
+    return plain
 
 
 @contextmanager
