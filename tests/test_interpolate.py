@@ -95,7 +95,7 @@ def test_a_class_alone_has_no_way_to_another(drawn: Drawn) -> None:
         ("truncation=1.5", "truncation must be a number from 0 to 1"),
         ("truncation=true", "truncation must be a number from 0 to 1"),
         ("weights=mean", "weights must be ema or raw"),
-        ("labels=[10]", "labels must be classes from 0 to 9"),
+        ("labels=[10]", "there is no class 10: use a number from 0 to 9"),
     ],
 )
 def test_a_mistake_is_named(drawn: Drawn, mistake: str, words: str) -> None:
