@@ -292,7 +292,7 @@ def test_the_page_and_the_printed_commands_ask_by_name(
         page.get_by_role("radio", name="2", exact=True).check()
         shown(page, "Sixteen times 2: seed 0, truncation 1")
         page.get_by_role("radio", name="it's a T-shirt", exact=True).check()
-        page.get_by_label("The other class", exact=True).select_option(value="1")
+        page.get_by_label("The other class", exact=True).select_option(index=1)
         slide(page, "weight", 30)
         found = shown(page, "Sixteen times it's a T-shirt, 30 % of the way to 2: seed 0, truncation 1")
         way = {"others": np.ones(16, np.int64), "weight": np.full(16, 0.3, np.float32)}
