@@ -2,7 +2,6 @@
 
 import codecs
 import os
-import re
 import sys
 import traceback
 import warnings
@@ -17,8 +16,6 @@ from src.utils.console import show_what_can_be_shown
 
 ROOT = Path(__file__).resolve().parent
 VERBS = ("train", "sample", "interpolate", "evaluate", "export", "serve", "report")
-PATHS = ("ckpt_path", "data_dir", "work_dir", "out", "runs", "hydra.run.dir")
-LISTS = ("ckpt_path", "runs")  # of these, which may name several
 HYDRA_FLAGS = (
     *("--", "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
@@ -43,10 +40,13 @@ def main() -> int:
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
 
-    arguments = [as_hydra_reads_it(argument) for argument in sys.argv[1:] if not is_default(argument)]
+    arguments = [as_option(argument) for argument in sys.argv[1:] if not is_default(argument)]
     arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra refuses it between others
     task = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("task=")), "train")
-    sys.argv[1:] = arguments
+    for name, text in [("the folder", os.getcwd()), *(("the argument", argument) for argument in arguments)]:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            print(f"error: {name} {text!a} is not UTF-8: choose another name", file=sys.stderr)
+            return 2
     if task not in VERBS:
         print(f"error: there is no task={task}: choose one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
@@ -58,6 +58,9 @@ def main() -> int:
     import hydra
     from omegaconf import DictConfig
 
+    from src.utils.command_line import in_hydras_grammar
+
+    sys.argv[1:] = in_hydras_grammar(task, arguments)
     reported: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=task)
@@ -137,19 +140,13 @@ def is_default(argument: str) -> bool:
     return key in ("experiment", "hparams_search") and value.lower() in ("", "null", "none")
 
 
-def as_hydra_reads_it(argument: str) -> str:
-    """What people have typed for years, in Hydra's terms: it takes no booleans and no null for a group's file."""
-    key, equals, value = argument.partition("=")
-    if not equals:
-        return argument
+def as_option(argument: str) -> str:
+    """What people have typed for years as an option's name: Hydra takes no booleans and no null for a group's file."""
+    key, _, value = argument.partition("=")
     if key == "debug":
         return {"true": "debug=default", "false": "debug=none", "null": "debug=none"}.get(value.lower(), argument)
     if key in ("logger", "callbacks") and value.lower() in ("null", "false"):
         return f"{key}=none"
-    if key in LISTS and value.startswith("[") and value.endswith("]"):
-        return argument
-    if key in PATHS and re.search(r"[(){}\[\]=]", value) and not value.startswith(("'", '"', "$")):
-        return f"{key}='{value}'"  # Hydra's grammar has a meaning for these
     return argument
 
 
@@ -166,28 +163,19 @@ def quieten() -> None:
 
 def known_keys(task: str, arguments: list[str]) -> list[str]:
     """Every key of the configuration as far as it composes, for suggestions."""
-    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
+
+    from src.utils.command_line import composed
 
     GlobalHydra.instance().clear()
-    groups = [a for a in arguments if (ROOT / "configs" / a.partition("=")[0]).is_dir()]
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        for overrides in (groups, []):
-            try:
-                config = compose(task, overrides)
-            except Exception:
-                continue
-            plain = OmegaConf.to_container(config, resolve=False)
-            keys: list[str] = []
-            todo: list[tuple[str, object]] = [("", plain)]
-            while todo:
-                prefix, node = todo.pop()
-                for key, value in node.items() if isinstance(node, dict) else ():
-                    keys.append(f"{prefix}{key}")
-                    todo.append((f"{prefix}{key}.", value))
-            return keys
-    return []
+    keys: list[str] = []
+    todo: list[tuple[str, object]] = [("", composed(task, arguments))]
+    while todo:
+        prefix, node = todo.pop()
+        for key, value in node.items() if isinstance(node, dict) else ():
+            keys.append(f"{prefix}{key}")
+            todo.append((f"{prefix}{key}.", value))
+    return keys
 
 
 def keep_traceback(error: Exception, folder: Path | None) -> str:

@@ -32,7 +32,7 @@ from src.metrics.jackknife import GROUPS, standard_error, without_each_group
 from src.metrics.quality import N_NEAREST, Quality, QualityMetrics, choice, these
 from src.metrics.references import References, digest, load_references
 from src.utils.checksum import splits_sha256
-from src.utils.commands import next_command
+from src.utils.commands import a_list, next_command
 from src.utils.errors import UserError
 from src.utils.files import whole
 from src.utils.images import to_pixels
@@ -90,7 +90,7 @@ def evaluate(config: DictConfig) -> None:
     if not isinstance(config.cas, bool):
         raise UserError(f"cas must be true or false, not {config.cas!r}")
     origin = origin_of_run()
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, emoji=False)
     out = out_folder(config.out)
     inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights, trusted_packages(config))
     part = find_data(inputs, config.get("datamodule"))
@@ -375,7 +375,8 @@ def say_what_was_made(
     for files in pictures:
         lines += [("confusion", str(out / files["confusion"])), ("neighbours", str(out / files["neighbours"]))]
     if len(results) == 1:
-        lines.append(("compare", next_command("task=evaluate", f"ckpt_path=[{results[0].source.path},OTHER]")))
+        compared = a_list([results[0].source.path, "OTHER"])
+        lines.append(("compare", next_command("task=evaluate", f"ckpt_path={compared}")))
     best = min(results, key=lambda result: result.metrics["fd"]).source
     if best.source is not None:  # a model, which draws more
         lines.append(("sample", next_command("task=sample", f"ckpt_path={best.path}")))

@@ -20,7 +20,8 @@ from src.drawing.onnx_export import REQUIRED, export_generator, generator_of
 from src.drawing.open_drawer import open_drawer
 from src.drawing.tensorrt_export import build_engine, check_tensorrt
 from src.drawing.torch_export import export_program
-from src.utils.commands import next_command
+from src.utils.commands import a_list, next_command
+from src.utils.console import plain_console
 from src.utils.errors import EXTRAS, UserError
 from src.utils.trust import trusted_packages
 
@@ -63,7 +64,7 @@ def export(config: DictConfig) -> None:
     if "tensorrt" in formats:
         check_tensorrt()
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = plain_console()
     about = drawer.about
     alone = ", as there is no moving average" if config.weights == "ema" and about.weights == "raw" else ""
     console.print(f"{path} of {about.run}: {about.weights} weights{alone}")
@@ -83,7 +84,7 @@ def export(config: DictConfig) -> None:
     ours = [str(made[each]) for each in ("onnx", "int8") if each in made] or [str(path)]
     console.print(f"sample      {next_command('task=sample', f'ckpt_path={ours[0]}')}")
     console.print(f"serve       {next_command('task=serve', f'ckpt_path={ours[0]}')}")
-    inputs = ours[0] if len(ours) == 1 else f"[{','.join(ours)}]"
+    inputs = ours[0] if len(ours) == 1 else a_list(ours)
     console.print(f"quality     {next_command('task=evaluate', f'ckpt_path={inputs}')}")
 
 

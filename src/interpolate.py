@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 
 from src.drawing.asked import check_numbers, out_folder, wanted_labels
 from src.drawing.drawer import Drawer, Noise
 from src.drawing.open_drawer import open_drawer
 from src.utils.commands import next_command, typed_overrides
+from src.utils.console import plain_console
 from src.utils.errors import UserError
 from src.utils.files import whole
 from src.utils.grid import grid
@@ -42,7 +42,7 @@ def interpolate(config: DictConfig) -> None:
         raise UserError(f"ckpt_path={path} cannot draw between classes: name the checkpoint that it was exported from")
     noises = Noise(drawer.about.noise_shape, config.seed, config.truncation)(config.n_noises)
     weights = np.linspace(0, 1, config.steps, dtype=np.float32)
-    console = Console(soft_wrap=True)
+    console = plain_console()
     made = []
     cells = drawer.draw(np.tile(labels, len(noises)), noises.repeat(len(labels), axis=0))
     made.append(save([grid(cells, len(labels))], out / "table.png"))
@@ -68,12 +68,12 @@ def interpolate(config: DictConfig) -> None:
         made.append(save(frames, out / "classes.gif"))
 
     what = f"{len(labels)} classes and {len(noises)} noises of {path} ({drawer.about.weights} weights)"
-    console.print(what, highlight=False, markup=False)
+    console.print(what)
     for each in made:
-        console.print(f"{each.stem:<11} {each}", highlight=False, markup=False)
+        console.print(f"{each.stem:<11} {each}")
     typed = [o for o in typed_overrides() or ["task=interpolate"] if o.partition("=")[0] not in ("seed", "ckpt_path")]
     other = next_command(*typed, f"ckpt_path={path}", f"seed={config.seed + 1}")
-    console.print(f"{'others':<11} {other}", highlight=False, markup=False)
+    console.print(f"{'others':<11} {other}")
 
 
 def between_noises(drawer: Drawer, label: int, a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 
 from src.reports.measures import count
 from src.reports.page import render
 from src.reports.run_folder import Run, is_run, read_run
-from src.utils.commands import next_command
+from src.utils.commands import a_list, next_command
+from src.utils.console import plain_console
 from src.utils.errors import UserError, explain_os
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,13 @@ def report(config: DictConfig) -> Path:
     path = write(page, where_to(config.out, folders, config.work_dir))
     if incomplete := [in_short(run) for run in runs if run.missing or run.damaged]:
         log.warning("not everything is there, see the page: %s", "; ".join(incomplete))
-    console = Console(soft_wrap=True)
+    console = plain_console()
     size = path.stat().st_size / 1e6
-    console.print(f"report      {path} ({count(len(runs), 'run')}, {size:.1f} MB)", highlight=False, markup=False)
-    console.print(f"open        {path.resolve().as_uri()}", highlight=False, markup=False)
+    console.print(f"report      {path} ({count(len(runs), 'run')}, {size:.1f} MB)")
+    console.print(f"open        {path.resolve().as_uri()}")
     if len(runs) == 1:
-        others = "[" + ",".join([str(folders[0]), "OTHER_RUN"]) + "]"
-        compare = next_command("task=report", f"runs={others}")
-        console.print(f"compare     {compare}", highlight=False, markup=False)
+        compare = next_command("task=report", f"runs={a_list([folders[0], 'OTHER_RUN'])}")
+        console.print(f"compare     {compare}")
     return path
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.drawing.asked import check_numbers, out_folder, out_is_full, wanted_labels
@@ -16,6 +15,7 @@ from src.drawing.labels import folder_names
 from src.drawing.open_drawer import open_drawer
 from src.drawing.samples_file import write_samples
 from src.utils.commands import next_command, typed_overrides
+from src.utils.console import plain_console
 from src.utils.errors import UserError
 from src.utils.files import whole
 from src.utils.grid import grid
@@ -38,7 +38,7 @@ def sample(config: DictConfig) -> None:
     about = drawer.about
     labels, n = wanted_labels(config.labels, about), config.n_per_label
     total = len(labels) * n
-    console = Console(soft_wrap=True)
+    console = plain_console()
     kept = Kept(labels, n)
     columns = "drawing", BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn()
     try:
@@ -59,16 +59,16 @@ def sample(config: DictConfig) -> None:
     except OSError as error:
         raise out_is_full(error) from error
 
-    console.print(f"{total:,} images from {path} ({about.weights} weights)", highlight=False, markup=False)
+    console.print(f"{total:,} images from {path} ({about.weights} weights)")
     made = [("samples", out / "samples.npz"), ("grid", out / "grid.png")] + [("pngs", out / "png")] * config.png
     for label, each in made:
-        console.print(f"{label:<11} {each}", highlight=False, markup=False)
+        console.print(f"{label:<11} {each}")
     typed = [o for o in typed_overrides() or ["task=sample"] if o.partition("=")[0] not in ("seed", "ckpt_path")]
     for label, command in [
         ("others", next_command(*typed, f"ckpt_path={path}", f"seed={config.seed + 1}")),
         ("between", next_command("task=interpolate", f"ckpt_path={path}")),
     ]:
-        console.print(f"{label:<11} {command}", highlight=False, markup=False)
+        console.print(f"{label:<11} {command}")
 
 
 def draw_all(drawer: Drawer, config: DictConfig, labels: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

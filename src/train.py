@@ -32,6 +32,7 @@ from src.utils.summary import (
     record_results,
     seconds_so_far,
 )
+from src.utils.text import escaped
 from src.utils.trainer import point_out_gpu
 from src.utils.trust import trusted_packages, warn_of_strangers
 
@@ -236,10 +237,9 @@ def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
     changes = [each.removeprefix("model.").removeprefix("datamodule.") for each in typed if each.startswith(NAMED)]
     group = "-".join([experiment, source, *changes])[:80]
     with open_dict(config):
-        config.data_source = source
-        config.group = config.group or group
-        config.name = config.name or "-".join(
-            [group, f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
-        )
-        config.tags = list(dict.fromkeys([*config.tags, source[:LONGEST_TAG]]))
-        config.notes = config.notes or " ".join(typed) or None
+        config.data_source = escaped(source)
+        config.group = escaped(config.group or group)
+        numbers = [f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
+        config.name = escaped(config.name or "-".join([group, *numbers]))
+        config.tags = [escaped(tag) for tag in dict.fromkeys([*config.tags, source[:LONGEST_TAG]])]
+        config.notes = escaped(config.notes or " ".join(typed)) or None

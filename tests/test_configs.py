@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.loggers import Logger
 
-from run import as_hydra_reads_it
+from run import as_option
 from src.models.image_model import ImageModel
 from src.train import name_run, train
 from src.utils import trainer as trainer_module
@@ -231,7 +231,7 @@ def test_both_spellings_of_an_experiment_are_the_same_run(tmp_path: Path) -> Non
     ],
 )
 def test_what_people_type_names_a_file(typed: str, meant: str) -> None:
-    assert as_hydra_reads_it(typed) == meant
+    assert as_option(typed) == meant
     compose_config("train", meant)
 
 

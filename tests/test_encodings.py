@@ -12,7 +12,7 @@ import pytest
 
 import run
 from src.utils.console import show_what_can_be_shown
-from tests.conftest import QUICK, ROOT, run_cli
+from tests.conftest import ROOT, run_cli
 
 SOURCES = [
     ROOT / "run.py",
@@ -69,7 +69,7 @@ TEXT = "größe 你好 😀"
 def test_a_run_where_text_cannot_be_shown(environment: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "größe 😀"
     folder.mkdir()
-    short = [*QUICK, "print_config=true", "callbacks=progress", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    short = ["datamodule=digits", "callbacks=progress", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
     process = run_cli(*short, f"name='{TEXT}'", f"notes='{TEXT}'", "hydra.run.dir=run", cwd=folder, **environment)
     assert process.returncode == 0, process.stderr
     run_dir = folder / "run"

@@ -1,19 +1,26 @@
 """What people type: the checkpoint that they mean, and the command that comes next. No torch is needed for it."""
 
+import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
+from src.utils.command_line import as_typed, in_quotes
 from src.utils.errors import UserError
 
 
 def typed_overrides() -> list[str]:
     """What was typed behind `python run.py`, in order."""
-    return [str(each) for each in HydraConfig.get().overrides.task] if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    as_given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [as_typed(str(each)) for each in as_given]
 
 
 def is_sweep() -> bool:
@@ -27,6 +34,12 @@ def next_command(*overrides: str) -> str:
     keys = [each.partition("=")[0] for each in overrides]
     trust = [each for each in typed_overrides() if each.startswith("trusted_packages=")]  # which all verbs have
     return shlex.join(["python", script, *overrides, *(trust if "trusted_packages" not in keys else ())])
+
+
+def a_list(texts: Iterable[object]) -> str:
+    """A list as it is typed: an element in quotes where it would be read as more than text."""
+    means_more = re.compile(r"[][(){},'\"$]|^\s|\s$")
+    return f"[{','.join(in_quotes(each) if means_more.search(each) else each for each in map(str, texts))}]"
 
 
 def find_checkpoint(ckpt_path: Any, work_dir: str | Path) -> Path:

@@ -5,6 +5,8 @@ import os
 import sys
 import unicodedata
 
+from rich.console import Console
+
 # Of what rich, Lightning and we draw with; Braille is how rich's spinners turn.
 PLAIN = dict(zip("•↑↓\u2013\u2014━╸╺\u00d7█", "*^v-----x#", strict=True))
 PLAIN |= dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")
@@ -18,6 +20,11 @@ def show_what_can_be_shown() -> None:
             stream.reconfigure(errors="readable")
     # Python's own word for it: theirs begin before they could register ours.
     os.environ["PYTHONIOENCODING"] = f"{getattr(sys.stdout, 'encoding', None) or 'utf-8'}:replace"
+
+
+def plain_console() -> Console:
+    """A console that prints text as it is: paths and commands may hold brackets and colons, which are no markup."""
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def _readable(error: UnicodeError) -> tuple[str, int]:

@@ -10,6 +10,7 @@ from pytorch_lightning import LightningModule
 from src.utils.checkpoints import check_fits, read_checkpoint
 from src.utils.commands import find_checkpoint, is_sweep
 from src.utils.errors import UserError
+from src.utils.text import escaped
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def resume_from(config: DictConfig, model: LightningModule) -> Path:
     if wandb_config is not None and wandb_config.id is None and not is_sweep():
         wandb_config.id = checkpoint.get("wandb_id")
     with open_dict(config):
-        config.ckpt_path = str(path)
+        config.ckpt_path = escaped(str(path))
     before: Any = checkpoint["config"]
     now: Any = OmegaConf.to_container(config, resolve=True)
     differences = changed_keys(before, now)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from src.utils.commands import next_command, typed_overrides
+from src.utils.console import plain_console
 from src.utils.provenance import provenance
 from src.utils.trust import packages_to_trust, trusted_packages
 
@@ -33,10 +34,10 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
         else:
             tree.add(f"{key}: {value}")
     if config.print_config:
-        Console().print(tree)
+        Console(markup=False, emoji=False).print(tree)
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / "config_tree.txt", "w", encoding="utf-8", errors="backslashreplace") as file:
-        Console(file=file, width=120).print(tree)
+        Console(file=file, width=120, markup=False, emoji=False).print(tree)
 
 
 def origin_of_run() -> dict[str, str]:
@@ -65,7 +66,7 @@ def seconds_so_far(run_dir: Path) -> float | None:
 @rank_zero_only
 def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float]) -> None:
     """Prints final metrics, what lies where, and the commands that come next."""
-    console = Console(soft_wrap=True)
+    console = plain_console()
     if metrics:
         table = Table("metric", "train", "val", "test", "real images", title=str(config.name))
         names = dict.fromkeys(name.partition("/")[2] for name in metrics if "/" in name)
@@ -108,7 +109,7 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
             ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{a_class}]", *trust)),
         ]
     for label, command in commands:
-        console.print(f"{label:<11} {command}", highlight=False, markup=False)
+        console.print(f"{label:<11} {command}")
 
 
 def _wandb_commands(logger: WandbLogger) -> list[tuple[str, str]]:

@@ -123,7 +123,7 @@ def test_a_run_of_nobody_without_a_home(open_folder: Path) -> None:
         cwd=open_folder,
         env=given | {"HOME": BELOW_A_FILE, "TMPDIR": BELOW_A_FILE},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
 
     assert done.returncode == 0, done.stderr

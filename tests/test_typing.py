@@ -1,0 +1,201 @@
+"""What people type means itself, and the commands that the program prints do what they say."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unicodedata import normalize
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from src.utils.command_line import as_typed, in_hydras_grammar
+from src.utils.commands import a_list
+from src.utils.instantiate import fits, instantiate
+from src.utils.keys import KEYS
+from src.utils.text import escaped
+from tests.conftest import QUICK, ROOT, Typed, compose_config
+
+NASTY = [
+    'it\'s a "test" (of) [all] {that: is}, #1; 50% = $5 & *?!~|<>`^@',
+    "größe 你好 😀",
+    "o\u0308 decomposed",
+    r"C:\data\new",
+    "trailing backslash\\",
+    " spaces around ",
+    "costs ${x}, ${ and $${y}",
+    r"\${escaped} \\${twice}",
+    "5",
+    "1e3",
+    "true",
+    "nan",
+    "~",
+    "a=b",
+    "[a",
+    "a, b",
+    "line\nbreak",
+    "choice(a,b)",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def composed(task: str, *typed: str) -> DictConfig:
+    """The configuration of what was typed."""
+    return compose_config(task, *in_hydras_grammar(task, typed), run_dir=Path.cwd())
+
+
+def values(argument: str) -> list[Any]:
+    """What Hydra gets for an argument: the values of a sweep, or the one."""
+    override = OverridesParser.create().parse_override(argument)
+    chosen = override._value.list if override.is_sweep_override() else [override._value]
+    return [each.text if isinstance(each, QuotedString) else each for each in chosen]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_text_is_literal(text: str) -> None:
+    in_a_list = f"[{text!r}]" if not set("'\\\n") & set(text) else a_list([text])
+    config = composed("train", f"name={text}", f"data_dir={text}", f"logger.wandb.group={text}", f"tags={in_a_list}")
+    assert config.name == config.data_dir == config.logger.wandb.group == text
+    assert list(config.tags) == [text]
+    part = OmegaConf.create({"part": {"_target_": "builtins.dict", "text": escaped(text)}})
+    assert instantiate(part, "part")["text"] == text
+
+
+def test_a_reference_stays_one_where_there_is_something_to_refer_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMEBODY", "me")
+    config = composed("train", "name=${oc.env:SOMEBODY} in ${work_dir} ${nowhere} ${model.latent_dim}")
+    assert config.name == f"me in {Path.cwd()} ${{nowhere}} 100"
+
+
+def test_other_types_stay_what_they_are() -> None:
+    typed = ["seed=5", "trainer.gpus=[0,1]", "test_after_training=false", "name=null", "trainer.max_epochs=3"]
+    assert in_hydras_grammar("train", typed) == typed
+    labels = composed("sample", "labels=[5,zwölf,true,1e3,'a, b',[c]]").labels
+    assert labels == [5, "zwölf", "true", "1e3", "a, b", "[c]"]
+
+
+def test_what_hydra_cannot_read_is_told_by_its_type(typed: Typed) -> None:
+    assert typed(*QUICK, "seed=1 2)") == (2, "error: seed must be a whole number from 0 to 2**32 - 1, not '1 2)'\n")
+    assert "datamodule.size" in typed("datamodule.size=größe")[1]
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("callbacks.model_checkpoint.monitor=val/fd,val/kid", ["val/fd", "val/kid"]),
+        ("name=größe,5", ["größe", "5"]),
+        ("name=choice(größe,b)", ["größe", "b"]),
+        ("notes=first this, then that", ["first this, then that"]),
+        ("notes='a,b'", ["a,b"]),
+        ("tags=[a,b],[c d]", [["a", "b"], ["c d"]]),
+        ("ckpt_path=one.ckpt,two.ckpt", ["one.ckpt", "two.ckpt"]),
+        ("ckpt_path=a,b.ckpt", ["a,b.ckpt"]),  # is there
+        ("data_dir=one.ckpt,nowhere", ["one.ckpt,nowhere"]),
+        ("seed=1,2", [1, 2]),
+    ],
+)
+def test_a_comma_in_a_sweep(argument: str, expected: list[Any]) -> None:
+    for name in ("one.ckpt", "two.ckpt", "a,b.ckpt"):
+        Path(name).touch()
+    _, made = in_hydras_grammar("train", ["-m", argument])
+    found = [[getattr(e, "text", e) for e in each] if isinstance(each, list) else each for each in values(made)]
+    assert found == expected
+
+
+def test_brackets_in_a_path() -> None:
+    for name in ("[x]", "run [1]", "a"):
+        Path(name).touch()
+    assert composed("evaluate", "ckpt_path=[x]").ckpt_path == "[x]"  # is there
+    assert composed("evaluate", "ckpt_path=[a,run [1]]").ckpt_path == ["a", "run [1]"]
+    assert composed("report", "runs=[y]").runs == ["y"]
+
+
+@pytest.mark.parametrize(("there", "typed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_in_another_unicode_form(there: str, typed: str) -> None:
+    (Path(normalize(there, "größe")) / "überall").mkdir(parents=True)
+    found = composed("train", f"data_dir={normalize(typed, 'größe')}/überall").data_dir
+    assert Path(found).is_dir()
+
+
+def test_bytes_that_are_no_text(typed: Typed) -> None:
+    name = os.fsdecode(b"gr\xf6sse")
+    said = f"error: the argument {'name=' + name!a} is not UTF-8: choose another name\n"
+    assert typed(f"name={name}") == (2, said)
+
+
+@pytest.mark.parametrize("task", KEYS)
+def test_each_verb_states_the_types_of_its_keys(task: str) -> None:
+    config = compose_config(task)
+    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
+    assert {str(key) for key in config} - groups == KEYS[task].keys()
+    for key in KEYS[task]:
+        value = config[key]
+        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        assert fits(plain, KEYS[task][key]), key
+
+
+def test_what_was_typed_is_what_is_told() -> None:
+    typed = ["name=it's größe", "notes=a, b", "seed=5"]
+    assert [as_typed(each) for each in in_hydras_grammar("train", typed)] == typed
+
+
+def test_a_list_is_read_as_it_was_meant() -> None:
+    texts = ["a, b", "c's", "[d]", ' "e" ', "${f}", "g"]
+    assert list(composed("train", f"tags={a_list(texts)}").tags) == texts
+
+
+# Commands that the program prints -------------------------------------------------------------------------------------
+
+FOLDER = 'größe #1, (a) & b\'s "x"; $HOME [1]'
+
+
+@pytest.fixture
+def in_a_shell(tmp_path: Path) -> Callable[[str], str]:
+    """Runs a printed command where it was printed, in a POSIX shell; returns its stdout."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+
+    def run(command: str) -> str:
+        environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=tmp_path / FOLDER, env=environment, capture_output=True, encoding="utf-8"
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def printed(stdout: str) -> dict[str, str]:
+    """The last lines of a run: what they are about, and the path or command."""
+    lines = [line.split(maxsplit=1) for line in stdout.splitlines()]
+    return {line[0]: line[1] for line in lines if len(line) == 2}
+
+
+def test_printed_commands_run_in_a_shell(in_a_shell: Callable[[str], str], tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    short = [*QUICK[:3], "logger=none", "callbacks=checkpoint", "trainer.limit_train_batches=2", "trainer.max_epochs=1"]
+    notes = 'it\'s 5 % (of) [all], #1 & "x"; ${y}'
+    command = ["python", str(ROOT / "run.py"), *short, f"notes={notes}", f"tags=[{FOLDER!r}]"]
+    made = printed(in_a_shell(shlex.join(command)))
+    resumed = printed(in_a_shell(made["resume"]))
+    run_dir = next((tmp_path / FOLDER).glob("logs/runs/*/*"))
+    about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    assert about["config"]["notes"] == notes and f"notes={notes}" in about["overrides"]
+    assert about["config"]["tags"][0] == FOLDER
+    assert resumed["checkpoint"] != made["checkpoint"] and Path(resumed["checkpoint"]).is_file()
+    drawn = printed(in_a_shell(resumed["sample"]))
+    assert Path(drawn["samples"]).is_file() and FOLDER in drawn["samples"]
+    assert "ckpt_path" in drawn["others"]
