@@ -17,7 +17,7 @@ from src.utils.console import show_what_can_be_shown
 ROOT = Path(__file__).resolve().parent
 VERBS = ("train", "sample", "interpolate", "evaluate", "export", "serve", "report")
 HYDRA_FLAGS = (
-    *("--", "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
 
@@ -43,6 +43,13 @@ def main() -> int:
     arguments = [as_option(argument) for argument in sys.argv[1:] if not is_default(argument)]
     arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra refuses it between others
     task = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("task=")), "train")
+    if "-h" in arguments or "--help" in arguments:
+        from src.utils.help import help_on, help_on_all
+
+        asked = any(argument.startswith("task=") for argument in arguments)
+        if not asked or task in VERBS:
+            print(help_on(task) if asked else help_on_all())
+            return 0
     for name, text in [("the folder", os.getcwd()), *(("the argument", argument) for argument in arguments)]:
         if any("\ud800" <= character <= "\udfff" for character in text):
             print(f"error: {name} {text!a} is not UTF-8: choose another name", file=sys.stderr)

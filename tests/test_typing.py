@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf
 
+import run
 from src.utils.command_line import as_typed, in_hydras_grammar
 from src.utils.commands import a_list
 from src.utils.instantiate import fits, instantiate
@@ -199,3 +200,38 @@ def test_printed_commands_run_in_a_shell(in_a_shell: Callable[[str], str], tmp_p
     drawn = printed(in_a_shell(resumed["sample"]))
     assert Path(drawn["samples"]).is_file() and FOLDER in drawn["samples"]
     assert "ckpt_path" in drawn["others"]
+
+
+# --help ---------------------------------------------------------------------------------------------------------------
+
+
+def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *typed: str) -> list[str]:
+    """The lines that `python run.py` with these arguments prints."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *typed])
+    assert run.main() == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = helped(capsys, monkeypatch, "--help")
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    text = " ".join(" ".join(lines).split())
+    for experiment in (ROOT / "configs" / "experiment").glob("*.yaml"):
+        header = next(line for line in experiment.read_text(encoding="utf-8").splitlines()[1:] if line)
+        assert f"{experiment.stem} {header.removeprefix('# ')}" in text
+    assert all(f" {verb} " in text for verb in run.VERBS)
+
+
+@pytest.mark.parametrize("task", KEYS)
+def test_help_on_a_verb_has_each_key(
+    task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "\n".join(helped(capsys, monkeypatch, f"task={task}", "-h"))
+    assert all(f"\n  {key}=" in text for key in KEYS[task] if key != "task")
+    assert f"python run.py task={task} " in text
+
+
+def test_help_needs_no_torch() -> None:
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['run.py', '-h']; import run; run.main()"
+    code += "; assert not {'torch', 'hydra', 'pytorch_lightning'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
