@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig
 from src.reports.measures import count
 from src.reports.page import render
 from src.reports.run_folder import Run, is_run, read_run
-from src.utils.commands import a_list, next_command
+from src.utils.commands import a_list, begun, next_command
 from src.utils.console import plain_console
 from src.utils.errors import UserError, explain_os
 
@@ -76,7 +76,7 @@ def _named(each: str, work_dir: Path) -> list[Path]:
     logs = work_dir / "logs"
     path = Path(each).expanduser()
     if each == "last":
-        newest = max(_runs([*logs.glob("runs/*/*"), *logs.glob("multiruns/*/*/*")]), key=_begun, default=None)
+        newest = max(_runs([*logs.glob("runs/*/*"), *logs.glob("multiruns/*/*/*")]), key=begun, default=None)
         if newest is None:
             raise UserError(f"runs=last finds no run in {logs}: train first, or type runs=FOLDER")
         return [newest]
@@ -96,12 +96,6 @@ def _named(each: str, work_dir: Path) -> list[Path]:
 
 def _runs(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if path.is_dir() and is_run(path)]
-
-
-def _begun(folder: Path) -> float:
-    """When a run was started: what it writes first is not changed any more."""
-    first = folder / ".hydra" / "overrides.yaml"
-    return (first if first.exists() else folder).stat().st_mtime
 
 
 def where_to(out: Any, folders: list[Path], work_dir: str | Path) -> Path:

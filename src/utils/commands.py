@@ -1,5 +1,6 @@
 """What people type: the checkpoint that they mean, and the command that comes next. No torch is needed for it."""
 
+import logging
 import re
 import shlex
 import sys
@@ -13,6 +14,8 @@ from omegaconf import OmegaConf
 
 from src.utils.command_line import as_typed, in_quotes
 from src.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def typed_overrides() -> list[str]:
@@ -42,8 +45,30 @@ def a_list(texts: Iterable[object]) -> str:
     return f"[{','.join(in_quotes(each) if means_more.search(each) else each for each in map(str, texts))}]"
 
 
-def find_checkpoint(ckpt_path: Any, work_dir: str | Path) -> Path:
-    """The file that `ckpt_path` means; `last` is the newest `ckpts/last.ckpt` of the runs in `work_dir`.
+def run_folders(work_dir: str | Path) -> list[Path]:
+    """The folders of the training runs in `work_dir`, in the order in which they were started."""
+    logs = Path(work_dir) / "logs"
+    found = {
+        path.parents[depth]
+        for depth, name in enumerate(("run.json", "ckpts/last.ckpt"))
+        for path in [*logs.glob(f"runs/*/*/{name}"), *logs.glob(f"multiruns/*/*/*/{name}")]
+    }
+    return sorted(found, key=begun)
+
+
+def begun(folder: Path) -> float:
+    """When a run was started: what it writes first is not changed any more."""
+    first = folder / ".hydra" / "overrides.yaml"
+    return (first if first.exists() else folder).stat().st_mtime
+
+
+def find_checkpoint(ckpt_path: Any, work_dir: str | Path, newest_run: bool = False) -> Path:
+    """The file that `ckpt_path` means; `last` is the `ckpts/last.ckpt` of the newest training run in `work_dir`.
+
+    Args:
+        ckpt_path: as it was typed.
+        work_dir: where `logs/` is.
+        newest_run: whether to refuse a `last` of another run, as the newest has no checkpoint; else a warning says so.
 
     Raises:
         UserError: there is no such file.
@@ -51,15 +76,23 @@ def find_checkpoint(ckpt_path: Any, work_dir: str | Path) -> Path:
     if not isinstance(ckpt_path, str):
         raise UserError(f"ckpt_path must be a file, or last for the newest run's, not {ckpt_path!r}")
     if ckpt_path == "last":
-        logs = Path(work_dir) / "logs"
-        found = [*logs.glob("runs/*/*/ckpts/last.ckpt"), *logs.glob("multiruns/*/*/*/ckpts/last.ckpt")]
-        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-        if newest is None:
+        last = Path("ckpts", "last.ckpt")
+        own = Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else None
+        runs = [run for run in run_folders(work_dir) if run != own or (run / last).exists()]
+        trained = [run for run in runs if (run / last).exists()]
+        if not trained:
             raise UserError(
-                f"ckpt_path=last finds no logs/runs/*/*/ckpts/last.ckpt in {work_dir}: train first, or type"
-                " ckpt_path=FILE"
+                f"ckpt_path=last finds no logs/runs/*/*/{last} in {work_dir}: train first, or type ckpt_path=FILE"
             )
-        return newest
+        chosen = trained[-1] / last
+        if trained[-1] != runs[-1]:
+            if newest_run:
+                raise UserError(
+                    f"ckpt_path=last is the newest run's, but {runs[-1]} has no checkpoint yet: begin that one again"
+                    f" without ckpt_path, or type {shlex.quote(f'ckpt_path={chosen}')} to resume the run before it"
+                )
+            log.warning("the newest run, %s, has no checkpoint yet: ckpt_path=last is %s", runs[-1], chosen)
+        return chosen
     path = Path(ckpt_path).expanduser()
     if path.is_dir():
         inside = next(iter([*path.glob("ckpts/*.ckpt"), *path.glob("*.ckpt")]), "ckpts/last.ckpt")

@@ -55,12 +55,36 @@ def test_a_file_of_another_architecture_is_refused(run_dir: Path) -> None:
 def test_last_is_the_newest_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"ckpt_path=last finds no .* in {tmp_path}"):
         find_checkpoint("last", tmp_path)
-    for age, name in [(5, "a/1"), (1, "b/2"), (9, "c/3")]:
-        path = tmp_path / "logs" / "runs" / name / "ckpts" / "last.ckpt"
-        path.parent.mkdir(parents=True)
-        path.touch()
-        os.utime(path, (1_000 - age, 1_000 - age))
-    assert find_checkpoint("last", tmp_path) == tmp_path / "logs/runs/b/2/ckpts/last.ckpt"
+    for begun, name, trained in [(1, "a/1", True), (5, "b/2", True), (3, "c/3", False)]:
+        run = make_run(tmp_path, name, begun)
+        if trained:
+            (run / "ckpts").mkdir()
+            (run / "ckpts" / "last.ckpt").touch()
+    drawn = tmp_path / "logs" / "runs" / "d" / "4"  # by task=sample: no training run
+    drawn.mkdir(parents=True)
+    assert find_checkpoint("last", tmp_path, newest_run=True) == tmp_path / "logs/runs/b/2/ckpts/last.ckpt"
+
+
+def make_run(folder: Path, name: str, begun: int) -> Path:
+    run = folder / "logs" / "runs" / name
+    (run / ".hydra").mkdir(parents=True)
+    (run / "run.json").touch()
+    (run / ".hydra" / "overrides.yaml").touch()
+    os.utime(run / ".hydra" / "overrides.yaml", (begun, begun))
+    return run
+
+
+def test_last_is_no_other_run_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The newest run was killed before its first checkpoint."""
+    before, newest = make_run(tmp_path, "a/1 b", 1), make_run(tmp_path, "b/2", 2)
+    (before / "ckpts").mkdir()
+    (before / "ckpts" / "last.ckpt").touch()
+    typed = f"'ckpt_path={before}/ckpts/last.ckpt'"
+    with pytest.raises(UserError, match=f"{newest} has no checkpoint yet: .* without ckpt_path, or type {typed} to"):
+        find_checkpoint("last", tmp_path, newest_run=True)
+    assert find_checkpoint("last", tmp_path) == before / "ckpts" / "last.ckpt"
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert said == f"the newest run, {newest}, has no checkpoint yet: ckpt_path=last is {before}/ckpts/last.ckpt"
 
 
 TRUSTED = ["src.models.mnist_gan_model.MNISTGANModel", "src.models.losses.LSGANLoss", "torch.nn.Linear"]
