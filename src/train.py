@@ -1,6 +1,8 @@
 """The verb `train`: build the parts, check that they fit, train, test, and say what was made."""
 
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -22,7 +24,7 @@ from src.utils.errors import UserError
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import LONGEST_TAG, check_wandb, finish, hand_over
 from src.utils.numbers import is_whole
-from src.utils.resume import resume_from
+from src.utils.resume import Past, go_on, resume_from, take_over
 from src.utils.run_record import RunRecord, record_diff, versions
 from src.utils.signals import StopRequest, stop_on_signals
 from src.utils.summary import (
@@ -60,7 +62,7 @@ def train(config: DictConfig) -> float | None:
     check_parts(model, datamodule, trainer)
     point_out_gpu(trainer, typed_overrides())
     warn_of_strangers(config)
-    ckpt_path = resume_from(config, model) if config.ckpt_path else None
+    past = resume_from(config, model) if config.ckpt_path else Past()
 
     with blamed_on("datamodule", folder="data_dir"):
         datamodule.prepare_data()  # before the loggers: a run on other data than asked for carries that in its name
@@ -71,13 +73,14 @@ def train(config: DictConfig) -> float | None:
     origin = origin_of_run()
     record_diff(run_dir)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    about = describe(config, plain, datamodule, origin)
-    trainer.callbacks.insert(0, RunState(about))
+    about = describe(config, plain, datamodule, origin, past)
+    seconds = partial(seconds_so_far, run_dir, past.seconds)
+    trainer.callbacks.insert(0, RunState(about, [*past.folders, str(run_dir.resolve())], seconds))
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
     for key, metric in [("callbacks.model_checkpoint.monitor", monitor), ("optimized_metric", config.optimized_metric)]:
         if metric:
             trainer.callbacks.insert(0, RequiredMetric(key, metric))
-    record = RunRecord(run_dir, about, goes_on=ckpt_path is not None)
+    record = RunRecord(run_dir, about, take_over(past, run_dir) or ())
     loggers: list[Logger] = []
     metrics: dict[str, float] = {}
     exit_code = 1
@@ -85,10 +88,11 @@ def train(config: DictConfig) -> float | None:
         try:
             for logger in instantiate_each(config, "logger"):
                 loggers.append(logger)
+                go_on(logger, past, run_dir)
                 logger.log_hyperparams(plain | {key: about[key] for key in ("command", "commit", "machine", "data")})
             trainer.loggers = [*loggers, record]
-            metrics = fit_and_test(config, trainer, model, datamodule, ckpt_path, stop)
-            record_results(config, run_dir, origin, metrics)
+            metrics = fit_and_test(config, trainer, model, datamodule, past, record.values, stop)
+            record_results(config, run_dir, origin, metrics, seconds())
             exit_code = 0
         except (SystemExit, KeyboardInterrupt):
             if stop.signum is None:
@@ -97,10 +101,10 @@ def train(config: DictConfig) -> float | None:
         finally:
             status = {0: "finished", 1: "failed"}.get(exit_code, "stopped")
             hand_over(trainer, loggers, status, model, metrics)
-            finish(loggers, exit_code)
-            record.end(status, seconds_so_far(run_dir))
+            finish(loggers, exit_code, record.best() if past.checkpoint else {})
+            record.end(status, seconds())
 
-    print_summary(config, trainer, metrics)
+    print_summary(config, trainer, metrics, past)
     if exit_code:
         raise SystemExit(exit_code)
     return float(metrics[config.optimized_metric]) if config.optimized_metric else None
@@ -111,14 +115,26 @@ def fit_and_test(
     trainer: Trainer,
     model: LightningModule,
     datamodule: LightningDataModule,
-    ckpt_path: Path | None,
+    past: Past,
+    logged: Mapping[str, float | None],
     stop: StopRequest,
 ) -> dict[str, float]:
-    """Trains and, with `test_after_training`, tests the best checkpoint, else the last. Returns the final metrics."""
-    trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    """Trains and, with `test_after_training`, tests the best checkpoint, else the last.
+
+    Args:
+        past: what it goes on from.
+        logged: the last value of each metric; a resumed run need not come to a validation of its own.
+
+    Returns:
+        The final metrics.
+    """
+    trainer.fit(model, datamodule=datamodule, ckpt_path=past.checkpoint, weights_only=True)
     if stop.is_made(trainer):  # it came during the last moments of training
         raise SystemExit
-    metrics = dict(trainer.callback_metrics)
+    metrics: dict[str, Any] = {
+        name: value for name, value in logged.items() if name.startswith("val/") and value is not None
+    }
+    metrics |= trainer.callback_metrics
     if trainer.enable_validation and not any(name.startswith("val/") for name in metrics):
         # It ended before its first validation, by `max_steps` for instance.
         trainer.validate(model, datamodule=datamodule, verbose=False)
@@ -202,7 +218,7 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
 
 
 def describe(
-    config: DictConfig, plain: dict[str, Any], datamodule: LightningDataModule, origin: dict[str, str]
+    config: DictConfig, plain: dict[str, Any], datamodule: LightningDataModule, origin: dict[str, str], past: Past
 ) -> dict[str, Any]:
     """What `run.json` says of a run: what it is called, what was typed, and on which data it trains."""
     data: dict[str, Any] = {"source": config.data_source}
@@ -217,6 +233,8 @@ def describe(
         }
     return {
         "name": config.name,
+        "started": past.started,
+        "resumed_from": past.origin,
         "command": origin["command"],
         "overrides": typed_overrides(),
         "commit": origin["commit"],

@@ -465,11 +465,9 @@ def test_the_verdict_follows_the_numbers(
 
 def test_a_run_says_which_alarms_it_raised(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", alarms=1)
-    (folder / "run.log").write_text(
-        "[2026-11-21 06:46:13,636][src.metrics.references][WARNING] - not of an alarm\n"
-        "[2026-11-21 06:54:09,316][src.callbacks.quality][WARNING] - the test of x: class bird is lost\n",
-        encoding="utf-8",
-    )
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 40, "epoch": 4, "alarm": "the test of x: class bird is lost"}) + "\n")
+        file.write(json.dumps({"step": 40, "epoch": 4, "remark": "not of an alarm"}) + "\n")
     text = words(page_of(folder))
     assert "The test raised 1 alarm: “the test of x: class bird is lost”" in text and "not of an alarm" not in text
 
@@ -633,10 +631,10 @@ def hostile(folder: Path) -> Path:
         data={"source": TEXT, "classes": [TEXT] * 4, "sha256": TEXT},
         config={TEXT: {TEXT: TEXT}, "seed": 1, "callbacks": {"model_checkpoint": {"monitor": TEXT}}},
     )
-    (folder / "run.log").write_text(f"[x][src.callbacks.quality][WARNING] - {TEXT}\n", encoding="utf-8")
     (folder / "diff.patch").write_text(f"</pre>{TEXT}", encoding="utf-8")
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 40, "epoch": 4, f"val/{TEXT}": 1.0, "val/alarms": 1.0}) + "\n")
+        file.write(json.dumps({"step": 40, "epoch": 4, "alarm": TEXT}) + "\n")
     return folder
 
 

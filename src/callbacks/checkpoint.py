@@ -1,6 +1,8 @@
 """When a checkpoint is written, and what is checked about it before hours are spent."""
 
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,10 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor
 
 from src.models.image_model import DivergedError
+from src.utils.checkpoints import read_checkpoint
 from src.utils.errors import UserError
 from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
@@ -71,6 +75,65 @@ class Checkpoint(ModelCheckpoint):
         )
         self._step_written = 0
 
+    @property
+    def state_key(self) -> str:
+        # What its best are the best of. Lightning adds how often they are chosen, and would forget them with that.
+        return self._generate_state_key(monitor=self.monitor, mode=self.mode, filename=self.filename)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes over the best checkpoints of the run that is resumed, with their scores.
+
+        Lightning would forget the scores, as the run folder is another one.
+        """
+        state = checkpoint["callbacks"].pop(self.state_key, None)
+        if trainer.state.fn != TrainerFn.FITTING or not self.monitor:  # what is tested is loaded, too
+            return
+        batch: int = checkpoint["global_step"]
+        before: dict[str, Tensor] = {} if state is None else state["best_k_models"]
+        found: dict[str, Tensor] = {}
+        if trainer.is_global_zero:
+            for path, score in before.items():
+                if copy := self._take_over(Path(path), score, Path(str(trainer.ckpt_path)).parent, batch):
+                    found[copy] = score
+            if state is None:
+                log.warning("the run had no best by %s so far: it is chosen from batch %d on", self.monitor, batch)
+            elif lost := len(before) - len(found):
+                which = "the best checkpoint" if len(before) == 1 else f"{lost} of the {len(before)} best checkpoints"
+                log.warning(
+                    "%s by %s before batch %d cannot be taken over, as the file is gone or a later one has taken its"
+                    " place: the best is chosen without it",
+                    *(which, self.monitor, batch),
+                )
+        found = trainer.strategy.broadcast(found)
+        ranked = sorted(found, key=lambda path: float(found[path]), reverse=self.mode == "max")
+        ranked = ranked[: self.save_top_k] if self.save_top_k > 0 else ranked
+        self.best_k_models = {path: found[path] for path in ranked}
+        if ranked:
+            self.best_model_path, self.best_model_score = ranked[0], found[ranked[0]]
+        if len(ranked) == self.save_top_k:
+            self.kth_best_model_path, self.kth_value = ranked[-1], found[ranked[-1]]
+
+    def _take_over(self, path: Path, score: Tensor, beside: Path, batch: int) -> str | None:
+        """A best checkpoint in this run's folder; None: it is gone."""
+        copy = Path(str(self.dirpath)) / path.name
+        for there in (beside / path.name, path):
+            try:
+                best = read_checkpoint(there)
+            except UserError:
+                continue
+            its_score = best.get("callbacks", {}).get(self.state_key, {}).get("current_score")
+            if its_score is None or float(its_score) != float(score) or best["global_step"] > batch:
+                continue
+            if not (copy.exists() and copy.samefile(there)):
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.unlink(missing_ok=True)
+                try:
+                    os.link(there, copy)  # checkpoints are replaced, never written to
+                except OSError:
+                    shutil.copyfile(there, copy)
+            return str(copy)
+        return None
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -83,6 +146,17 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_epoch_end(trainer, pl_module)
         if (trainer.current_epoch + 1) % self._every_n_epochs == 0:
             self.write_last(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = Path(str(self.dirpath)) / "last.ckpt"
+        if not trainer.is_global_zero or not trainer.ckpt_path or last.exists():
+            return
+        # It was stopped in its test, and goes on there. Lightning would count an epoch that it never trained.
+        checkpoint = read_checkpoint(Path(str(trainer.ckpt_path)))
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            callback.on_save_checkpoint(trainer, pl_module, checkpoint)
+        trainer.strategy.save_checkpoint(checkpoint, last)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # While testing, the model holds the weights that are tested, not those of the last batch.

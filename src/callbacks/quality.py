@@ -22,7 +22,7 @@ from src.utils.errors import UserError
 from src.utils.images import to_pixels
 from src.utils.numbers import is_whole
 from src.utils.pictures import draw_label_confusion, show
-from src.utils.run_record import log_table
+from src.utils.run_record import log_alarm, log_table
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -156,7 +156,9 @@ class LogQuality(Callback):
                 caption += f" {metrics.floor.metrics['label_accuracy']:.1%})"
                 show(trainer, "label_confusion", picture, caption, f"pictures/label_confusion/{file}.png")
         if new:
-            warn(f"{when} of {self._references.name}: {'; '.join(new.values())}")
+            sentence = f"{when} of {self._references.name}: {'; '.join(new.values())}"
+            warn(sentence)
+            log_alarm(trainer, sentence)
         logged = {f"{split}/{name}": value for name, value in quality.metrics.items()}
         if not quick:
             logged |= {f"{split}/{name}_floor": value for name, value in metrics.floor.metrics.items()}

@@ -1,17 +1,17 @@
 """What makes a run repeatable from its checkpoint."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 
 
 class RunState(Callback):
-    """Puts what the run is and its W&B id into every checkpoint, and seeds every batch.
+    """Puts what the run is and its loggers' ids into every checkpoint, and seeds every batch.
 
     The random numbers of a batch (noise, dropout) are a function of the run's seed, the process and the number of
     batches before it. So there is no generator state to save: a resumed run draws what the uninterrupted one would
@@ -19,11 +19,15 @@ class RunState(Callback):
 
     Args:
         about: what is known of the run, plain values: `config`, the whole configuration; `data`, what it trains on;
-            `commit`, of the code.
+            `commit`, of the code; `started`, when its first part began.
+        folders: the run folders of all its parts, this one last.
+        seconds: says the wall-clock of all its parts so far.
     """
 
-    def __init__(self, about: Mapping[str, Any]) -> None:
-        self.about = {key: about[key] for key in ("config", "data", "commit")}
+    def __init__(self, about: Mapping[str, Any], folders: Sequence[str], seconds: Callable[[], float | None]) -> None:
+        self.about = {key: about[key] for key in ("config", "data", "commit", "started")}
+        self.folders = list(folders)
+        self.seconds = seconds
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Small data: at least one point of every curve an epoch.
@@ -40,7 +44,9 @@ class RunState(Callback):
             torch.cuda.manual_seed(seed)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= self.about
+        checkpoint |= self.about | {"folders": self.folders, "seconds": self.seconds() or 0.0, "loggers": {}}
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                checkpoint["wandb_id"] = logger.version
+            logger.save()  # a run that is killed and resumed misses nothing that was logged before the checkpoint
+            for name, kind in [("wandb", WandbLogger), ("mlflow", MLFlowLogger)]:
+                if isinstance(logger, kind):
+                    checkpoint["loggers"][name] = logger.version

@@ -131,13 +131,15 @@ class LogRealImages(Callback):
         n_per_class: images a row; a class that has fewer repeats them.
     """
 
+    FILE = "pictures/real_imgs.png"
+
     def __init__(self, n_per_class: int = 10) -> None:
         check_counts(n_per_class=n_per_class)
         self.n_per_class = n_per_class
         self._shown = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._shown or not trainer.is_global_zero:
+        if not trainer.is_global_zero or (self._shown and (Path(trainer.default_root_dir) / self.FILE).exists()):
             return
         self._shown = True
         data = trainer.datamodule.sets["train"]  # type: ignore[attr-defined]
@@ -148,7 +150,13 @@ class LogRealImages(Callback):
                 chosen.append(of_class.repeat(-(-self.n_per_class // len(of_class)))[: self.n_per_class])
         images, _ = data.__getitems__(torch.cat(chosen).tolist())
         caption = "real training images, one row a class"
-        show(trainer, "real_imgs", to_grid(images, self.n_per_class), caption, "pictures/real_imgs.png")
+        show(trainer, "real_imgs", to_grid(images, self.n_per_class), caption, self.FILE)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shown": self._shown}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._shown = state["shown"]  # a resumed run shows them again where it could not take them over
 
 
 class LogDiscriminatorConfusion(Callback):

@@ -19,10 +19,11 @@ from src.utils.errors import UserError
 FORMAT = 1  # of run.json, as src/utils/run_record.py writes it
 STATUSES = ("running", "finished", "failed", "stopped")
 # More than any run writes; what is beyond is left out, and said to be.
-TEXT_BYTES = 8_000_000  # of run.json, results.json, .hydra/*.yaml, run.log
+TEXT_BYTES = 8_000_000  # of run.json, results.json, .hydra/*.yaml
 LINE_BYTES = 1_000_000  # of metrics.jsonl
 N_POINTS = 2_000_000  # of all curves together
 N_CURVES = 500
+N_ALARMS = 1_000
 N_VALUES = 20_000  # of a configuration
 N_PICTURES = 10_000
 N_CLASSES = 1_000
@@ -31,7 +32,6 @@ WORD = 500  # letters of a name, a value of the configuration, ...
 COMMAND = 10_000
 # Letters that would not be shown, or would turn the text around them.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-ALARM = re.compile(r"\]\[src\.callbacks\.quality\]\[WARNING\] - (.+)")
 
 
 @dataclass
@@ -188,7 +188,6 @@ def read_run(folder: str | Path) -> Run:
     if not results and run.status in ("finished", "unknown"):
         files.missing.append("results.json")
     _find_pictures(run, files)
-    run.alarms = _alarms(files)
     patch = files.text("diff.patch")
     run.diff = clean(patch, 200_000) if patch else None
     return run
@@ -456,6 +455,8 @@ def _read_metrics(run: Run, files: _Folder) -> None:
                     if counts:
                         run.tables[clean(name)] = Table(counts, int(epoch or 0))
                     continue
+                if name == "alarm" and isinstance(value, str) and len(run.alarms) < N_ALARMS:
+                    run.alarms.append(clean(value, 1_000))
                 if value is not None and number(value) is None:
                     continue
                 if name not in points:
@@ -521,9 +522,3 @@ def _find_pictures(run: Run, files: _Folder) -> None:
         files.missing.append("samples/epoch_*.png")
     if not run.of_older_version and not run.real:
         files.missing.append("pictures/real_imgs.png")
-
-
-def _alarms(files: _Folder) -> list[str]:
-    """The sentences with which the run warned of its images."""
-    text = files.text("run.log")
-    return [clean(match, 1_000) for match in ALARM.findall(text)] if text else []

@@ -5,7 +5,7 @@ import netrc
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -227,8 +227,15 @@ def hand_over(
 
 
 @rank_zero_only
-def finish(loggers: Sequence[Logger], exit_code: int) -> None:
-    """Ends W&B runs as `finished` (exit code 0) or `failed`. Lightning ends the other loggers' runs."""
+def finish(loggers: Sequence[Logger], exit_code: int, best: Mapping[str, Mapping[str, float]]) -> None:
+    """Ends W&B runs as `finished` (exit code 0) or `failed`. Lightning ends the other loggers' runs.
+
+    Args:
+        loggers: those that have started.
+        exit_code: of the run.
+        best: what to put into a run's summary; W&B itself forgets the best of a run that is stopped and resumed.
+    """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(best)
             logger.experiment.finish(exit_code=exit_code)

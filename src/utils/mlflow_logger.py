@@ -53,6 +53,7 @@ def make_mlflow_logger(
     tags: Sequence[str] = (),
     notes: str | None = None,
     tracking_uri: str | None = None,
+    run_id: str | None = None,
     checkpoints: bool = True,
     registered_model: str | None = None,
     alias: str | None = "champion",
@@ -68,6 +69,7 @@ def make_mlflow_logger(
         tags: words to find the run by.
         notes: free text, the run's description.
         tracking_uri: of a server; None: `MLFLOW_TRACKING_URI`, else the database in `save_dir`.
+        run_id: of a run to go on with; None, or where there is no such run: a new run.
         checkpoints: whether the checkpoints are kept with the run when it ends.
         registered_model: what the tested generator is registered as, see `ModelRegistry`; None: it is not.
         alias: of the registered version with the best test; None: none.
@@ -97,7 +99,7 @@ def make_mlflow_logger(
 
     def begun(uri: str, artifacts: str | None) -> SteadyMLFlowLogger:
         logger = SteadyMLFlowLogger(experiment_name, uri, artifacts, run_name, run_tags, checkpoints, registry)
-        logger.begin()
+        logger.begin(run_id)
         if registry is not None and (lacks := registry.lacks()) and logger._initialized:
             log.warning("logger.mlflow.registered_model will get no version of this run, as %s", lacks)
             logger.registry = None
@@ -177,8 +179,8 @@ class SteadyMLFlowLogger(MLFlowLogger):
         self._complaints: set[str] = set()
 
     @rank_zero_only
-    def begin(self) -> None:
-        """Finds or makes the experiment, and begins the run.
+    def begin(self, run_id: str | None = None) -> None:
+        """Finds or makes the experiment, and begins the run, or goes on with the run `run_id` where it is there.
 
         Raises:
             UserError: the experiment was deleted.
@@ -202,9 +204,32 @@ class SteadyMLFlowLogger(MLFlowLogger):
                 f"logger.mlflow.experiment_name={self._experiment_name} was deleted on {_public(self._tracking_uri)}:"
                 f" type mlflow experiments restore -x {experiment.experiment_id}, or choose another name"
             )
-        run = client.create_run(experiment.experiment_id, tags=resolve_tags(self.tags), run_name=self._run_name)
+        run = self._find(run_id, experiment.experiment_id) if run_id else None
+        if run is None:
+            run = client.create_run(experiment.experiment_id, tags=resolve_tags(self.tags), run_name=self._run_name)
+        else:
+            client.update_run(run_id, status="RUNNING")
+            self._known_params = set(run.data.params)
         self._experiment_id, self._run_id = experiment.experiment_id, run.info.run_id
         self._initialized = True
+
+    def _find(self, run_id: str, experiment_id: str) -> Any:
+        """The run to go on with; None: it is not there any more."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run: Any = self._mlflow_client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            run = None
+        if run is None or run.info.experiment_id != experiment_id or run.info.lifecycle_stage == "deleted":
+            log.warning(
+                "MLflow at %s: the experiment %s has no run %s to go on with: a new run begins",
+                *(_public(self._tracking_uri), self._experiment_name, run_id),
+            )
+            return None
+        return run
 
     @property
     def view(self) -> str:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Trainer
 
 from src.utils.loggers import log_picture
+from src.utils.run_record import step_of
 
 CELL, MARGIN, FONT = 44, 96, 13
 INK, PAPER, FULL = (32, 32, 32), (255, 255, 255), (8, 81, 156)
@@ -20,8 +21,7 @@ def show(trainer: Trainer, key: str, picture: np.ndarray, caption: str, path: st
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(file)
     for logger in trainer.loggers:
-        # Lightning numbers a batch's metrics from 0; this is the last batch so far.
-        log_picture(logger, key, picture, caption, max(trainer.global_step - 1, 0), file)
+        log_picture(logger, key, picture, caption, step_of(trainer), file)
 
 
 def draw_label_confusion(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:

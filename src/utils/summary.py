@@ -18,6 +18,7 @@ from rich.tree import Tree
 from src.utils.commands import next_command, typed_overrides
 from src.utils.console import plain_console
 from src.utils.provenance import provenance
+from src.utils.resume import Past, wandb_folders
 from src.utils.trust import packages_to_trust, trusted_packages
 
 
@@ -46,25 +47,32 @@ def origin_of_run() -> dict[str, str]:
 
 
 @rank_zero_only
-def record_results(config: DictConfig, run_dir: Path, origin: dict[str, str], metrics: dict[str, float]) -> None:
+def record_results(
+    config: DictConfig, run_dir: Path, origin: dict[str, str], metrics: dict[str, float], seconds: float | None
+) -> None:
     """Keeps the final metrics as `results.json` in the run folder, their origin, and the seconds it took."""
     record = {
         "name": config.name,
         **origin,
-        "seconds": seconds_so_far(run_dir),
+        "seconds": seconds,
         "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
     }
     (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def seconds_so_far(run_dir: Path) -> float | None:
-    """Wall-clock since the command was typed, nearly: Hydra writes a file before anything slow is imported."""
+def seconds_so_far(run_dir: Path, before: float = 0.0) -> float | None:
+    """Wall-clock since the command was typed, nearly: Hydra writes a file before anything slow is imported.
+
+    Args:
+        run_dir: the run folder.
+        before: seconds of the parts that the run goes on from.
+    """
     begun = run_dir / ".hydra" / "overrides.yaml"
-    return round(time.time() - begun.stat().st_mtime, 1) if begun.exists() else None
+    return round(before + time.time() - begun.stat().st_mtime, 1) if begun.exists() else None
 
 
 @rank_zero_only
-def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float]) -> None:
+def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float], past: Past) -> None:
     """Prints final metrics, what lies where, and the commands that come next."""
     console = plain_console()
     if metrics:
@@ -97,7 +105,7 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
     commands = []
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            commands += _wandb_commands(logger)
+            commands += _wandb_commands(logger, past)
     if checkpoint.exists():
         a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
         trust = []
@@ -105,28 +113,31 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
             trusted = [package.rstrip(".") for package in trusted_packages(config)]
             trust = [f"trusted_packages=[{','.join([*trusted, *missing])}]"]
         commands += [
-            ("resume", next_command(*_resume_overrides(config, trainer, checkpoint))),
+            ("resume", next_command(*_resume_overrides(config, trainer, checkpoint, ended=bool(metrics)))),
             ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{a_class}]", *trust)),
         ]
     for label, command in commands:
         console.print(f"{label:<11} {command}")
 
 
-def _wandb_commands(logger: WandbLogger) -> list[tuple[str, str]]:
+def _wandb_commands(logger: WandbLogger, past: Past) -> list[tuple[str, str]]:
     run = logger.experiment
     if not run.offline:
         return [("view", run.url)]
-    folder = Path(run.dir).parent
-    return [("view", f"wandb leet {shlex.quote(str(folder))}"), ("upload", f"wandb sync {shlex.quote(str(folder))}")]
+    paths = [str(path) for path in (*wandb_folders(past, run), Path(run.dir).parent)]
+    return [
+        *(("view", shlex.join(["wandb", "leet", path])) for path in paths),
+        ("upload", shlex.join(["wandb", "sync", *paths])),
+    ]
 
 
-def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path) -> list[str]:
+def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path, ended: bool) -> list[str]:
     """What was typed for this run, with the checkpoint, and a higher limit where it has reached its own."""
     typed = typed_overrides()
     replaced = {"ckpt_path": str(checkpoint)}
     for key, done in [("max_epochs", trainer.current_epoch), ("max_steps", trainer.global_step)]:
         limit = config.trainer[key]
-        if limit is not None and 0 < limit <= done:
+        if ended and limit is not None and 0 < limit <= done:
             replaced[f"trainer.{key}"] = str(2 * limit)
     kept = [override for override in typed if override.partition("=")[0] not in replaced]
     return kept + [f"{key}={value}" for key, value in replaced.items()]
