@@ -7,6 +7,7 @@ Choose the cheapest that tests what is meant (seconds of CPU time):
 - `checkpoint` is a trained model, shared by all tests and workers: nothing. Copy it before changing it.
 - `train_here(...)` trains in this process: 1 for two epochs of `trainer.limit_train_batches=2`, 3 of whole epochs.
 - `run_forked(...)` is a command in a process of its own, for signals, exit codes and what is printed: 1 and the run.
+  It is in tests/forked.py.
 - `run_cli(...)` starts Python for it: 5 and the run. It is for what depends on how Python starts (PYTHON..., locales).
 
 Expensive fixtures that no test changes are made once for all workers by `made_once`. Each test has its own `tmp_path`,
@@ -17,9 +18,9 @@ import fcntl
 import functools
 import json
 import logging
-import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,8 @@ import run
 from src.drawing.onnx_export import REQUIRED
 
 ROOT = Path(__file__).resolve().parents[1]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of a shell's background; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # One folder for all tests and workers where the user has none, so that the digits' feature net is trained once.
 if "DATA_DIR" not in os.environ:
     data_folder = tempfile.TemporaryDirectory(prefix="data-")
@@ -52,10 +55,6 @@ if "DATA_DIR" not in os.environ:
 # Real data, a few seconds a run: the embedded digits, 22 batches of 64 an epoch, and no classifier trained at the end.
 QUICK = ["datamodule=digits", "print_config=false", "trainer.enable_model_summary=false"]
 QUICK += ["callbacks.quality.cas=false"]
-# What a process that is forked for a command has imported already.
-forking = multiprocessing.get_context("forkserver")
-forking.set_forkserver_preload(["tests.conftest", "src.train", "src.evaluate", "src.report", "wandb.apis.public"])
-
 
 needs_onnx = pytest.mark.skipif(
     not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
@@ -101,7 +100,9 @@ def train_here(tmp_path: Path) -> Callable[..., Path]:
     def run(name: str, *overrides: str) -> Path:
         run_dir = tmp_path / "logs" / "runs" / "today" / name
         run_dir.mkdir(parents=True)
-        train(compose_config("train", *QUICK, f"work_dir={tmp_path}", *overrides, run_dir=run_dir))
+        quality = not any(each.startswith("callbacks=") for each in overrides)  # else it may not be there to be changed
+        quick = [each for each in QUICK if quality or not each.startswith("callbacks.quality.")]
+        train(compose_config("train", *quick, f"work_dir={tmp_path}", *overrides, run_dir=run_dir))
         return run_dir
 
     return run
@@ -193,38 +194,6 @@ def run_cli(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
         errors="replace",
         timeout=300,
     )
-
-
-def run_forked(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """As `run_cli`, in a process that has imported everything: several seconds cheaper."""
-    with tempfile.TemporaryDirectory(prefix="output-") as folder:
-        files = Path(folder) / "stdout", Path(folder) / "stderr"
-        process = start_forked(*arguments, cwd=cwd, files=files, **environment)
-        process.join(300)
-        if process.exitcode is None:
-            process.kill()
-            raise AssertionError(f"{arguments} did not end")
-        stdout, stderr = (file.read_text(encoding="utf-8") for file in files)
-    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
-
-
-def start_forked(
-    *arguments: str, cwd: Path, files: tuple[Path, Path], **environment: str
-) -> multiprocessing.process.BaseProcess:
-    """Starts what `run_forked` waits for; its stdout and stderr go to the two files."""
-    process = forking.Process(target=_forked, args=(arguments, cwd, files, dict(os.environ) | environment))
-    process.start()
-    return process
-
-
-def _forked(arguments: tuple[str, ...], cwd: Path, files: tuple[Path, Path], environment: dict[str, str]) -> None:
-    for number, file in enumerate(files, start=1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.argv = [str(ROOT / "run.py"), *arguments]
-    sys.exit(run.main())
 
 
 def load(run_dir: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 
 import run
 from tests.conftest import QUICK, ROOT, Typed, run_cli
+from tests.forked import run_forked
 
 SHORT = [*QUICK, "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
 SHORT += ["trainer.limit_train_batches=2"]
@@ -318,7 +319,7 @@ def test_lines_in_an_env_file_that_mean_nothing_are_passed_over(
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint of one epoch."""
     folder = tmp_path_factory.mktemp("trained")
-    process = run_cli(*SHORT, f"hydra.run.dir={folder}", cwd=folder, WANDB_MODE="offline")
+    process = run_forked(*SHORT, f"hydra.run.dir={folder}", cwd=folder, WANDB_MODE="offline")
     assert process.returncode == 0, process.stderr
     return folder / "ckpts" / "last.ckpt"
 

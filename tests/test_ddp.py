@@ -6,7 +6,8 @@ import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from tests.conftest import QUICK, assert_same, load, run_cli, wandb_run
+from tests.conftest import QUICK, assert_same, load, wandb_run
+from tests.forked import run_forked
 from tests.test_stop import start
 
 
@@ -34,7 +35,7 @@ TRICKS += ["model.mismatched_labels=0.25", "model/schedule=linear", "callbacks.q
 
 @pytest.mark.parametrize("more", [[], TRICKS], ids=["plain", "tricks"])
 def test_two_processes_train_one_model_on_different_images(tmp_path: Path, more: list[str]) -> None:
-    done = run_cli(*QUICK, *more, "trainer=ddp_cpu", "trainer.max_epochs=2", PROBE, cwd=tmp_path)
+    done = run_forked(*QUICK, *more, "trainer=ddp_cpu", "trainer.max_epochs=2", PROBE, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     (run_dir,) = tmp_path.glob("logs/runs/*/*")
@@ -51,17 +52,17 @@ def test_two_processes_train_one_model_on_different_images(tmp_path: Path, more:
 
 
 def test_a_sweep_over_several_processes_is_refused(tmp_path: Path) -> None:
-    done = run_cli("-m", *QUICK, "trainer=ddp_cpu", "seed=1,2", cwd=tmp_path)
+    done = run_forked("-m", *QUICK, "trainer=ddp_cpu", "seed=1,2", cwd=tmp_path)
 
     assert done.returncode == 2
     assert "a sweep runs one process a job" in done.stderr
 
 
 def test_a_signal_to_one_process_stops_all_with_one_checkpoint(tmp_path: Path) -> None:
-    process = start(tmp_path, "trainer=ddp_cpu", "logger=none")
+    process, file = start(tmp_path, "trainer=ddp_cpu", "logger=none")
     process.terminate()
-    output, _ = process.communicate(timeout=60)  # ends when every process that holds the pipe has ended
+    process.join(60)
 
-    assert process.returncode == 143, output
+    assert process.exitcode == 143, file.read_text(encoding="utf-8")
     (run_dir,) = tmp_path.glob("logs/runs/*/*/ckpts")
     assert load(run_dir.parent)["global_step"] > 11

@@ -20,7 +20,8 @@ from src.evaluation.neighbours_picture import GAP, LEFT, TOP
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
 from src.utils.pictures import CELL, MARGIN
-from tests.conftest import compose_config, needs_onnx, run_cli
+from tests.conftest import compose_config, needs_onnx
+from tests.forked import run_forked
 from tests.metrics.digits import cache_dir, digits, references
 from tests.metrics.test_quality import KEYS
 
@@ -386,10 +387,10 @@ def test_names_are_as_long_as_it_takes() -> None:
 
 def test_as_a_user_types_it(checkpoint: Path, tmp_path: Path) -> None:
     few = save(tmp_path / "few.npz", "test", range(100))
-    done = run_cli("task=evaluate", f"ckpt_path=[{checkpoint},{few}]", "out=here", cwd=tmp_path)
+    done = run_forked("task=evaluate", f"ckpt_path=[{checkpoint},{few}]", "out=here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "last.ckpt" in done.stdout and "evaluation  here/evaluation.json" in done.stdout
     (tmp_path / "bad.npz").write_text("nothing", encoding="utf-8")
-    done = run_cli("task=evaluate", "ckpt_path=bad.npz", cwd=tmp_path)
+    done = run_forked("task=evaluate", "ckpt_path=bad.npz", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"error: ckpt_path={tmp_path}/bad.npz is damaged")
     assert done.stderr.count("\n") == 1

@@ -35,7 +35,8 @@ from src.utils.checkpoints import build_model, read_checkpoint
 from src.utils.errors import UserError
 from src.utils.images import to_uint8
 from src.utils.registry import ModelRegistry
-from tests.conftest import QUICK, ROOT, compose_config, load, run_cli
+from tests.conftest import QUICK, ROOT, compose_config, load
+from tests.forked import run_forked
 
 PACKAGES = ("mlflow", "onnx", "onnxscript", "onnxruntime", "boto3")
 WEED = shutil.which("weed", path=str(Path(sys.executable).parent))
@@ -452,7 +453,7 @@ def killed(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Killed:
         patch.setattr(mlflow_logger, "RETRY_S", 0.0)
         other = mlflow_logger.make_mlflow_logger("other", str(folder), tracking_uri=running.uri)
         other.log_metrics({"x": 1.0}, 1)
-        run = run_cli(*typed, *sending(running, SIGKILL=2), cwd=folder)
+        run = run_forked(*typed, *sending(running, SIGKILL=2), cwd=folder)
         other.log_metrics({"x": 2.0}, 2)
         other.log_metrics({"x": 3.0}, 3)
         running.server.start()

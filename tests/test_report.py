@@ -25,7 +25,8 @@ from src.reports.run_folder import read_run
 from src.reports.verdict import headline, judge
 from src.utils.errors import UserError
 from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from tests.conftest import compose_config, run_cli
+from tests.conftest import compose_config
+from tests.forked import run_forked
 
 CLASSES = ["zero", "one", "two", "three"]
 FLOORS = {
@@ -683,7 +684,7 @@ def test_the_command_writes_one_file_and_says_where(tmp_path: Path) -> None:
     make_run(tmp_path / "logs" / "runs" / "day" / "b", seed=2)
     before = sorted(tmp_path.rglob("*"))
 
-    done = run_cli("task=report", "runs=logs/runs/day/a=1", cwd=tmp_path)
+    done = run_forked("task=report", "runs=logs/runs/day/a=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     page = tmp_path / "logs" / "runs" / "day" / "a=1" / "report.html"
     assert sorted(tmp_path.rglob("*")) == sorted([*before, page])

@@ -18,7 +18,8 @@ from src.sample import sample
 from src.utils.checkpoints import build_model, read_checkpoint
 from src.utils.errors import UserError
 from src.utils.images import to_uint8
-from tests.conftest import ROOT, compose_config, run_forked
+from tests.conftest import ROOT, compose_config
+from tests.forked import run_forked
 
 Drawn = Callable[..., Path]
 

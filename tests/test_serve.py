@@ -31,7 +31,8 @@ from src.drawing.onnx_export import REQUIRED, export_generator
 from src.serve import check_origins
 from src.utils.errors import UserError
 from src.utils.grid import grid
-from tests.conftest import ROOT, run_cli
+from tests.conftest import ROOT
+from tests.forked import run_forked
 
 NEEDED = (*REQUIRED, "fastapi", "uvicorn", "httptools", "prometheus_client")
 SITE = "https://example.com"  # whose pages may ask
@@ -686,7 +687,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("typed", "sentence"), MISTAKES, ids=[" ".join(typed) for typed, _ in MISTAKES])
 def test_a_mistake_costs_one_sentence(generator: Path, tmp_path: Path, typed: list[str], sentence: str) -> None:
-    done = run_cli("task=serve", "port=0", f"ckpt_path={generator}", *typed, cwd=tmp_path)
+    done = run_forked("task=serve", "port=0", f"ckpt_path={generator}", *typed, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1
 
@@ -721,12 +722,12 @@ def test_a_site_that_no_browser_sends_is_refused(origin: Any, called: str | None
 
 
 def test_a_port_that_is_taken(service: Service, generator: Path, tmp_path: Path) -> None:
-    done = run_cli("task=serve", f"port={service.port}", f"ckpt_path={generator}", cwd=tmp_path)
+    done = run_forked("task=serve", f"port={service.port}", f"ckpt_path={generator}", cwd=tmp_path)
     assert done.returncode == 2 and f"port={service.port} is taken by another program: type another" in done.stderr
 
 
 def test_a_key_that_nobody_can_send(generator: Path, tmp_path: Path) -> None:
-    done = run_cli("task=serve", "port=0", f"ckpt_path={generator}", cwd=tmp_path, SERVE_API_KEY="two words")
+    done = run_forked("task=serve", "port=0", f"ckpt_path={generator}", cwd=tmp_path, SERVE_API_KEY="two words")
     assert done.returncode == 2 and "SERVE_API_KEY must be letters, digits and signs" in done.stderr
     assert "two words" not in done.stderr
 
@@ -742,7 +743,7 @@ def test_a_file_that_is_cut_short_or_lies(generator: Path, checkpoint: Path, tmp
         ("size.onnx", "claims images of (1, 100000, 100000), which cannot be served"),
         ("images.onnx", "does not draw the images that it claims"),
     ]:
-        done = run_cli("task=serve", "port=0", f"ckpt_path={name}", cwd=tmp_path)
+        done = run_forked("task=serve", "port=0", f"ckpt_path={name}", cwd=tmp_path)
         assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 

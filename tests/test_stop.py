@@ -8,28 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, ROOT, assert_same, load, run_cli, wandb_run
+from tests.conftest import QUICK, ROOT, assert_same, load, wandb_run
+from tests.forked import run_forked, start_forked
 
 LONG = [*QUICK, "trainer.max_epochs=1000"]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A long run in a process of its own, which has written its first checkpoint when this returns."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *LONG, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-    )
+def start(folder: Path, *arguments: str) -> tuple[BaseProcess, Path]:
+    """A long run in a process of its own, which has written its first checkpoint when this returns, and its output."""
+    output = folder.with_name(f"{folder.name}.output")
+    process = start_forked(*LONG, *arguments, cwd=folder, files=(output, output))
     while not list(folder.glob("logs/runs/*/*/ckpts/last.ckpt")):
-        assert process.poll() is None, process.communicate()[0]
+        assert process.exitcode is None, output.read_text(encoding="utf-8")
         time.sleep(0.05)
-    return process
+    return process, output
 
 
 def run_folder(folder: Path) -> Path:
@@ -39,11 +36,13 @@ def run_folder(folder: Path) -> Path:
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_saves_the_batch_and_fails_the_run(tmp_path: Path, signum: int, code: int) -> None:
-    process = start(tmp_path)
-    process.send_signal(signum)
-    output, _ = process.communicate(timeout=60)
+    process, file = start(tmp_path)
+    assert process.pid is not None
+    os.kill(process.pid, signum)
+    process.join(60)
 
-    assert process.returncode == code, output
+    output = file.read_text(encoding="utf-8")
+    assert process.exitcode == code, output
     run_dir = run_folder(tmp_path)
     run = wandb_run(run_dir)
     assert (run["state"], run["exit_code"]) == ("failed", code)
@@ -76,10 +75,10 @@ def test_a_signal_does_not_wait_for_what_comes_before_training(tmp_path: Path) -
 
 
 def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path: Path, train_here: Callable[..., Path]) -> None:
-    process = start(tmp_path, "logger=none")
+    process, _ = start(tmp_path, "logger=none")
     time.sleep(random.uniform(0, 2))  # wherever that is: in a batch, in validation, in the middle of a write
     process.kill()
-    process.wait()
+    process.join()
 
     run_dir = run_folder(tmp_path)
     checkpoint = load(run_dir)
@@ -97,7 +96,7 @@ def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path: Path, train_here: 
 
 
 def test_disk_use_does_not_grow_with_epochs(tmp_path: Path) -> None:
-    done = run_cli(*QUICK, "trainer.max_epochs=4", "trainer.limit_train_batches=2", cwd=tmp_path)
+    done = run_forked(*QUICK, "trainer.max_epochs=4", "trainer.limit_train_batches=2", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert set(os.listdir(run_folder(tmp_path) / "ckpts")) == {"best.ckpt", "last.ckpt"}

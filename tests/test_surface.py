@@ -14,7 +14,8 @@ from PIL import Image
 
 from src.models.mnist_gan_model import MNISTGANModel
 from src.sample import sample
-from tests.conftest import ROOT, compose_config, load, run_cli
+from tests.conftest import ROOT, compose_config, load
+from tests.forked import run_forked
 
 REQUIRED = {"run.py", "configs", "src", "tests", "images", "requirements.txt", "README.md", "setup.cfg"}
 ALLOWED = {"LICENSE", "docs", "benchmarks", "Dockerfile", "docker-compose.yaml"}
@@ -32,7 +33,7 @@ SHORT = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `python run.py` was typed, after a short run."""
     folder = tmp_path_factory.mktemp("work")
-    done = run_cli("experiment=train_mnist_gan.yaml", "datamodule=digits", "logger=csv", *SHORT, cwd=folder)
+    done = run_forked("experiment=train_mnist_gan.yaml", "datamodule=digits", "logger=csv", *SHORT, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -12,7 +12,8 @@ from PIL import Image
 from src.train import check_run_wide, train
 from src.utils.errors import UserError
 from src.utils.loggers import check_wandb
-from tests.conftest import QUICK, compose_config, run_cli, wandb_records, wandb_run
+from tests.conftest import QUICK, compose_config, wandb_records, wandb_run
+from tests.forked import run_forked
 
 Train = Callable[..., Path]
 SPLIT_KEYS = ["g_loss", "d_loss", "d_real_loss", "d_fake_loss", "d_real", "d_fake"]
@@ -162,7 +163,7 @@ def test_a_run_that_raises_is_failed(train_here: Train, tmp_path: Path) -> None:
 
 
 def test_every_job_of_a_sweep_is_a_finished_run(tmp_path: Path) -> None:
-    done = run_cli(
+    done = run_forked(
         "-m",
         *QUICK,
         "trainer.max_epochs=1",
@@ -186,7 +187,7 @@ QUICKEST = [*QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "te
 
 
 def test_without_a_key_the_run_is_offline_and_nothing_is_asked(tmp_path: Path) -> None:
-    done = run_cli(*QUICKEST, cwd=tmp_path, WANDB_MODE="")
+    done = run_forked(*QUICKEST, cwd=tmp_path, WANDB_MODE="")
 
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("logs/runs/*/*/wandb/offline-run-*"))) == 1
@@ -197,7 +198,7 @@ def test_with_a_key_and_no_network_it_goes_offline(tmp_path: Path) -> None:
     """The server takes the connection and never answers: worse than a refusal."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        done = run_cli(*QUICKEST, cwd=tmp_path, WANDB_MODE="", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=url)
+        done = run_forked(*QUICKEST, cwd=tmp_path, WANDB_MODE="", WANDB_API_KEY="k" * 40, WANDB_BASE_URL=url)
 
     assert done.returncode == 0, done.stderr
     assert "recording offline" in done.stdout + done.stderr

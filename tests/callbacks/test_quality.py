@@ -20,7 +20,8 @@ from src.models.modules.generators import Generator
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
 from src.utils.pictures import CELL, MARGIN
-from tests.conftest import QUICK, assert_same, load, run_cli
+from tests.conftest import QUICK, assert_same, load
+from tests.forked import run_forked
 from tests.metrics.digits import cache_dir, digits, references
 from tests.metrics.test_quality import KEYS
 
@@ -212,7 +213,7 @@ def test_the_sanity_check_draws_a_few_images(train_here: Train, monkeypatch: pyt
 
 def test_two_processes_measure_one_model(tmp_path: Path) -> None:
     options = on("trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=csv")
-    done = run_cli(*QUICK, *options, "++callbacks.quality.cas=true", cwd=tmp_path)
+    done = run_forked(*QUICK, *options, "++callbacks.quality.cas=true", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     (metrics,) = tmp_path.glob("logs/runs/*/*/csv/metrics.csv")

@@ -20,7 +20,6 @@ from src.utils.mlflow_logger import make_mlflow_logger
 
 Train = Callable[..., Path]
 SHORT = ["trainer.max_epochs=2", "trainer.limit_train_batches=3"]
-CHECKPOINTS = ["callbacks=[checkpoint,quality]", "callbacks.quality=null"]  # and nothing else
 
 
 def refuses(train_here: Train, logger: str) -> bool:
@@ -140,7 +139,7 @@ def test_an_mlflow_run_ends_as_it_did(train_here: Train, tmp_path: Path, by_sign
         f"+callbacks.stop.by_signal={by_signal}",
     ]
     with pytest.raises(SystemExit if by_signal else RuntimeError):
-        train_here("run", "logger=mlflow", *CHECKPOINTS, *interrupt, *SHORT)
+        train_here("run", "logger=mlflow", "callbacks=checkpoint", *interrupt, *SHORT)
 
     client, (run,) = mlflow_runs(tmp_path)
     assert run.info.status == status
@@ -158,7 +157,7 @@ def test_an_mlflow_server_that_is_down_costs_a_sentence_and_no_record(
     if refuses(train_here, "mlflow"):
         return
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret@127.0.0.1:9")
-    train_here("run", "logger=mlflow", *CHECKPOINTS, "logger.mlflow.registered_model=null", *SHORT)
+    train_here("run", "logger=mlflow", "callbacks=checkpoint", "logger.mlflow.registered_model=null", *SHORT)
 
     (said,) = [
         each.getMessage() for each in caplog.records if "MLflow" in each.getMessage() and each.levelname == "WARNING"
@@ -200,7 +199,7 @@ def test_an_mlflow_run_without_a_test_metric_registers_nothing(
 ) -> None:
     if refuses(train_here, "mlflow"):
         return
-    train_here("run", "logger=mlflow", *CHECKPOINTS, "logger.mlflow.checkpoints=false", *SHORT)
+    train_here("run", "logger=mlflow", "callbacks=checkpoint", "logger.mlflow.checkpoints=false", *SHORT)
 
     (said,) = [each.getMessage() for each in caplog.records if "registered" in each.getMessage()]
     assert "the run has no test/fd: set logger.mlflow.judged_by" in said

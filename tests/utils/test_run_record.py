@@ -10,7 +10,8 @@ import torch
 
 from src.utils.checksum import splits_sha256
 from src.utils.run_record import RunRecord, record_diff
-from tests.conftest import QUICK, run_cli
+from tests.conftest import QUICK
+from tests.forked import run_forked
 
 Train = Callable[..., Path]
 
@@ -46,7 +47,7 @@ def test_a_run_without_loggers_can_be_judged_from_its_folder(train_here: Train) 
 
 def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
     wrong = ["datamodule.img_size=16", "model.discriminator.img_size=8", "logger=none"]
-    assert run_cli(*QUICK, *wrong, cwd=tmp_path).returncode == 1
+    assert run_forked(*QUICK, *wrong, cwd=tmp_path).returncode == 1
     (path,) = tmp_path.glob("logs/runs/*/*/run.json")
     assert json.loads(path.read_text(encoding="utf-8"))["status"] == "failed"
 
