@@ -1,6 +1,7 @@
 """Images from a checkpoint alone: the same bytes from a seed, in bounded memory, and nothing half-written."""
 
 import json
+import shlex
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,24 @@ def test_pngs_are_the_same_images_and_can_be_trained_on(drawn: Drawn) -> None:
     assert sorted(str(path.relative_to(out / "png")) for path in out.rglob("png/*/*")) == sorted(names)
     for name, image in zip(names, images, strict=True):
         assert np.array_equal(np.asarray(Image.open(out / "png" / name)), image[:, :, 0])
+
+
+def test_the_printed_command_draws_a_class_whose_name_is_another_ones_number(
+    train_here: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in range(1, 13):
+        (tmp_path / "data" / str(name)).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (8, 8), 20 * name).save(tmp_path / "data" / str(name) / f"{i}.png")
+    typed = ["datamodule=folder", "datamodule.img_size=8", "datamodule.channels=1", "datamodule.batch_size=4"]
+    typed += [f"datamodule.folder={tmp_path}/data", "model.n_classes=12", "logger=none", "callbacks.quality=null"]
+    typed += ["callbacks.model_checkpoint.monitor=null", "trainer.max_steps=1", "test_after_training=false"]
+    train_here("twelve", *typed, "optimized_metric=null")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sample ")]
+    typed = [each for each in shlex.split(line) if "=" in each and not each.startswith("task=")]
+    assert 'labels=["#5"]' in typed
+    sample(compose_config("sample", *typed, f"out={tmp_path}/out", "png=true", run_dir=tmp_path))
+    assert [path.name for path in (tmp_path / "out" / "png").iterdir()] == ["6"]
 
 
 def test_pngs_lie_in_folders_of_the_classes_names(checkpoint: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.tree import Tree
 
+from src.drawing.labels import without_zeros
 from src.utils.commands import next_command, typed_overrides
 from src.utils.console import plain_console
 from src.utils.provenance import provenance
@@ -108,13 +109,16 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
             commands += _wandb_commands(logger, past)
     if checkpoint.exists():
         a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
+        classes = [str(name) for name in getattr(trainer.datamodule, "class_names", [])]  # type: ignore[attr-defined]
+        plain = a_class >= len(classes) or classes[a_class] == str(a_class) or not any(map(without_zeros, classes))
+        label = str(a_class) if plain else f'"#{a_class}"'  # which is no class's name
         trust = []
         if missing := packages_to_trust(config):
             trusted = [package.rstrip(".") for package in trusted_packages(config)]
             trust = [f"trusted_packages=[{','.join([*trusted, *missing])}]"]
         commands += [
             ("resume", next_command(*_resume_overrides(config, trainer, checkpoint, ended=bool(metrics)))),
-            ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{a_class}]", *trust)),
+            ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{label}]", *trust)),
         ]
     for label, command in commands:
         console.print(f"{label:<11} {command}")
