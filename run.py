@@ -16,6 +16,7 @@ from src.utils.console import show_what_can_be_shown
 
 ROOT = Path(__file__).resolve().parent
 VERBS = ("train", "sample", "interpolate", "evaluate", "export", "serve", "report")
+FOLDERS = ("work_dir=", "hydra.run.dir=", "hydra.sweep.dir=")
 HYDRA_FLAGS = (
     *("--", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
@@ -68,6 +69,10 @@ def main() -> int:
     from src.utils.command_line import in_hydras_grammar
 
     sys.argv[1:] = in_hydras_grammar(task, arguments)
+    folders = [a for a in sys.argv[1:] if a.startswith(FOLDERS) and r"\${" in a]
+    if "${" in os.getcwd() or folders:  # where Hydra writes to is looked up more than once
+        print("error: ${ in a folder's name refers to a key: run in a folder with another name", file=sys.stderr)
+        return 2
     reported: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=task)

@@ -43,6 +43,7 @@ from benchmarks.record import command_line
 from src.datamodules.loader import ImageSet
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
+from src.utils.command_line import in_hydras_grammar
 from src.utils.instantiate import instantiate
 from src.utils.provenance import provenance
 
@@ -204,7 +205,7 @@ def composed(kind: str, *overrides: str) -> DictConfig:
     data_dir = Path(os.environ.get("DATA_DIR") or ROOT / "data").resolve()
     always = [f"experiment={EXPERIMENTS[kind]}.yaml", f"data_dir={data_dir}", f"work_dir={ROOT}"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", [*always, *overrides], return_hydra_config=True)
+        return compose("train", in_hydras_grammar("train", [*always, *overrides]), return_hydra_config=True)
 
 
 def time_logging(seconds: dict[str, float]) -> None:

@@ -134,6 +134,12 @@ def test_bytes_that_are_no_text(typed: Typed) -> None:
     assert typed(f"name={name}") == (2, said)
 
 
+def test_a_run_folder_that_hydra_would_look_up(typed: Typed) -> None:
+    for key in ("work_dir", "hydra.run.dir"):
+        code, stderr = typed(*QUICK, f"{key}=/tmp/costs ${{x}}")
+        assert code == 2 and "another name" in stderr
+
+
 @pytest.mark.parametrize("task", KEYS)
 def test_each_verb_states_the_types_of_its_keys(task: str) -> None:
     config = compose_config(task)
