@@ -1,14 +1,20 @@
 """What data sets that are published as files have in common: find, download, check, or say what is missing."""
 
+import contextlib
+import errno
 import hashlib
 import logging
 import os
+import selectors
 import socket
 import tempfile
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from src.datamodules.image_datamodule import ImageDataModule
 
@@ -119,11 +125,39 @@ class PublishedDataModule(ImageDataModule):
 
         for mirror in self.mirrors:
             try:
+                check_answers(mirror)
                 return download_url(f"{mirror}{name}", folder, md5=md5)
             # RuntimeError: the checksum does not fit; HTTPException: what answers does not speak HTTP.
             except (OSError, RuntimeError, HTTPException) as error:
                 last = error
         raise OSError(f"{name} could not be downloaded: {last}")
+
+
+def check_answers(url: str) -> None:
+    """Raises OSError unless one of a server's addresses takes a connection within `NETWORK_TIMEOUT_S`.
+
+    A socket's timeout is for each address in turn, and there may be many: without a network that is a long wait.
+    """
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    if parts.scheme in getproxies() and not proxy_bypass(parts.netloc):
+        return  # which is asked instead
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    with contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for family, kind, protocol, _, address in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM):
+            with contextlib.suppress(OSError):  # an address of a kind that this machine does not have
+                connection = stack.enter_context(socket.socket(family, kind, protocol))
+                connection.setblocking(False)
+                if connection.connect_ex(address) in (0, errno.EINPROGRESS):
+                    selector.register(connection, selectors.EVENT_WRITE)
+        end = time.monotonic() + NETWORK_TIMEOUT_S
+        while selector.get_map() and (left := end - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                if key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:  # type: ignore[union-attr]
+                    return
+                selector.unregister(key.fileobj)
+    raise OSError(f"{parts.hostname} does not answer")
 
 
 def check_md5(content: bytes, md5: str, path: Path) -> None:

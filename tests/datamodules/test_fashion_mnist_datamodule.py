@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.datasets import FashionMNIST, utils
+from torchvision.datasets import FashionMNIST
 
+from src.datamodules import published_datamodule
 from src.datamodules.fashion_mnist_datamodule import FashionMNISTDataModule
 from tests.datamodules.test_mnist_datamodule import MADE, MADE_SPLIT, contents, md5, write
 
@@ -60,7 +61,7 @@ def test_without_files_and_network_it_says_what_to_put_where(tmp_path: Path, mon
     def refuse(*_, **__) -> None:
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(utils, "download_url", refuse)
+    monkeypatch.setattr(published_datamodule, "check_answers", refuse)
     with pytest.raises(FileNotFoundError) as error:
         FashionMNISTDataModule(tmp_path).prepare_data()
     message = str(error.value)

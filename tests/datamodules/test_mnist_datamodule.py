@@ -4,9 +4,11 @@ Where `DATA_DIR` holds MNIST the sets are those of the real files, else of small
 checked and fetched is tested on made ones.
 """
 
+import contextlib
 import gzip
 import hashlib
 import os
+import socket
 import threading
 import urllib.error
 from collections.abc import Iterator
@@ -16,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import MNIST, utils
+from torchvision.datasets import MNIST
 
+from src.datamodules import published_datamodule
 from src.datamodules.mnist_datamodule import MNISTDataModule
 
 DATA_DIR = Path(os.environ.get("DATA_DIR") or "data")
@@ -57,7 +60,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_, **__):
         raise urllib.error.URLError("no route to host")
 
-    monkeypatch.setattr(utils, "download_url", refuse)
+    monkeypatch.setattr(published_datamodule, "check_answers", refuse)
 
 
 def write(folder: Path, gzipped: bool = False, **instead: bytes) -> Path:
@@ -293,6 +296,37 @@ def test_only_what_is_missing_is_downloaded(tmp_path: Path, mirror: ThreadingHTT
     (write(tmp_path) / "train-labels-idx1-ubyte").unlink()
     assert loaded(tmp_path, offline_fallback=False).source == "mnist"
     assert set(mirror.asked) == {"train-labels-idx1-ubyte.gz"}
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a server that takes no further connection, as a network does that drops packets."""
+    monkeypatch.setattr(published_datamodule, "NETWORK_TIMEOUT_S", 0.1)
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+
+
+def test_of_a_servers_addresses_one_must_answer(
+    silent: int, mirror: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def has(*ports: int) -> None:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+
+    has(silent, mirror.server_port)
+    published_datamodule.check_answers("http://example.org/a/")
+    has(*[silent] * 8)
+    with pytest.raises(OSError, match=r"^example\.org does not answer$"):
+        published_datamodule.check_answers("http://example.org/a/")
 
 
 @pytest.mark.parametrize("behaviour", ["interrupted", "wrong checksum", "missing", "no HTTP"])
