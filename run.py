@@ -73,6 +73,7 @@ def main() -> int:
     if "${" in os.getcwd() or folders:  # where Hydra writes to is looked up more than once
         print("error: ${ in a folder's name refers to a key: run in a folder with another name", file=sys.stderr)
         return 2
+    let_searches_go_on()
     reported: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=task)
@@ -107,14 +108,32 @@ def main() -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception as error:
-        from src.utils.errors import UserError, explain_os, is_users
+        from src.utils.errors import UserError, explain_os
 
-        if error in reported:
-            return 2 if is_users(error) else 1
-        if isinstance(error, OSError) and error.errno is not None:  # the run folder could not be made
-            error = UserError(explain_os(error))
-        return report(error, show_traceback, known=known_keys(task, arguments))
+        if error not in reported:
+            if reported and "No trials are completed" in str(error):  # Optuna's
+                error = UserError("no trial of this search succeeded: the lines above say why")
+            elif isinstance(error, OSError) and error.errno is not None:  # the run folder could not be made
+                error = UserError(explain_os(error))
+            return report(error, show_traceback, known=known_keys(task, arguments))
+    if reported:  # a search goes on without its failed jobs
+        from src.utils.errors import is_users
+
+        return 2 if is_users(reported[0]) else 1
     return 0
+
+
+def let_searches_go_on() -> None:
+    """Makes Optuna's sweeper record a trial that failed and go on, as other sweeps do, where nothing else is set."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # registers them, with defaults of their own
+    try:
+        from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
+    except ImportError:
+        return
+    ConfigStore.instance().store("optuna", OptunaSweeperConf(max_failure_rate=1.0), group="hydra/sweeper")
 
 
 def report(error: Exception, show_traceback: bool, folder: Path | None = None, known: Iterable[str] = ()) -> int:

@@ -1,5 +1,6 @@
 """The verb `train`: build the parts, check that they fit, train, test, and say what was made."""
 
+import math
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from src.callbacks.checkpoint import RequiredMetric, check_logged
 from src.callbacks.run_state import RunState
 from src.datamodules.image_datamodule import ImageDataModule
-from src.models.image_model import ImageModel
+from src.models.image_model import DivergedError, ImageModel
 from src.utils.checksum import splits_sha256
 from src.utils.commands import is_sweep, typed_overrides
 from src.utils.errors import UserError
@@ -107,7 +108,12 @@ def train(config: DictConfig) -> float | None:
     print_summary(config, trainer, metrics, past)
     if exit_code:
         raise SystemExit(exit_code)
-    return float(metrics[config.optimized_metric]) if config.optimized_metric else None
+    if not config.optimized_metric:
+        return None
+    found = float(metrics[config.optimized_metric])
+    if is_sweep() and not math.isfinite(found):  # infinity might be taken for the best
+        raise DivergedError(f"optimized_metric={config.optimized_metric} is {found}, which is not a result")
+    return found
 
 
 def fit_and_test(
@@ -170,6 +176,8 @@ def check_run_wide(config: DictConfig) -> None:
     if not config.tags:
         config.tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     metric = config.optimized_metric
+    if metric is None and is_sweep() and "basic_sweeper" not in HydraConfig.get().sweeper._target_:
+        raise UserError("optimized_metric is null, but the sweeper needs a number: set optimized_metric=val/fd")
     if not isinstance(metric, (str, NoneType)):
         raise UserError(f"optimized_metric must be a metric's name or null, not {metric!r}")
     if metric and metric.startswith("test/") and not config.test_after_training:
