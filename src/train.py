@@ -12,10 +12,11 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from src.callbacks.checkpoint import RequiredMetric, check_logged
+from src.callbacks.checkpoint import RequiredMetric, arrange, check_logged
 from src.callbacks.run_state import RunState
 from src.datamodules.image_datamodule import ImageDataModule
 from src.models.image_model import DivergedError, ImageModel
@@ -59,7 +60,9 @@ def train(config: DictConfig) -> float | None:
     seed_everything(config.seed, verbose=False)
     datamodule = instantiate(config, "datamodule")
     model = instantiate(config, "model")
-    trainer = instantiate(config, "trainer", callbacks=list(instantiate_each(config, "callbacks")))
+    callbacks = list(instantiate_each(config, "callbacks"))
+    arrange([each for each in callbacks if isinstance(each, ModelCheckpoint)], Path(config.trainer.default_root_dir))
+    trainer = instantiate(config, "trainer", callbacks=callbacks)
     check_parts(model, datamodule, trainer)
     point_out_gpu(trainer, typed_overrides())
     warn_of_strangers(config)
@@ -77,8 +80,8 @@ def train(config: DictConfig) -> float | None:
     about = describe(config, plain, datamodule, origin, past)
     seconds = partial(seconds_so_far, run_dir, past.seconds)
     trainer.callbacks.insert(0, RunState(about, [*past.folders, str(run_dir.resolve())], seconds))
-    monitor = getattr(trainer.checkpoint_callback, "monitor", None)
-    for key, metric in [("callbacks.model_checkpoint.monitor", monitor), ("optimized_metric", config.optimized_metric)]:
+    monitors = {f"callbacks.{name}.monitor": each.get("monitor") for name, each in config.callbacks.items() if each}
+    for key, metric in [*monitors.items(), ("optimized_metric", config.optimized_metric)]:
         if metric:
             trainer.callbacks.insert(0, RequiredMetric(key, metric))
     record = RunRecord(run_dir, about, take_over(past, run_dir) or ())

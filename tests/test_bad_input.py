@@ -139,10 +139,17 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("callbacks.sample_grid.seed=abc", "callbacks.sample_grid.seed", "a whole number"),
     ("callbacks.progress_bar.refresh_rate=abc", "callbacks.progress_bar.refresh_rate", "a whole number"),
     ("callbacks.model_checkpoint.save_top_k=abc", "callbacks.model_checkpoint.save_top_k", "a whole number"),
+    ("callbacks.model_checkpoint.every_n_batches=0", "callbacks.model_checkpoint.every_n_batches", "at least 1"),
+    ("callbacks.model_checkpoint.save_top_k=-3", "callbacks.model_checkpoint.save_top_k", "or -1 for all"),
+    ("callbacks.model_checkpoint.filename=last", "callbacks.model_checkpoint.filename", "use best"),
     ("callbacks.model_checkpoint.every_n_epochs=0", "callbacks.model_checkpoint.every_n_epochs", "at least 1"),
     ("+trainer.logger=true", "trainer.logger", "use logger=csv"),
-    ("callbacks.model_checkpoint.monitor=val/recall", "callbacks.model_checkpoint.mode", "mode=max"),
-    ("callbacks.model_checkpoint.mode=max", "keep the worst val/fd", "callbacks.model_checkpoint.mode=min"),
+    ("callbacks.model_checkpoint.monitor=val/recall", "callbacks.model_checkpoint.mode", "set it to max"),
+    (
+        "callbacks.model_checkpoint.mode=max",
+        "callbacks.model_checkpoint.mode is max, which would keep the worst val/fd",
+        "set it to min",
+    ),
     ("callbacks.model_checkpoint.monitor=test/fd", "callbacks.model_checkpoint.monitor", "use val/fd"),
     ("callbacks.model_checkpoint.mode=banana", "callbacks.model_checkpoint.mode", "min, max"),
     ("callbacks.model_checkpoint.monitor=val/nonsense", "callbacks.model_checkpoint.monitor", "val/g_loss"),
@@ -172,7 +179,9 @@ def test_a_mistake_is_explained(typed: Typed, mistake: str, key: str, remedy: st
 
 def test_the_best_by_nothing(typed: Typed) -> None:
     keys = ["callbacks.model_checkpoint.save_top_k=3", "callbacks.model_checkpoint.monitor=null"]
-    assert_explained(type_short(typed, *keys), "callbacks.model_checkpoint.monitor", "such as val/fd")
+    assert_explained(
+        type_short(typed, *keys), "callbacks.model_checkpoint.save_top_k", "set monitor to a metric such as val/fd"
+    )
 
 
 @pytest.mark.parametrize(

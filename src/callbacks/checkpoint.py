@@ -2,8 +2,9 @@
 
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,55 +25,64 @@ class Checkpoint(ModelCheckpoint):
     """Keeps `last.ckpt` current, and with a `monitor` the best checkpoints beside it.
 
     `last.ckpt` is rewritten in place after every epoch, when the run is stopped or raises, and when `max_steps` ends it
-    inside an epoch. It stays as it was when training has diverged or the disk is full.
+    inside an epoch. It stays as it was when training has diverged or the disk is full. The first of several of these
+    callbacks writes it.
 
     Args:
-        dirpath: where checkpoints go.
+        dirpath: where checkpoints go; None: the run's `ckpts/`.
         monitor: the metric by which the best are chosen; None: only `last.ckpt` is kept.
         mode: `min` or `max`.
-        filename: of the best, without its ending.
+        filename: of the best, without its ending; where several are kept, the epoch follows.
         save_top_k: how many of the best are kept.
         every_n_epochs: how often both are written.
+        every_n_batches: how often `last.ckpt` is written inside an epoch as well; None: not at all.
 
     Raises:
-        ValueError: `every_n_epochs` is not positive, `save_top_k` is set without a `monitor`, `mode` does not suit the
-            metric, or the metric is the test's.
+        ValueError: `every_n_epochs` or `every_n_batches` is not positive, `filename` is `last`, `save_top_k` is set
+            without a `monitor`, `mode` does not suit the metric, or the metric is the test's.
     """
 
     def __init__(
         self,
-        dirpath: str,
+        dirpath: str | None = None,
         monitor: str | None = None,
         mode: str = "min",
         filename: str = "best",
         save_top_k: int = 1,
         every_n_epochs: int = 1,
+        every_n_batches: int | None = None,
     ) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be a whole number of at least 1, not {every_n_epochs}")
+        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_batches", every_n_batches)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
+        if save_top_k < -1:
+            raise ValueError(f"save_top_k must be a whole number of at least 0, or -1 for all, not {save_top_k}")
+        if filename in ("", "last"):
+            raise ValueError(f"filename must be another name than {filename!r}: use best")
         if save_top_k != 1 and not monitor:
             raise ValueError(
-                f"save_top_k is {save_top_k}, but nothing says which are the best: set"
-                " callbacks.model_checkpoint.monitor to a metric such as val/fd"
+                f"save_top_k is {save_top_k}, but nothing says which are the best: set monitor"
+                " to a metric such as val/fd"
             )
         measured = (monitor or "").partition("/")[2]
         wanted = "max" if measured in HIGHER_IS_BETTER else "min" if measured in LOWER_IS_BETTER else mode
         if mode in ("min", "max") and mode != wanted:
-            raise ValueError(
-                f"mode is {mode}, which would keep the worst {monitor}: set callbacks.model_checkpoint.mode={wanted}"
-            )
+            raise ValueError(f"mode is {mode}, which would keep the worst {monitor}: set it to {wanted}")
         if monitor and monitor.startswith("test/"):
             raise ValueError(f"monitor is {monitor}, which is known only when training is over: use val/{measured}")
         super().__init__(
             dirpath=dirpath,
             monitor=monitor,
             mode=mode,
-            filename=filename,
+            filename=filename if save_top_k in (0, 1) or "{" in filename else filename + "_{epoch:04}",
+            auto_insert_metric_name="{" in filename,
             save_top_k=save_top_k if monitor else 0,
             every_n_epochs=every_n_epochs,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self._every_n_batches = every_n_batches
+        self.writes_last = True
         self._step_written = 0
 
     @property
@@ -139,17 +149,18 @@ class Checkpoint(ModelCheckpoint):
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # Lightning would save this as the end of an epoch, whose other batches a resumed run would then leave out.
-        if trainer.global_step == trainer.max_steps and batch_idx + 1 < trainer.num_training_batches:
+        is_last = trainer.global_step == trainer.max_steps
+        if (is_last or self._is_due(trainer)) and batch_idx + 1 < trainer.num_training_batches:
             self.write_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+        if (trainer.current_epoch + 1) % self._every_n_epochs == 0 or self._is_due(trainer):
             self.write_last(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = Path(str(self.dirpath)) / "last.ckpt"
-        if not trainer.is_global_zero or not trainer.ckpt_path or last.exists():
+        if not (self.writes_last and trainer.is_global_zero and trainer.ckpt_path) or last.exists():
             return
         # It was stopped in its test, and goes on there. Lightning would count an epoch that it never trained.
         checkpoint = read_checkpoint(Path(str(trainer.ckpt_path)))
@@ -157,6 +168,10 @@ class Checkpoint(ModelCheckpoint):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_save_checkpoint(trainer, pl_module, checkpoint)
         trainer.strategy.save_checkpoint(checkpoint, last)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether `every_n_batches` asks for a checkpoint now."""
+        return self._every_n_batches is not None and trainer.global_step % self._every_n_batches == 0
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # While testing, the model holds the weights that are tested, not those of the last batch.
@@ -168,14 +183,41 @@ class Checkpoint(ModelCheckpoint):
             log.warning("the last moment could not be saved (%s); earlier checkpoints stand as they were", error)
 
     def write_last(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`, unless it holds this batch already."""
-        if trainer.fast_dev_run or trainer.global_step == self._step_written:  # type: ignore[attr-defined]
+        """Writes `last.ckpt`, unless it holds this batch already, or is another callback's."""
+        if not self.writes_last or trainer.fast_dev_run or trainer.global_step == self._step_written:  # type: ignore[attr-defined]
             return
         assert self.dirpath is not None
         path = Path(self.dirpath) / "last.ckpt"
         self.last_model_path = str(path)  # before saving, as it is part of what is saved
         trainer.save_checkpoint(path)
         self._step_written = trainer.global_step
+
+
+def arrange(checkpoints: Sequence[ModelCheckpoint], run_dir: Path) -> None:
+    """Gives several checkpoint callbacks one folder, files of different names there, and one `last.ckpt`.
+
+    Args:
+        checkpoints: the first is the run's own.
+        run_dir: the run folder, for those that name none.
+    """
+    taken: set[tuple[str, str]] = set()
+    for i, checkpoint in enumerate(checkpoints):
+        checkpoint.dirpath = str(checkpoint.dirpath or run_dir / "ckpts")
+        if i > 0:
+            checkpoint.save_last = None
+        if i > 0 and isinstance(checkpoint, Checkpoint):
+            checkpoint.writes_last = False
+        name = checkpoint.filename or "{epoch}-{step}"
+        if checkpoint.auto_insert_metric_name:  # here, as it would make a folder of the metric's name
+            name = re.sub(r"\{([^:}]+)", lambda found: f"{found[1]}={found[0]}", name)
+            checkpoint.auto_insert_metric_name = False
+        name = re.sub(r"/(?![^{}]*\})", "_", name)
+        if (checkpoint.dirpath, name) in taken | {(checkpoint.dirpath, "last")}:
+            name += "_" + (checkpoint.monitor or "unmonitored").replace("/", "_")
+        while (checkpoint.dirpath, name) in taken:
+            name += f"_{i + 1}"
+        taken.add((checkpoint.dirpath, name))
+        checkpoint.filename = name
 
 
 class RequiredMetric(Callback):

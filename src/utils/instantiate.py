@@ -83,7 +83,9 @@ def instantiate_each(config: DictConfig, group: str) -> Iterator[Any]:
     All are checked at once: a mistake in one is told before another is built, or lacks a package.
     """
     parts: Any = config.get(group) or {}
-    keys = [f"{group}.{name}" for name in parts if parts[name] is not None]
+    # Of several that write checkpoints, Lightning takes the first one's best.
+    names = sorted(parts, key=lambda name: name != "model_checkpoint")
+    keys = [f"{group}.{name}" for name in names if parts[name] is not None]
     for key in keys:
         checked(config, key)
     return (instantiate(config, key) for key in keys)

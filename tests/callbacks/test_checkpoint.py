@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from src.models.image_model import DivergedError
 from src.models.mnist_gan_model import MNISTGANModel
+from src.utils.errors import UserError
 from tests.conftest import assert_same, load
 
 Train = Callable[..., Path]
@@ -68,3 +71,65 @@ def test_overfitting_a_few_batches_runs(train_here: Train) -> None:
     run_dir = train_here("run", "trainer.overfit_batches=2", "trainer.max_epochs=2", "logger=none")
 
     assert load(run_dir)["global_step"] == 4
+
+
+def test_several_callbacks_share_a_folder_and_no_file(train_here: Train, tmp_path: Path) -> None:
+    ours = "+callbacks.mine={_target_: src.callbacks.checkpoint.Checkpoint, monitor: val/d_loss}"
+    again = "+callbacks.again={_target_: src.callbacks.checkpoint.Checkpoint, monitor: val/d_loss,"
+    again += " filename: 'a/{val/d_loss}', every_n_epochs: 1}"
+    theirs = "+callbacks.theirs={_target_: pytorch_lightning.callbacks.ModelCheckpoint, monitor: val/g_loss,"
+    theirs += " filename: 'g-{val/g_loss:.0f}', save_last: true}"
+    monitor = "callbacks.model_checkpoint.monitor=val/d_real"
+    run_dir = train_here("run", *SHORT, "trainer.max_epochs=1", monitor, ours, again, theirs)
+
+    found = names(run_dir)
+    assert len(found) == 5
+    assert {"best.ckpt", "best_val_d_loss.ckpt", "last.ckpt"} < set(found)
+    (template,) = [name for name in found if name.startswith("a_val_d_loss=0.")]
+    (rounded,) = [name for name in found if name.startswith("g-val_g_loss=")]
+    assert template.endswith(".ckpt") and rounded.endswith(".ckpt")
+    assert {path.parent for path in tmp_path.rglob("*.ckpt")} == {run_dir / "ckpts"}
+
+
+def test_the_best_of_the_run_is_model_checkpoints(train_here: Train) -> None:
+    """Wherever it stands in the configuration."""
+    other = "+callbacks={mine: {_target_: src.callbacks.checkpoint.Checkpoint, monitor: val/d_loss, filename: mine}}"
+    run_dir = train_here("run", *SHORT, "trainer.max_epochs=1", other)
+    assert names(run_dir) == ["best.ckpt", "last.ckpt", "mine.ckpt"]
+
+
+def test_several_best_have_names_of_their_own(train_here: Train) -> None:
+    keys = ["callbacks.model_checkpoint.monitor=val/g_loss", "callbacks.model_checkpoint.save_top_k=2"]
+    run_dir = train_here("run", *SHORT, "trainer.max_epochs=3", *keys)
+    assert len(names(run_dir)) == 3
+    assert set(names(run_dir)) < {"last.ckpt", "best_0000.ckpt", "best_0001.ckpt", "best_0002.ckpt"}
+
+
+def test_a_metric_of_another_callback_is_checked_too(train_here: Train) -> None:
+    ours = "+callbacks.mine={_target_: src.callbacks.checkpoint.Checkpoint, monitor: val/nonsense}"
+    with pytest.raises(UserError, match=r"callbacks\.mine\.monitor=val/nonsense is logged by nobody"):
+        train_here("run", *SHORT, ours)
+
+
+def test_every_few_batches_inside_an_epoch(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed between two checkpoints goes on from the first of them, exactly."""
+    few = ["trainer.limit_train_batches=7", "logger=none", "trainer.max_epochs=2", "callbacks.quality=null"]
+    few += ["callbacks.model_checkpoint.monitor=null", "callbacks.model_checkpoint.every_n_batches=4"]
+    whole = train_here("whole", *few)
+    training_step = MNISTGANModel.training_step
+
+    def killed(self: MNISTGANModel, batch: Any, batch_idx: int) -> None:
+        if self.trainer.global_step == 10:
+            raise DivergedError("after which nothing is written")
+        training_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MNISTGANModel, "training_step", killed)
+        with pytest.raises(DivergedError):
+            train_here("first", *few)
+    first = whole.parent / "first"
+    assert load(first)["global_step"] == 8  # the second epoch's first batch
+
+    rest = train_here("rest", *few, f"ckpt_path={first}/ckpts/last.ckpt")
+    for key in ("state_dict", "optimizer_states", "epoch", "global_step"):
+        assert_same(load(whole)[key], load(rest)[key], key)
