@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from src.utils.command_line import as_typed, in_quotes
 from src.utils.errors import UserError
+from src.utils.remote_checkpoint import fetch, is_remote
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,8 @@ def find_checkpoint(ckpt_path: Any, work_dir: str | Path, newest_run: bool = Fal
     """
     if not isinstance(ckpt_path, str):
         raise UserError(f"ckpt_path must be a file, or last for the newest run's, not {ckpt_path!r}")
+    if is_remote(ckpt_path):
+        return fetch(ckpt_path, work_dir)
     if ckpt_path == "last":
         last = Path("ckpts", "last.ckpt")
         own = Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else None
