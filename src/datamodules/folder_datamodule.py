@@ -77,7 +77,8 @@ class FolderDataModule(ImageDataModule):
         self._class_names = self.found.class_names
         self.n_classes = len(self._class_names)
         self.source = self.folder.resolve().name[:60]  # a tag of a W&B run has 64 characters at most
-        self._labels = torch.tensor([self._class_names.index(picture.label) for picture in self.found.pictures])
+        label_of = {name: label for label, name in enumerate(self._class_names)}
+        self._labels = torch.tensor([label_of[picture.label] for picture in self.found.pictures])
         self._splits = self._drawn(shares)
         totals = self._splits.bincount(minlength=3).tolist()
         super().__init__(totals, batch_size, num_workers, pin_memory, img_size, seed, subset, subset_per_class, flip)

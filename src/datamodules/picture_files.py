@@ -14,11 +14,12 @@ from unicodedata import normalize
 from PIL import Image
 
 Image.init()
-# MPEG, EPS and WMF need other programs, and GRIB, HDF5 and BUFR are names of formats that Pillow only knows of.
-FORMATS = tuple(sorted(set(Image.OPEN) - {"MPEG", "EPS", "WMF", "GRIB", "HDF5", "BUFR"}))
-ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
 # Formats whose first bytes leave no doubt, so that a file's name need not say that it is a picture.
 CERTAIN = ("PNG", "JPEG", "GIF", "WEBP", "TIFF")
+# MPEG, EPS and WMF need other programs, and GRIB, HDF5 and BUFR are names of formats that Pillow only knows of.
+NOT_READ = {"MPEG", "EPS", "WMF", "GRIB", "HDF5", "BUFR"}
+FORMATS = (*CERTAIN, *sorted(set(Image.OPEN) - NOT_READ - set(CERTAIN)))  # in the order in which they are tried
+ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
 CLUTTER = ("__macosx", "thumbs.db", "desktop.ini")  # what systems leave behind, beside hidden files
 SPLITS = {
     **dict.fromkeys(["train", "training"], "train"),
@@ -106,9 +107,10 @@ def find_pictures(folder: Path) -> Found:
             pictures.append(path)
         elif path.name not in TABLES:
             found.leave_out("not readable as pictures", [path])
+    used = {path.relative_to(folder).parts[0] for path in pictures}
     if (table := table_of(folder)) and (rows := read_table(table)) is not None:
         found.pictures += from_rows(table, rows, None, pictures, found)
-    elif splits := split_folders(subfolders, pictures):
+    elif splits := split_folders([path for path in subfolders if path.name in used]):
         for split, root in splits.items():
             inside = [path for path in pictures if path.is_relative_to(root)]
             if (table := table_of(root)) and (rows := read_table(table)) is not None:
@@ -120,21 +122,22 @@ def find_pictures(folder: Path) -> Found:
         found.leave_out("beside the splits' folders", stray)
     else:
         found.pictures += from_folders(folder, None, pictures, found)
-        used = {picture.path.relative_to(folder).parts[0] for picture in found.pictures}
         found.empty = [path for path in subfolders if path.name not in used]
     found.pictures.sort(key=lambda picture: (natural(picture.label), picture.split or "", by_name(picture.path)))
     return found
 
 
-def split_folders(subfolders: Sequence[Path], pictures: Sequence[Path]) -> dict[str, Path]:
+def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
     """The folders of ready-made splits; none where subfolders are classes.
+
+    Args:
+        subfolders: those that hold pictures.
 
     Raises:
         ValueError: two of them are the same split.
     """
-    used = [path for path in subfolders if any(picture.is_relative_to(path) for picture in pictures)]
     splits: dict[str, Path] = {}
-    for path in used:
+    for path in subfolders:
         split = SPLITS.get(path.name.casefold())
         if split is None:
             return {}  # a class may well be called `train`
@@ -176,7 +179,8 @@ def from_rows(
         if row.file in there:
             yield Picture(there[row.file], row.label, split or row.split or (its_folder if in_folders else None))
     found.leave_out(f"without a row in {table.name}", [path for name, path in there.items() if name not in lines])
-    found.leave_out(f"in {table.name}, but not there", [root / name for name in lines if name not in there])
+    missing = [root / name for name in lines if name not in there and not (root / name).exists()]
+    found.leave_out(f"in {table.name}, but not there", missing)
 
 
 class Row(NamedTuple):
@@ -264,7 +268,7 @@ def read_jsonl(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 continue
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{table}, line {number}: it is no JSON ({error}): mend it") from error
             if not isinstance(record, dict):
                 raise ValueError(f'{table}, line {number}: it is no object such as {{"file_name": "a.png"}}: mend it')

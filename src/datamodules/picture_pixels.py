@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.datamodules.picture_files import FORMATS, some
@@ -112,7 +112,7 @@ def decode_one(path: Path, channels: int, img_size: int, white: float | None = N
             return Decoded(np.asarray(picture).reshape(img_size, img_size, channels), assumed, animated)
     except Exception as error:  # decoders fail on damaged files in many ways
         text = str(error) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
+        if isinstance(error, UnidentifiedImageError):
             text = "no picture of a kind that Pillow knows"
         raise ValueError(f"{path} cannot be decoded ({text})") from error
 

@@ -255,6 +255,8 @@ def test_rows_and_pictures_without_each_other_are_counted(tmp_path: Path) -> Non
         ("metadata.csv", "", "has no rows"),
         ("metadata.jsonl", '{"file_name": "a.png", "label": "x"}\n{"file_name"', "line 2: it is no JSON"),
         ("metadata.jsonl", '["a.png", "x"]\n', "line 1: it is no object"),
+        ("metadata.jsonl", "9" * 5_000, "line 1: it is no JSON"),
+        ("metadata.jsonl", "[" * 100_000, "line 1: it is no JSON"),
         ("metadata.jsonl", '{"file_name": "a.png", "label": ["x"]}\n', "line 1: label is empty"),
     ],
 )
