@@ -80,8 +80,11 @@ def find_checkpoint(ckpt_path: Any, work_dir: str | Path, newest_run: bool = Fal
         return fetch(ckpt_path, work_dir)
     if ckpt_path == "last":
         last = Path("ckpts", "last.ckpt")
-        own = Path(HydraConfig.get().runtime.output_dir) if HydraConfig.initialized() else None
-        runs = [run for run in run_folders(work_dir) if run != own or (run / last).exists()]
+        runs = run_folders(work_dir)
+        if HydraConfig.initialized():
+            own = Path(HydraConfig.get().runtime.output_dir)
+            ours = own.parent if is_sweep() else None  # of other jobs of the same command
+            runs = [run for run in runs if (run != own or (run / last).exists()) and run.parent != ours]
         trained = [run for run in runs if (run / last).exists()]
         if not trained:
             raise UserError(

@@ -209,6 +209,19 @@ def test_an_mlflow_run_without_a_test_metric_registers_nothing(
     assert "config_tree.txt" in kept and "ckpts" not in kept
 
 
+@pytest.mark.parametrize("run_id", ["0" * 32, "no id"])
+def test_an_mlflow_run_that_is_gone_begins_anew(database: Path, caplog: pytest.LogCaptureFixture, run_id: str) -> None:
+    if find_spec("mlflow") is None:
+        return
+    first = make_mlflow_logger("experiment", str(database.parent))
+    again = make_mlflow_logger("experiment", str(database.parent), run_id=first.version)
+    assert again.version == first.version and not caplog.records
+    other = make_mlflow_logger("experiment", str(database.parent), run_id=run_id)
+    assert other.version not in (first.version, run_id)
+    (said,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert said.endswith(f"the experiment experiment has no run {run_id} to go on with: a new run begins")
+
+
 def test_a_database_of_another_mlflow_is_named_with_a_remedy(database: Path) -> None:
     if find_spec("mlflow") is None:
         return

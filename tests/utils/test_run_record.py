@@ -70,6 +70,16 @@ def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
     assert lines(tmp_path) == []  # another run in the same folder
 
 
+def test_the_best_of_all_parts_is_the_best(tmp_path: Path) -> None:
+    history = ['{"step": 2, "epoch": 0, "seconds": 1.0, "val/fd": 0.5, "val/label_accuracy": 0.25}\n']
+    record = RunRecord(tmp_path, {"name": "a"}, history)
+    record.log_metrics({"val/fd": 0.75, "val/label_accuracy": 0.5, "val/seconds": 3.0}, step=5)
+    assert record.best() == {
+        "val/fd": {"min": 0.5, "last": 0.75},
+        "val/label_accuracy": {"max": 0.5, "last": 0.5},
+    }
+
+
 def test_uncommitted_changes_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
     (tmp_path / "src").mkdir()
