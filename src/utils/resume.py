@@ -206,9 +206,9 @@ def go_on(logger: Logger, past: Past, run_dir: Path) -> None:
         return
     if isinstance(logger, WandbLogger):
         run = logger.experiment
-        if parts := wandb_folders(past, run) if run.offline else []:
-            # W&B takes no rows behind those it has. A server would say how many these are.
-            run.log({}, step=_n_rows(parts[-1]))
+        parts = reversed(wandb_folders(past, run)) if run.offline else ()
+        if n_rows := next(filter(None, map(_n_rows, parts)), 0):  # of the last part that came to log something
+            run.log({}, step=n_rows)  # W&B takes no rows behind those it has; a server would say how many these are
     if not isinstance(logger, (CSVLogger, TensorBoardLogger)):
         return
     here = Path(logger.log_dir).resolve()
@@ -230,7 +230,8 @@ def _n_rows(folder: Path) -> int:
     """How many rows an offline W&B run has; 0 where its file cannot be read."""
     inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder)]
     done = subprocess.run(inspect, capture_output=True, encoding="utf-8")
-    return int(json.loads(done.stdout)["step"]) + 1 if done.returncode == 0 else 0
+    last = json.loads(done.stdout)["step"] if done.returncode == 0 else None
+    return 0 if last is None else last + 1
 
 
 def _rows_before(path: Path, batch: int) -> Iterator[dict[str, Any]]:
