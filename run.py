@@ -67,6 +67,7 @@ def main() -> int:
     from omegaconf import DictConfig
 
     from src.utils.command_line import in_hydras_grammar
+    from src.utils.ranks import let_first_record
 
     sys.argv[1:] = in_hydras_grammar(task, arguments)
     folders = [a for a in sys.argv[1:] if a.startswith(FOLDERS) and r"\${" in a]
@@ -74,6 +75,7 @@ def main() -> int:
         print("error: ${ in a folder's name refers to a key: run in a folder with another name", file=sys.stderr)
         return 2
     let_searches_go_on()
+    sys.argv += let_first_record()
     reported: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=task)

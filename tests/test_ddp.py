@@ -1,12 +1,17 @@
 """Several processes: two on the CPU, which is the code path of several GPUs."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from tests.conftest import QUICK, assert_same, load, wandb_run
+from tests.conftest import QUICK, ROOT, assert_same, load, wandb_run
 from tests.forked import run_forked
 from tests.test_stop import start
 
@@ -29,6 +34,12 @@ PROBE = "+callbacks.probe._target_=tests.test_ddp.SaveWeights"
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+def weights(run_dir: Path, rank: int) -> dict[str, torch.Tensor]:
+    """Those of one process, which must not differ in one bit; BatchNorm's statistics are each process's own in DDP."""
+    saved = torch.load(run_dir / f"rank{rank}.pt", weights_only=True)["weights"]
+    return {name: value for name, value in saved.items() if not name.endswith(BUFFERS)}
+
+
 TRICKS = ["model/networks=dcgan", "model/objective=relativistic", "model.d_steps=2", "model.clip_grad_norm=1.0"]
 TRICKS += ["model.mismatched_labels=0.25", "model/schedule=linear", "callbacks.quality.cas=false"]
 
@@ -40,9 +51,7 @@ def test_two_processes_train_one_model_on_different_images(tmp_path: Path, more:
     assert done.returncode == 0, done.stderr
     (run_dir,) = tmp_path.glob("logs/runs/*/*")
     ranks = [torch.load(run_dir / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    # BatchNorm's statistics are each process's own, as DDP leaves them; weights must not differ in one bit.
-    weights = [{k: v for k, v in rank["weights"].items() if not k.endswith(BUFFERS)} for rank in ranks]
-    assert_same(*weights)
+    assert_same(*(weights(run_dir, rank) for rank in (0, 1)))
     assert ranks[0]["labels"] != ranks[1]["labels"]
     assert [len(rank["labels"]) for rank in ranks] == [2 * 11 * 64] * 2
     # Batches, not optimizer steps or processes, are counted; and the run is one run.
@@ -66,3 +75,55 @@ def test_a_signal_to_one_process_stops_all_with_one_checkpoint(tmp_path: Path) -
     assert process.exitcode == 143, file.read_text(encoding="utf-8")
     (run_dir,) = tmp_path.glob("logs/runs/*/*/ckpts")
     assert load(run_dir.parent)["global_step"] > 11
+
+
+BRIEF = [*QUICK, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "callbacks.quality=null", "logger=csv"]
+BRIEF += ["callbacks.model_checkpoint.monitor=val/g_loss", "trainer.enable_progress_bar=false", PROBE]
+
+
+def assert_one_run_of_two(folder: Path) -> None:
+    """One run folder, whole, with the same weights in both processes, and nothing beside it."""
+    (run_dir,) = folder.glob("logs/*/*/*")
+    assert_same(*(weights(run_dir, rank) for rank in (0, 1)))
+    assert load(run_dir)["global_step"] == 2
+    assert "val/g_loss" in json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
+    assert (run_dir / ".hydra" / "overrides.yaml").exists()
+    assert [path.name for path in run_dir.glob("*.log")] == ["run.log"]
+    assert [path.name for path in folder.iterdir()] == ["logs"]
+
+
+def test_torchrun_leaves_one_run_folder(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*torchrun, str(ROOT / "run.py"), *BRIEF], cwd=tmp_path, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert_one_run_of_two(tmp_path)
+
+
+def test_two_machines_that_are_started_by_hand_train_one_model(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    command = [sys.executable, str(ROOT / "run.py"), *BRIEF, "trainer.num_nodes=2"]
+    machines = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("1", "0")
+    ]
+    said = [machine.communicate(timeout=200)[1] for machine in machines]
+
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert_one_run_of_two(tmp_path)
+
+
+def test_a_machine_that_does_not_come_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    done = run_forked(*QUICK, "trainer.num_nodes=2", "trainer.nodes_timeout=0.5", cwd=tmp_path)
+
+    assert done.returncode == 2
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: no machine with NODE_RANK=1 came to ") and "within 0.5 s" in error
+    assert not list(tmp_path.iterdir())

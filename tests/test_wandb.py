@@ -237,7 +237,8 @@ VARIABLES = {
     "WANDB_RUN_ID": "their-id",
     "WANDB_JOB_TYPE": "their type",
 }
-BRIEF = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "callbacks=none", "test_after_training=false"]
+BRIEF = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "test_after_training=false"]
+BRIEF += ["callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
 
 
 def test_what_is_not_typed_comes_from_the_environment(
@@ -246,8 +247,7 @@ def test_what_is_not_typed_comes_from_the_environment(
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
-    typed = ["logger.wandb.project=typed", "notes=typed", "optimized_metric=null"]
-    run_dir = train_here("run", *BRIEF, *typed)
+    run_dir = train_here("run", *BRIEF, "logger.wandb.project=typed", "notes=typed")
 
     assert not (run_dir / "wandb").exists()
     run = wandb_run(tmp_path / "elsewhere")
@@ -264,14 +264,7 @@ def test_disabled_means_that_nothing_is_heard_of_it(
     train_here: Train, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    run_dir = train_here(
-        "run",
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=1",
-        "callbacks.quality=null",
-        "callbacks.model_checkpoint.monitor=null",
-        "test_after_training=false",
-    )
+    run_dir = train_here("run", *BRIEF)
 
     said = "".join(capfd.readouterr())
     assert "wandb" not in said and "W&B" not in said

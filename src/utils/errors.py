@@ -118,6 +118,10 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
         if match := re.match(r"Could not (?:append|delete)[^']*'([^']+)'", first):
             return f"{match[1]}: {first}"
     if isinstance(error, InterpolationResolutionError) and (cause := error.__cause__ or error.__context__):
+        while isinstance(cause, InterpolationResolutionError) and (deeper := cause.__cause__ or cause.__context__):
+            cause = deeper
+        if isinstance(cause, UserError):
+            return str(cause)
         return f"{error.full_key}: {telling(str(cause))}"
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return f"the configuration has no {error.full_key or first}: do not remove it"

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 
 from src.utils.instantiate import check_types
 from src.utils.numbers import is_whole
+from src.utils.ranks import by_torchrun, is_positive, wait_for_machines
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ def make_trainer(
     accelerator: str = "auto",
     devices: Any = 1,
     strategy: str = "auto",
+    num_nodes: int = 1,
+    nodes_timeout: float = 600,
     **kwargs: Any,
 ) -> Trainer:
     """A Trainer without loggers: those are started last, when everything else is known to be right.
@@ -63,10 +66,13 @@ def make_trainer(
         accelerator: as in Lightning; `gpus` wins where it names GPUs.
         devices: processes where `gpus` names no GPUs.
         strategy: as in Lightning; "ddp", and "auto" on several devices, is DDP with what two optimizers need.
+        num_nodes: machines.
+        nodes_timeout: seconds to wait for machines that are started by hand.
         **kwargs: Lightning's own arguments; `max_steps` counts batches.
 
     Raises:
         ValueError: an argument is of the wrong kind or out of range, or more GPUs are asked for than there are.
+        UserError: a machine did not come in time.
     """
     for name, remedy in [
         ("logger", "logger=csv"),
@@ -75,7 +81,7 @@ def make_trainer(
     ]:
         if name in kwargs:
             raise ValueError(f"{name} cannot be set here: use {remedy}")
-    check_types(Trainer, kwargs)
+    check_types(Trainer, kwargs | {"num_nodes": num_nodes})
     wanted = parse_gpus(gpus)
     if wanted is not None and wanted != 0:
         accelerator, devices = "gpu", check_gpus(wanted)
@@ -84,11 +90,15 @@ def make_trainer(
     if accelerator == "cpu":
         # Lightning sets this to 1, and torch, which looks for GPUs before every optimizer step, loads NVML each time.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    check_ranges(kwargs)
+    check_ranges(kwargs | {"num_nodes": num_nodes})
+    if not is_positive(nodes_timeout):
+        raise ValueError(f"nodes_timeout must be a number of seconds above 0, not {nodes_timeout!r}")
     if accelerator == "cpu" and devices != "auto" and not (is_whole(devices, 1) and devices <= MOST_PROCESSES):
         raise ValueError(f"devices must be a whole number of processes from 1 to {MOST_PROCESSES}, not {devices!r}")
 
-    several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or kwargs.get("num_nodes", 1) != 1
+    if by_torchrun() and (num_nodes, devices) == (1, 1):  # nobody chose: as many as it started
+        num_nodes, devices = int(os.environ["GROUP_WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or num_nodes != 1
     if strategy == "ddp" or (strategy == "auto" and several):
         # Each optimizer's backward pass leaves the other network's parameters without gradients.
         strategy = "ddp_find_unused_parameters_true"
@@ -96,10 +106,12 @@ def make_trainer(
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     if not kwargs.get("enable_model_summary", True):
         callbacks = [c for c in callbacks if not isinstance(c, ModelSummary)]
+    wait_for_machines(num_nodes, nodes_timeout, str(kwargs.get("default_root_dir")))
     return Trainer(
         accelerator=accelerator,
         devices=devices,
         strategy=strategy,
+        num_nodes=num_nodes,
         callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
