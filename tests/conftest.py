@@ -12,6 +12,10 @@ Choose the cheapest that tests what is meant (seconds of CPU time):
 
 Expensive fixtures that no test changes are made once for all workers by `made_once`. Each test has its own `tmp_path`,
 ports are chosen by the system (port 0), and nothing is written beside the sources: tests run in parallel, in any order.
+
+What needs more than requirements.txt says so: `@pytest.mark.extras("mlflow", "curl")` names packages and programs and
+skips the test without them. No other skips are allowed. A test that does other things where extras are installed is
+marked, too, without names: `.ci/run` runs everything without extras, and then with them what is marked.
 """
 
 import fcntl
@@ -25,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +48,7 @@ from omegaconf import DictConfig
 
 import run
 from src.drawing.onnx_export import REQUIRED
+from tests.forked import run_forked as run_forked  # for all tests
 
 ROOT = Path(__file__).resolve().parents[1]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of a shell's background; tests send it
@@ -56,9 +61,8 @@ if "DATA_DIR" not in os.environ:
 QUICK = ["datamodule=digits", "print_config=false", "trainer.enable_model_summary=false"]
 QUICK += ["callbacks.quality.cas=false"]
 
-needs_onnx = pytest.mark.skipif(
-    not all(map(find_spec, REQUIRED)), reason="needs pip install -r requirements-extras.txt"
-)
+needs_onnx = pytest.mark.extras(*REQUIRED)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -67,6 +71,39 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     if config.args and all("::" in each for each in config.args):
         return 0
     return min(len(os.sched_getaffinity(0)), 8)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a test that is skipped has failed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.extras("playwright", "chromium"))
+
+
+def missing(item: pytest.Item) -> list[str]:
+    """What a test needs, by its mark `extras`, and is not there: packages, and programs."""
+    needed = {name for mark in item.iter_markers("extras") for name in mark.args}
+    there = {"chromium"} if CHROMIUM else set()
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return sorted(name for name in needed - there if not (find_spec(name) or shutil.which(name, path=beside)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if lacks := missing(item):
+        pytest.skip(f"needs {', '.join(lacks)}: pip install -r requirements-dev.txt, apt-get install chromium curl")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test may be skipped for what its mark `extras` names and is missing, and for nothing else."""
+    report = yield
+    may_be = hasattr(report, "wasxfail") or (missing(item) and not item.config.getoption("no_skips"))
+    if report.skipped and not may_be:
+        report.outcome, report.longrepr = "failed", f"it was skipped: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(autouse=True)
@@ -170,15 +207,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """The system's own Chromium, which looks at rendered pages."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.skip("playwright is not installed: pip install -r requirements-dev.txt")
-    if chromium is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
         yield browser
         browser.close()
 

@@ -49,6 +49,7 @@ def assert_contains(whole: Any, part: Any, where: str) -> None:
         assert whole == part, where
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_every_file_composes_and_arrives_where_it_is_read(group: str, name: str, tmp_path: Path) -> None:
     if name == "mnist_gan_optuna" and not HAS_OPTUNA:
@@ -156,6 +157,7 @@ def test_callbacks(name: str, tmp_path: Path) -> None:
     instantiate(config, "trainer", callbacks=built)  # Lightning takes them together
 
 
+@pytest.mark.extras
 @options("logger")
 def test_loggers(name: str, tmp_path: Path) -> None:
     overrides = [f"logger={name}", "name=some-run", f"work_dir={tmp_path}"]
@@ -168,7 +170,7 @@ def test_loggers(name: str, tmp_path: Path) -> None:
             list(instantiate_each(config, "logger"))
         return
     built = list(instantiate_each(config, "logger"))
-    finish(built, 0)
+    finish(built, 0, {})
     assert len(built) == len(config.logger)
     assert all(isinstance(logger, Logger) for logger in built)
 
@@ -242,6 +244,7 @@ def test_debug_wins_over_the_experiment_and_the_command_line_over_both() -> None
     assert config.tags == ["debug"]
 
 
+@pytest.mark.extras
 @options("hparams_search")
 def test_a_search_runs_many_times_over_keys_that_exist(name: str) -> None:
     if "optuna" in name and not HAS_OPTUNA:

@@ -5,7 +5,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +139,8 @@ def test_a_mistake_is_explained(export_here: Export, typed: str, says: str) -> N
 
 
 @needs_onnx
-@pytest.mark.skipif(find_spec("tensorrt") is not None, reason="TensorRT is installed")
-def test_tensorrt_where_there_is_none(export_here: Export, tmp_path: Path) -> None:
+def test_tensorrt_where_there_is_none(export_here: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(UserError, match="asks for tensorrt, which is not installed: pip install tensorrt"):
         export_here("formats=[onnx,tensorrt]")
     assert not list((tmp_path / "out").iterdir())

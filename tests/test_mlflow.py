@@ -16,7 +16,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,7 @@ from tests.forked import run_forked
 
 PACKAGES = ("mlflow", "onnx", "onnxscript", "onnxruntime", "boto3")
 WEED = shutil.which("weed", path=str(Path(sys.executable).parent))
-pytestmark = pytest.mark.skipif(
-    WEED is None or not all(map(find_spec, PACKAGES)), reason="needs pip install -r requirements-dev.txt"
-)
+pytestmark = pytest.mark.extras(*PACKAGES, "weed")
 
 Train = Callable[..., Path]
 KEYS = {"MLFLOW_DB_PASSWORD": "unused", "MLFLOW_S3_ACCESS_KEY": "somebody", "MLFLOW_S3_SECRET_KEY": "made-up"}

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,6 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -36,7 +34,7 @@ from tests.forked import run_forked
 
 NEEDED = (*REQUIRED, "fastapi", "uvicorn", "httptools", "prometheus_client")
 SITE = "https://example.com"  # whose pages may ask
-pytestmark = pytest.mark.skipif(not all(map(find_spec, NEEDED)), reason="needs pip install -r requirements-extras.txt")
+pytestmark = pytest.mark.extras(*NEEDED)
 
 
 # A running service ----------------------------------------------------------------------------------------------------
@@ -286,6 +284,7 @@ def test_a_number_that_could_be_two_classes_is_asked_about(named: Service, body:
     assert status == 422 and said.startswith(sentence)
 
 
+@pytest.mark.extras("curl")
 def test_the_page_and_the_printed_commands_ask_by_name(
     browser: Any, named: Service, generator: Path, tmp_path: Path
 ) -> None:
@@ -556,9 +555,8 @@ def test_a_key(generator: Path) -> None:
         assert described["paths"]["/generate"]["post"]["security"] == [{"key": []}]
 
 
+@pytest.mark.extras("schemathesis")
 def test_made_up_requests_and_not_one_500(service: Service, tmp_path: Path) -> None:
-    if not find_spec("schemathesis"):
-        pytest.skip("schemathesis is not installed: pip install -r requirements-dev.txt")
     before = requests(service)  # benchmarks/serving.py makes up thousands
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{service.port}/openapi.json"]
     command += ["--mode=all", "--max-examples=300", "--seed=1", "--checks=not_a_server_error", "--no-color"]
@@ -584,8 +582,6 @@ def requests(service: Service) -> dict[int, int]:
 
 def test_no_torch_is_loaded(service: Service) -> None:
     maps = Path(f"/proc/{service.process.pid}/maps")
-    if not maps.exists():
-        pytest.skip("only Linux says what a process has loaded")
     loaded = maps.read_text(encoding="utf-8")
     assert "onnxruntime" in loaded and "libtorch" not in loaded
 
@@ -793,8 +789,6 @@ def shown(page: Any, caption: str) -> np.ndarray:
 
 def pasted(command: str, folder: Path) -> None:
     """Runs a command as a shell does."""
-    if not shutil.which("curl"):
-        pytest.skip("there is no curl")
     subprocess.run(["sh", "-c", command], cwd=folder, check=True, capture_output=True)
 
 

@@ -95,6 +95,7 @@ def test_the_exported_file_draws_the_same_images(checkpoint: Path, tmp_path: Pat
         open_drawer(str(path), tmp_path, "raw")
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("content", [b"", b"no onnx", b"\x08\x07" * 100])
 def test_a_file_that_is_no_generator_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "generator.onnx").write_bytes(content)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("prometheus_client", reason="needs pip install -r requirements-serve.txt")
-
 from src.drawing.drawer import About, Drawer, Noise, to_uint8
 from src.serving.engine import Engine, Order, QueueFullError
+
+pytestmark = pytest.mark.extras
 
 ABOUT = About(10, tuple("0123456789"), 1, 2, (4,), "ema", "a run", "digits", "0123", "last.ckpt", "ab" * 32)
 

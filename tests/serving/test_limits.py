@@ -4,8 +4,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs pip install -r requirements-serve.txt")
 pytest.importorskip("prometheus_client", reason="needs pip install -r requirements-serve.txt")
-
 from src.serving.limits import MAX_CLIENTS, RateLimit
+
+pytestmark = pytest.mark.extras
 
 
 def test_a_pause_saves_up_twice_the_rate_and_no_more() -> None:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,13 +23,14 @@ Train = Callable[..., Path]
 SHORT = ["trainer.max_epochs=2", "trainer.limit_train_batches=3"]
 
 
-def refuses(train_here: Train, logger: str) -> bool:
-    """Whether the optional package is missing; then the run must say what to install."""
-    if find_spec(logger):
-        return False
+@pytest.mark.parametrize("logger", ["tensorboard", "mlflow"])
+def test_a_logger_without_its_package_says_what_to_install(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch, logger: str
+) -> None:
+    for module in [logger, *(name for name in sys.modules if name.startswith(f"{logger}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=rf"logger\.{logger} .*pip install -r requirements-extras\.txt"):
         train_here("run", f"logger={logger}", *SHORT)
-    return True
 
 
 def test_csv_has_every_metric_on_the_batch_axis(train_here: Train) -> None:
@@ -42,9 +44,8 @@ def test_csv_has_every_metric_on_the_batch_axis(train_here: Train) -> None:
     assert sorted(by_step) == [2, 5]
 
 
+@pytest.mark.extras("tensorboard")
 def test_tensorboard_has_curves_and_grids(train_here: Train) -> None:
-    if refuses(train_here, "tensorboard"):
-        return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run_dir = train_here("run", "logger=tensorboard", *SHORT)
@@ -100,11 +101,10 @@ class Interrupting(Callback):
             raise RuntimeError("something broke")
 
 
+@pytest.mark.extras("mlflow")
 def test_mlflow_without_a_server_has_record_files_and_champion(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if refuses(train_here, "mlflow"):
-        return
     run_dir = train_here("run", "logger=mlflow", "callbacks.quality.cas=false", *SHORT)
 
     client, (run,) = mlflow_runs(tmp_path)
@@ -129,11 +129,10 @@ def test_mlflow_without_a_server_has_record_files_and_champion(
     assert champion.metadata.run_id == run.info.run_id
 
 
+@pytest.mark.extras("mlflow")
 @pytest.mark.parametrize(("by_signal", "status"), [(False, "FAILED"), (True, "KILLED")])
 @pytest.mark.usefixtures("database")
 def test_an_mlflow_run_ends_as_it_did(train_here: Train, tmp_path: Path, by_signal: bool, status: str) -> None:
-    if refuses(train_here, "mlflow"):
-        return
     interrupt = [
         "+callbacks.stop._target_=tests.utils.test_loggers.Interrupting",
         f"+callbacks.stop.by_signal={by_signal}",
@@ -147,6 +146,7 @@ def test_an_mlflow_run_ends_as_it_did(train_here: Train, tmp_path: Path, by_sign
     assert client.search_registered_models() == []
 
 
+@pytest.mark.extras("mlflow")
 def test_an_mlflow_server_that_is_down_costs_a_sentence_and_no_record(
     train_here: Train,
     tmp_path: Path,
@@ -154,8 +154,6 @@ def test_an_mlflow_server_that_is_down_costs_a_sentence_and_no_record(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if refuses(train_here, "mlflow"):
-        return
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somebody:secret@127.0.0.1:9")
     train_here("run", "logger=mlflow", "callbacks=checkpoint", "logger.mlflow.registered_model=null", *SHORT)
 
@@ -181,9 +179,8 @@ class Refusing(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.extras("mlflow")
 def test_an_mlflow_server_that_refuses_the_user_is_a_mistake(tmp_path: Path) -> None:
-    if find_spec("mlflow") is None:
-        return
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{server.server_port}"
@@ -193,12 +190,11 @@ def test_an_mlflow_server_that_refuses_the_user_is_a_mistake(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.extras("mlflow")
 @pytest.mark.usefixtures("database")
 def test_an_mlflow_run_without_a_test_metric_registers_nothing(
     train_here: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if refuses(train_here, "mlflow"):
-        return
     train_here("run", "logger=mlflow", "callbacks=checkpoint", "logger.mlflow.checkpoints=false", *SHORT)
 
     (said,) = [each.getMessage() for each in caplog.records if "registered" in each.getMessage()]
@@ -209,10 +205,9 @@ def test_an_mlflow_run_without_a_test_metric_registers_nothing(
     assert "config_tree.txt" in kept and "ckpts" not in kept
 
 
+@pytest.mark.extras("mlflow")
 @pytest.mark.parametrize("run_id", ["0" * 32, "no id"])
 def test_an_mlflow_run_that_is_gone_begins_anew(database: Path, caplog: pytest.LogCaptureFixture, run_id: str) -> None:
-    if find_spec("mlflow") is None:
-        return
     first = make_mlflow_logger("experiment", str(database.parent))
     again = make_mlflow_logger("experiment", str(database.parent), run_id=first.version)
     assert again.version == first.version and not caplog.records
@@ -222,9 +217,8 @@ def test_an_mlflow_run_that_is_gone_begins_anew(database: Path, caplog: pytest.L
     assert said.endswith(f"the experiment experiment has no run {run_id} to go on with: a new run begins")
 
 
+@pytest.mark.extras("mlflow")
 def test_a_database_of_another_mlflow_is_named_with_a_remedy(database: Path) -> None:
-    if find_spec("mlflow") is None:
-        return
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'ff01da956556'")
         connection.commit()
@@ -248,11 +242,10 @@ def test_mlflow_records_no_password() -> None:
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.extras("mlflow")
 def test_a_missing_package_for_the_registry_is_named_when_the_run_begins(
     database: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if find_spec("mlflow") is None:
-        return
     monkeypatch.setattr(registry, "find_spec", lambda package: None if package == "onnxscript" else True)
 
     logger = make_mlflow_logger("experiment", str(database.parent), registered_model="generator")
