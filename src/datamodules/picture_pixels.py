@@ -58,7 +58,8 @@ def decode(paths: Sequence[Path], channels: int, img_size: int, white: float | N
         except ValueError as error:
             return error
 
-    with ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")  # of what is unusual, which is decoded all the same
         decoded = pool.map(attempt, paths)
         console = Console(stderr=True, quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
         for i, one in enumerate(track(decoded, "Decoding pictures", len(paths), console=console, transient=True)):
@@ -91,8 +92,7 @@ def decode_one(path: Path, channels: int, img_size: int, white: float | None = N
         ValueError: names the file.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
-            warnings.simplefilter("ignore")  # of what is unusual, which is decoded all the same
+        with Image.open(path, formats=FORMATS) as image:
             animated = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: photos and their previews
             image.draft(None, (2 * img_size, 2 * img_size))  # big JPEGs are decoded at a fraction of their size
             picture = ImageOps.exif_transpose(image)
