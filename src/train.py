@@ -23,6 +23,7 @@ from src.models.image_model import DivergedError, ImageModel
 from src.utils.checksum import splits_sha256
 from src.utils.commands import is_sweep, typed_overrides
 from src.utils.errors import UserError
+from src.utils.init_from import read_start, take_weights
 from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import LONGEST_TAG, check_wandb, finish, hand_over
 from src.utils.numbers import is_whole
@@ -66,11 +67,14 @@ def train(config: DictConfig) -> float | None:
     check_parts(model, datamodule, trainer)
     point_out_gpu(trainer, typed_overrides())
     warn_of_strangers(config)
+    start = read_start(config) if config.init_from else None
     past = resume_from(config, model) if config.ckpt_path else Past()
 
     with blamed_on("datamodule", folder="data_dir"):
         datamodule.prepare_data()  # before the loggers: a run on other data than asked for carries that in its name
         datamodule.setup("fit")
+    if start is not None:
+        take_weights(start, model, getattr(datamodule, "class_names", ()), config.init_from)
     name_run(config, datamodule)
     run_dir = Path(trainer.default_root_dir)
     record_config(config, run_dir)

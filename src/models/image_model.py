@@ -36,6 +36,9 @@ class ImageModel(LightningModule):
     ) -> Tensor:
         """Images between two classes: labels and others int64 [N], weight [N] from 0 (labels) to 1 (others)."""
 
+    def start_average(self) -> None:
+        """Lets the moving average of the weights, where there is one, begin from the weights as they are."""
+
     @abstractmethod
     def generate(
         self,

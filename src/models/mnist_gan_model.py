@@ -187,6 +187,10 @@ class MNISTGANModel(ImageModel):
         """Whether there is a moving average of G."""
         return self.ema is not None
 
+    def start_average(self) -> None:
+        if self.ema is not None:
+            self.ema.network.load_state_dict(self.generator.state_dict())
+
     # Use ------------------------------------------------------------------------------------------------------------
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "work_dir": Path,
         "data_dir": Path,
         "ckpt_path": Path | None,
+        "init_from": Path | None,
         "test_after_training": bool,
         "optimized_metric": str | None,
         "print_config": bool,

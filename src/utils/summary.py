@@ -138,7 +138,7 @@ def _wandb_commands(logger: WandbLogger, past: Past) -> list[tuple[str, str]]:
 def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path, ended: bool) -> list[str]:
     """What was typed for this run, with the checkpoint, and a higher limit where it has reached its own."""
     typed = typed_overrides()
-    replaced = {"ckpt_path": str(checkpoint)}
+    replaced = {"ckpt_path": str(checkpoint)} | ({"init_from": "null"} if config.init_from else {})
     for key, done in [("max_epochs", trainer.current_epoch), ("max_steps", trainer.global_step)]:
         limit = config.trainer[key]
         if ended and limit is not None and 0 < limit <= done:
