@@ -145,7 +145,13 @@ def make_wandb_logger(
 
 def _start(options: dict[str, Any], mode: Any) -> Any:
     # The end-of-run table says what wandb would. The console is not captured: a progress bar fills it.
-    settings = wandb.Settings(init_timeout=20, console="off", quiet=True, silent=mode != "online")
+    settings = wandb.Settings(
+        init_timeout=20,
+        console="off",
+        quiet=True,
+        silent=mode != "online",
+        x_transaction_log_flush_interval=1.0,  # seconds; a run that is killed loses what its file has not
+    )
     return wandb.init(**options, mode=mode, settings=settings)
 
 

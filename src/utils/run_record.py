@@ -52,6 +52,7 @@ class RunRecord(Logger):
             folder.mkdir(parents=True, exist_ok=True)
             for row in map(json.loads, history):
                 self._remember(row)
+                self._epoch = row["epoch"]
                 self._begun = min(self._begun, time.perf_counter() - row["seconds"])
             partial = folder / ".metrics.jsonl.partial"  # in the same folder, a kill must not lose what was there
             partial.write_text("".join(history), encoding="utf-8")

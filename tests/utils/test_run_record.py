@@ -64,7 +64,7 @@ def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
     assert rows == [
         {"step": 7, "epoch": 3, "train/g_loss": 0.5},
         {"step": 8, "epoch": 3, "train/g_loss": None, "train/d_loss": None},
-        {"step": 9, "epoch": 0, "val/d_confusion": [[1, 2], [3, 4]]},
+        {"step": 9, "epoch": 3, "val/d_confusion": [[1, 2], [3, 4]]},
     ]
     RunRecord(tmp_path, {"name": "b"})
     assert lines(tmp_path) == []  # another run in the same folder
