@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
+from src.datamodules.picture_files import ENDINGS
 from src.datamodules.picture_pixels import decode, decode_one
 
 RAMP = np.linspace(0, 1, 8)[None].repeat(8, 0)  # from black to white, left to right
@@ -63,7 +64,8 @@ def twelve_bit_tiff(path: Path) -> Path:
 @pytest.mark.parametrize(
     "kind",
     ["png16", "tiff16", "big endian", "rgb16", "rgba16", "la16", "tags", "max tag", "float", "float tags", "int32 tags",
-     "white is zero", "pgm16", "pgm12", "pgm10", "12 bits", "float white", "int32 white", "12 in 16 white", "pfm"],
+     "white is zero", "pgm16", "pgm12", "pgm10", "12 bits", "float white", "int32 white", "12 in 16 white",
+     *(["pfm"] if ".pfm" in ENDINGS else [])],  # not in old versions of Pillow
 )  # fmt: skip
 def test_a_ramp_is_a_ramp_whatever_it_is_stored_as(tmp_path: Path, kind: str) -> None:
     full, white = (RAMP * 65_535).round().astype(np.uint16), None
