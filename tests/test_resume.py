@@ -166,6 +166,7 @@ THREE = [
 ]
 THREE += ["+callbacks.score._target_=tests.test_resume.Score", "callbacks.model_checkpoint.monitor=val/score"]
 THREE += ["callbacks.model_checkpoint.mode=max", "callbacks.model_checkpoint.save_top_k=2"]
+THREE += ["callbacks.model_checkpoint.every_n_batches=2"]
 THREE += ["callbacks.model_checkpoint.filename='b-{epoch}'"]
 EXTRAS = [name for name in ("tensorboard", "mlflow") if find_spec(name)]
 LOGGERS = ["logger=many_loggers", *(f"~logger.{name}" for name in ("tensorboard", "mlflow") if name not in EXTRAS)]

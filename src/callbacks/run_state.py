@@ -28,6 +28,7 @@ class RunState(Callback):
         self.about = {key: about[key] for key in ("config", "data", "commit", "started")}
         self.folders = list(folders)
         self.seconds = seconds
+        self._saved = False  # since the last batch began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Small data: at least one point of every curve an epoch.
@@ -35,6 +36,10 @@ class RunState(Callback):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._saved:  # inside an epoch, a batch is logged after its checkpoint
+            self._saved = False
+            for logger in trainer.loggers:
+                logger.save()
         key = (self.about["config"]["seed"], trainer.global_rank, trainer.global_step)
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])
         random.seed(seed)
@@ -45,6 +50,7 @@ class RunState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint |= self.about | {"folders": self.folders, "seconds": self.seconds() or 0.0, "loggers": {}}
+        self._saved = True
         for logger in trainer.loggers:
             logger.save()  # a run that is killed and resumed misses nothing that was logged before the checkpoint
             for name, kind in [("wandb", WandbLogger), ("mlflow", MLFlowLogger)]:
