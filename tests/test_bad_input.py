@@ -136,6 +136,9 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("+callbacks.mine={_target_: builtins.dict}", "callbacks.mine._target_", "a Callback is needed"),
     # Callbacks and the run
     ("callbacks.sample_grid.n_per_class=0", "callbacks.sample_grid.n_per_class", "at least 1"),
+    ("callbacks.sample_grid.n_per_class=1000000000", "callbacks.sample_grid.n_per_class", "at most 1000"),
+    ("callbacks.progress_bar.refresh_rate=-5", "callbacks.progress_bar.refresh_rate", "at least 0"),
+    ("datamodule.num_workers=1000000000", "datamodule.num_workers", "from 0 to 1024"),
     ("callbacks.sample_grid.seed=abc", "callbacks.sample_grid.seed", "a whole number"),
     ("callbacks.progress_bar.refresh_rate=abc", "callbacks.progress_bar.refresh_rate", "a whole number"),
     ("callbacks.model_checkpoint.save_top_k=abc", "callbacks.model_checkpoint.save_top_k", "a whole number"),

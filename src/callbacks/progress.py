@@ -14,10 +14,15 @@ class ProgressBar(RichProgressBar):
     """Lightning's rich progress bar with losses and images/s; a line an epoch where the output is no terminal.
 
     Args:
-        refresh_rate: updates a second.
+        refresh_rate: updates a second; 0: none.
+
+    Raises:
+        ValueError: it is negative.
     """
 
     def __init__(self, refresh_rate: int = 3) -> None:
+        if refresh_rate < 0:
+            raise ValueError(f"refresh_rate must be a whole number of at least 0, not {refresh_rate}")
         super().__init__(refresh_rate=refresh_rate)
         self._updated = 0.0
 

@@ -20,6 +20,8 @@ from src.utils.run_record import log_table
 
 SOURCE = ("run.py", "src", "configs")
 
+WIDEST = 1000  # images in a row
+
 
 class PictureCallback(Callback, ABC):
     """Draws something once in so many epochs, at their end.
@@ -251,7 +253,7 @@ def wandb_run(trainer: Trainer) -> Any:
 
 
 def check_counts(**counts: Any) -> None:
-    """Refuses what is not a whole number of at least 1.
+    """Refuses what is not a whole number of at least 1, and more images in a row than a picture can have.
 
     Raises:
         ValueError: names the argument.
@@ -259,3 +261,5 @@ def check_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if not is_whole(value, least=1):
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not name.startswith("every_") and value > WIDEST:
+            raise ValueError(f"{name} must be a whole number of at least 1 and at most {WIDEST}, not {value}")

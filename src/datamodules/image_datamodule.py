@@ -12,6 +12,7 @@ from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataL
 from src.utils.errors import UserError
 from src.utils.numbers import is_whole
 
+MOST_WORKERS = 1024
 SPLIT_SEED = 42  # of the one split into train and val that everybody compares on; not the run's seed
 
 Split = tuple[Tensor, Tensor]
@@ -70,6 +71,8 @@ class ImageDataModule(LightningDataModule):
                 continue
             if not is_whole(value, least):
                 raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if num_workers > MOST_WORKERS:
+            raise ValueError(f"num_workers must be a whole number from 0 to {MOST_WORKERS}, not {num_workers}")
         if subset is not None and subset_per_class is not None:
             raise ValueError("subset must be null where subset_per_class is set: choose one of the two")
         self.check_split(split)
