@@ -24,6 +24,7 @@ from tests.conftest import QUICK, assert_same, compose_config, load, wandb_recor
 
 Train = Callable[..., Path]
 EMA = "model.ema_half_life=500"
+SUBSET = "datamodule.subset=384"  # an epoch has 6 batches
 
 
 def assert_same_training(a: Path, b: Path) -> None:
@@ -38,29 +39,42 @@ def assert_same_training(a: Path, b: Path) -> None:
 
 
 def test_two_epochs_and_two_more_are_four(train_here: Train) -> None:
-    whole = train_here("whole", EMA, "trainer.max_epochs=4")
-    first = train_here("first", EMA, "trainer.max_epochs=2")
-    rest = train_here("rest", EMA, "trainer.max_epochs=4", f"ckpt_path={first}/ckpts/last.ckpt")
+    whole = train_here("whole", EMA, SUBSET, "trainer.max_epochs=4")
+    first = train_here("first", EMA, SUBSET, "trainer.max_epochs=2")
+    rest = train_here("rest", EMA, SUBSET, "trainer.max_epochs=4", f"ckpt_path={first}/ckpts/last.ckpt")
 
     assert_same_training(whole, rest)
     assert pictures(rest) == pictures(whole)
 
 
-@pytest.mark.parametrize("stop_at", [1, 30, 43, 44])
-def test_a_run_stopped_inside_an_epoch(train_here: Train, monkeypatch: pytest.MonkeyPatch, stop_at: int) -> None:
-    """22 batches an epoch: inside the first and the second, before its last batch, and at its last."""
-    whole = train_here("whole", EMA, "trainer.max_epochs=4", "logger=none")
+FOUR = [EMA, SUBSET, "trainer.max_epochs=4", SUBSET, "logger=none"]
+
+
+@pytest.fixture(scope="module")
+def four_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("four") / "run"
+    run_dir.mkdir()
+    train(compose_config("train", *QUICK, *FOUR, run_dir=run_dir))
+    return run_dir
+
+
+@pytest.mark.parametrize("stop_at", [1, 8, 11, 12])
+def test_a_run_stopped_inside_an_epoch(
+    four_epochs: Path, train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    """Inside the first epoch and the second, before its last batch, and at its last."""
     with monkeypatch.context() as patch:
         interrupt_after(patch, stop_at)
         with pytest.raises(SystemExit) as stopped:
-            train_here("first", EMA, "trainer.max_epochs=4", "logger=none")
+            train_here("first", *FOUR)
     assert stopped.value.code == 128 + signal.SIGINT
-    first = next(whole.parent.glob("first"))
+    (first,) = tmp_path.glob("logs/runs/*/first")
     assert load(first)["global_step"] == stop_at
 
-    rest = train_here("rest", EMA, "trainer.max_epochs=4", "ckpt_path=last", "logger=none")
+    rest = train_here("rest", *FOUR, "ckpt_path=last")
 
-    assert_same_training(whole, rest)
+    assert_same_training(four_epochs, rest)
 
 
 def interrupt_after(patch: pytest.MonkeyPatch, batch: int) -> None:
@@ -80,11 +94,11 @@ def interrupt_after(patch: pytest.MonkeyPatch, batch: int) -> None:
 
 
 def test_max_steps_may_end_inside_an_epoch(train_here: Train) -> None:
-    whole = train_here("whole", EMA, "trainer.max_epochs=3", "logger=csv")
-    first = train_here("first", EMA, "trainer.max_steps=30", "logger=csv")
-    assert load(first)["global_step"] == 30
+    whole = train_here("whole", EMA, SUBSET, "trainer.max_epochs=3", "logger=csv")
+    first = train_here("first", EMA, SUBSET, "trainer.max_steps=8", "logger=csv")
+    assert load(first)["global_step"] == 8
 
-    rest = train_here("rest", EMA, "trainer.max_epochs=3", "ckpt_path=last", "logger=csv")
+    rest = train_here("rest", EMA, SUBSET, "trainer.max_epochs=3", "ckpt_path=last", "logger=csv")
 
     assert_same_training(whole, rest)
     assert record(rest) == record(whole) and table(rest) == table(whole)
@@ -207,6 +221,7 @@ def events(run_dir: Path) -> dict[str, list[Any]]:
     return scalars | {tag: [e.step for e in found.Images(tag)] for tag in tags["images"]}
 
 
+@pytest.mark.extras  # with more loggers
 def test_three_parts_leave_what_the_whole_run_leaves(
     whole: Path, train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +274,7 @@ def wandb_steps(run_dir: Path) -> list[int]:
     return [each["history"]["step"]["num"] for each in wandb_records(run_dir) if each["type"] == "history"]
 
 
+@pytest.mark.extras  # with more loggers
 def test_a_killed_run_goes_on(whole: Path, train_here: Train, tmp_path: Path) -> None:
     """At any moment: what was logged after the last checkpoint is logged once."""
     snapshots = sorted((whole.parents[1] / "killed").iterdir())
@@ -271,6 +287,7 @@ def test_a_killed_run_goes_on(whole: Path, train_here: Train, tmp_path: Path) ->
         assert_same_training(whole, rest)
 
 
+@pytest.mark.extras  # with more loggers
 def test_a_run_may_go_on_in_its_own_folder(whole: Path, tmp_path: Path) -> None:
     killed = sorted((whole.parents[1] / "killed").iterdir())[0]
     run_dir = tmp_path / "own"
@@ -281,6 +298,7 @@ def test_a_run_may_go_on_in_its_own_folder(whole: Path, tmp_path: Path) -> None:
     assert_same_traces(whole, run_dir)
 
 
+@pytest.mark.extras  # with more loggers
 def test_a_checkpoint_alone_goes_on(
     whole: Path, train_here: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -305,17 +323,17 @@ def test_a_checkpoint_alone_goes_on(
 
 
 def test_a_resumed_run_leaves_the_first_ones_files_alone(train_here: Train) -> None:
-    first = train_here("first", "trainer.max_epochs=1", "logger=none")
+    first = train_here("first", SUBSET, "trainer.max_epochs=1", "logger=none")
     before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
-    train_here("second", "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt")
+    train_here("second", SUBSET, "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt")
 
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
 
 
 def test_resuming_with_other_settings_names_them(train_here: Train, caplog: pytest.LogCaptureFixture) -> None:
-    first = train_here("first", "trainer.max_epochs=1", "logger=none")
+    first = train_here("first", SUBSET, "trainer.max_epochs=1", "logger=none")
     changed = ["seed=7", "datamodule.batch_size=32", "model.optimizer_g.lr=1e-4", "datamodule.num_workers=1"]
-    train_here("rest", "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *changed)
+    train_here("rest", SUBSET, "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *changed)
 
     (warning,) = [record.message for record in caplog.records if record.name == "src.utils.resume"]
     names = "datamodule.batch_size, datamodule.seed, model.optimizer_g.lr, seed"
@@ -323,18 +341,20 @@ def test_resuming_with_other_settings_names_them(train_here: Train, caplog: pyte
 
 
 def test_a_resumed_run_has_the_rates_that_were_asked_for(train_here: Train) -> None:
-    first = train_here("first", "trainer.max_epochs=1", "logger=none")
+    first = train_here("first", SUBSET, "trainer.max_epochs=1", "logger=none")
     asked = ["model.optimizer_g.lr=1e-5", "model.optimizer_d.betas=[0.0,0.9]"]
-    rest = train_here("rest", "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *asked)
+    rest = train_here(
+        "rest", SUBSET, "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *asked
+    )
     g, d = (states["param_groups"][0] for states in load(rest)["optimizer_states"])
     assert g["lr"] == 1e-5 and list(d["betas"]) == [0.0, 0.9]
-    assert load(rest)["optimizer_states"][0]["state"][0]["step"] == 44  # and its moments
+    assert load(rest)["optimizer_states"][0]["state"][0]["step"] == 12  # and its moments
 
 
 def test_a_schedule_over_another_length_is_another_run(train_here: Train, caplog: pytest.LogCaptureFixture) -> None:
-    first = train_here("first", "trainer.max_epochs=1", "logger=none", "model/schedule=linear")
+    first = train_here("first", SUBSET, "trainer.max_epochs=1", "logger=none", "model/schedule=linear")
     resume = ["logger=none", "model/schedule=linear", f"ckpt_path={first}/ckpts/last.ckpt"]
-    train_here("rest", "trainer.max_epochs=2", *resume)
+    train_here("rest", SUBSET, "trainer.max_epochs=2", *resume)
 
     (warning,) = [record.message for record in caplog.records if record.name == "src.utils.resume"]
     assert warning == "not the run that was stopped: the checkpoint had other trainer.max_epochs"
