@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from fastapi.datastructures import Headers
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import Response
 
 from src.serving.limits import App, RefusedError
 
