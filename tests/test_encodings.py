@@ -18,7 +18,7 @@ SOURCES = [
     ROOT / "run.py",
     *(path for folder in ("src", "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")),
 ]
-OPENS_NO_TEXT = ("Image", "archive", "gzip", "tarfile", "zipfile", "os")  # their `open` is for bytes
+OPENS_NO_TEXT = ("Image", "archive", "gzip", "opener", "tarfile", "zipfile", "os")  # their `open` is for bytes
 
 
 def in_the_locales_encoding(tree: ast.AST) -> Iterator[ast.Call]:

@@ -231,7 +231,7 @@ def test_broken_weights_stop_the_run_and_spare_the_checkpoint(tmp_path: Path) ->
                 kept.append((tmp_path / "last.ckpt").read_bytes())
                 pl_module.discriminator.label_embedding.weight.data[0, 0] = float("nan")
 
-    checkpoint = Checkpoint(dirpath=str(tmp_path), filename="last")
+    checkpoint = Checkpoint(dirpath=str(tmp_path))
     with pytest.raises(DivergedError, match=r"epoch 1: .*model\.optimizer_g\.lr"):
         quiet_trainer(tmp_path, Break(), checkpoint, max_epochs=3).fit(make_model(), loader())
     assert kept == [(tmp_path / "last.ckpt").read_bytes()]

@@ -50,7 +50,8 @@ def start(rank: int, n: int = 2, timeout: float = 60) -> subprocess.Popen[str]:
     """Another machine, in a process of its own."""
     code = [sys.executable, "-c", SECOND.format(n=n, timeout=timeout)]
     given = os.environ | {"NODE_RANK": str(rank)}
-    return subprocess.Popen(code, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(code, cwd=ROOT, env=given, stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
 
 
 @pytest.mark.usefixtures("port")
