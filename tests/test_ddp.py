@@ -94,7 +94,8 @@ def assert_one_run_of_two(folder: Path) -> None:
 
 def test_torchrun_leaves_one_run_folder(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*torchrun, str(ROOT / "run.py"), *BRIEF], cwd=tmp_path, capture_output=True, text=True)
+    typed = [*torchrun, str(ROOT / "run.py"), *BRIEF]
+    done = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
 
     assert done.returncode == 0, done.stderr
     assert_one_run_of_two(tmp_path)
@@ -111,6 +112,7 @@ def test_two_machines_that_are_started_by_hand_train_one_model(tmp_path: Path) -
             env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": rank},
             stderr=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
         )
         for rank in ("1", "0")
     ]

@@ -58,7 +58,9 @@ def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
     record.log_metrics({"train/g_loss": 0.5, "epoch": 3}, step=7)
     record.log_metrics({"train/g_loss": float("nan"), "train/d_loss": float("inf")}, step=8)
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["status"] == "running"
-    again = RunRecord(tmp_path, {"name": "a"}, (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines(True))
+    again = RunRecord(
+        tmp_path, {"name": "a"}, (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(True)
+    )
     again.log_table("val/d_confusion", [[1, 2], [3, 4]], step=9)
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in lines(tmp_path)]
     assert rows == [
