@@ -1,6 +1,5 @@
 """What people ask to be drawn, checked."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +7,13 @@ import numpy as np
 from omegaconf import DictConfig, ListConfig
 
 from src.drawing.drawer import About
-from src.drawing.labels import no_class, resolve, without_zeros
+from src.drawing.labels import resolve
 from src.utils.errors import UserError, explain_os
 from src.utils.numbers import is_whole
 
 
 def wanted_labels(labels: Any, about: About) -> np.ndarray:
     """The classes to draw, int64: all where `labels` is None, else those numbered or named (`resolve`).
-
-    A shell does not tell numbers from text. So where all classes are named by numbers, a number is a name.
 
     Raises:
         UserError: one is no class of this model.
@@ -27,21 +24,9 @@ def wanted_labels(labels: Any, about: About) -> np.ndarray:
     if not chosen:
         raise UserError("labels is an empty list: type labels=[0], or leave it out for every class")
     try:
-        return np.array([_meant(each, about.class_names) for each in chosen], np.int64)
+        return np.array([resolve(each, about.class_names) for each in chosen], np.int64)
     except ValueError as error:
         raise UserError(f"labels: {error}") from error
-
-
-def _meant(label: Any, names: Sequence[str]) -> int:
-    number = None if isinstance(label, bool) or label in names else without_zeros(str(label))
-    if number is None or not all(map(without_zeros, names)):
-        return resolve(label, names)
-    found = [i for i, name in enumerate(names) if name == number] or [
-        i for i, name in enumerate(names) if without_zeros(name) == number
-    ]
-    if not found:
-        raise ValueError(no_class(label, names))
-    return found[0]
 
 
 def check_numbers(config: DictConfig, **least: int) -> None:

@@ -20,14 +20,14 @@ def resolve(label: Any, class_names: Sequence[str]) -> int:
 
     Args:
         label: a class's name, in any Unicode form; a class's number from 0, as a number or as text; or `#NUMBER`, which
-            is the class of that number unless another one is named so.
+            is the class of that number unless another one is named so. Where all names are numbers, a number is a name.
         class_names: N of them, in the order of their numbers.
 
     Raises:
-        ValueError: there is no such class, or a number is the name of one class and the number of another. Its text is
-            a sentence without the key.
+        ValueError: there is no such class, or a number could mean several. Its text is a sentence without the key.
     """
     by_name, by_form, by_number = tables(tuple(class_names))
+    digits = None
     if isinstance(label, str):
         found = by_name.get(label, by_form.get(normalize("NFC", label)))
         if found is not None:
@@ -35,13 +35,13 @@ def resolve(label: Any, class_names: Sequence[str]) -> int:
         if (number := re.fullmatch(r"#(\d{1,9})", label, re.ASCII)) and int(number[1]) < len(class_names):
             return int(number[1])
         digits = without_zeros(label)
-    else:
-        digits = str(label) if isinstance(label, int) and not isinstance(label, bool) else None
+    elif isinstance(label, int) and not isinstance(label, bool):
+        digits = str(label)
     if digits is None:
         raise ValueError(no_class(label, class_names))
     # 1 is the name of "1" and of "01", but rather of the former.
     meant = [by_name[digits]] if digits in by_name else by_number.get(digits, [])
-    if digits.isdigit() and len(digits) < 10 and int(digits) < len(class_names):
+    if not are_numbers(class_names) and digits.isdigit() and len(digits) < 10 and int(digits) < len(class_names):
         meant = list(dict.fromkeys([*meant, int(digits)]))
     if not meant:
         raise ValueError(no_class(label, class_names))
@@ -49,8 +49,13 @@ def resolve(label: Any, class_names: Sequence[str]) -> int:
         # A class may be named like another one's #NUMBER.
         exact = [repr(class_names[i]) if f"#{i}" in by_name else f"#{i}" for i in meant]
         each = [f"{text} for the class named {shown(class_names[i])}" for i, text in zip(meant, exact, strict=True)]
-        raise ValueError(f"{shown(label)} could be a class's name or another one's number: use {' or '.join(each)}")
+        raise ValueError(f"{shown(label)} could mean several classes: use {' or '.join(each)}")
     return meant[0]
+
+
+def are_numbers(class_names: Sequence[str]) -> bool:
+    """Whether all classes have a whole number for a name."""
+    return sum(map(len, tables(tuple(class_names))[2].values())) == len(class_names)
 
 
 @functools.lru_cache(8)

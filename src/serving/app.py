@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from src.drawing.drawer import Drawer
-from src.drawing.labels import resolve
+from src.drawing.labels import are_numbers, resolve
 from src.serving.encode import FORMATS, encode
 from src.serving.engine import Engine, Order, QueueFullError
 from src.serving.limits import RefusedError
@@ -33,13 +33,14 @@ class Problem(BaseModel):
 
 def request_model(class_names: Sequence[str], max_images: int) -> type[BaseModel]:
     """What `POST /generate` takes: each field's description completes the sentence `FIELD must be`."""
-    last = len(class_names) - 1
     named = {"type": "string", "enum": list(dict.fromkeys(class_names))}
-    numbered = {"type": "integer", "minimum": 0, "maximum": last}
+    # Where all names are numbers, a number is a name.
+    numbers = sorted({int(name) for name in class_names}) if are_numbers(class_names) else range(len(class_names))
+    numbered = {"type": "integer", "enum": list(numbers)}
     always = {"type": "string", "pattern": r"^#\d+$", "description": "a class's number, even if others are names"}
     label = Annotated[int | str, WithJsonSchema({"anyOf": [named, numbered, always]})]
     some = label | Annotated[list[label], Field(min_length=1)] | None
-    classes = f"a class, by its name or its number from 0 to {last}, or a list of them"
+    classes = f"a class, by its name or its number from {numbers[0]} to {numbers[-1]}, or a list of them"
 
     class Generate(BaseModel):
         """Which images to draw."""

@@ -26,15 +26,21 @@ CLOTHES = ["T-shirt/top", "Trouser", "Größe/ä b", "Shirt"]
         (normalize("NFC", "Größe/ä b"), [normalize("NFD", name) for name in CLOTHES], 2),
         ("1", TWELVE, 0),  # text that is a name is that name
         ("12", TWELVE, 11),
-        (12, TWELVE, 11),  # no class has the number 12
-        (0, TWELVE, 0),  # no class has the name 0
+        (12, TWELVE, 11),
+        (1, TWELVE, 0),  # where all names are numbers, a number is a name
+        (11, TWELVE, 10),
+        ("1", PADDED, 0),
+        (1, PADDED, 0),
+        (0, ["1", "0"], 1),
+        (0, ["-1", "0", "1"], 1),
         ("#1", TWELVE, 1),
         ("#0", TWELVE, 0),
         ("01", PADDED, 0),
         (12, PADDED, 11),
         (1, ["01", "1"], 1),
         (-1, ["-1", "0", "1"], 0),
-        (2, ["-1", "0", "1"], 2),
+        ("-01", ["-1", "0", "1"], 0),
+        ("#2", ["-1", "0", "1"], 2),
         ("#1", ["#1", "a"], 0),
     ],
 )
@@ -45,12 +51,9 @@ def test_a_label_means_one_class(label: Any, names: list[str], meant: int) -> No
 @pytest.mark.parametrize(
     ("label", "names", "named", "numbered"),
     [
-        (1, TWELVE, 0, 1),
-        (11, TWELVE, 10, 11),
-        (1, PADDED, 0, 1),
-        ("1", PADDED, 0, 1),
-        (0, ["1", "0"], 1, 0),
-        (0, ["-1", "0", "1"], 1, 0),
+        (1, ["1", "a"], 0, 1),
+        ("1", ["01", "a"], 0, 1),
+        ("1", ["01", "001"], 0, 1),
         (3, ["a", "3", "b", "c"], 1, 3),
         (0, ["#1", "0"], 1, 0),
     ],
@@ -58,7 +61,7 @@ def test_a_label_means_one_class(label: Any, names: list[str], meant: int) -> No
 def test_a_number_of_two_classes_is_asked_about_and_what_it_says_helps(
     label: Any, names: list[str], named: int, numbered: int
 ) -> None:
-    with pytest.raises(ValueError, match="could be a class's name or another one's number: use ") as error:
+    with pytest.raises(ValueError, match="could mean several classes: use ") as error:
         resolve(label, names)
     offered = dict(re.findall(r"(#\d+|'[^']+') for the class named '([^']*)'", str(error.value)))
     assert list(offered.values()) == [names[named], names[numbered]]
@@ -78,6 +81,8 @@ def test_a_number_of_two_classes_is_asked_about_and_what_it_says_helps(
         ("\u0665", DIGITS, "there is no class '\u0665': use a number from 0 to 9"),  # a five in Arabic
         ("t-shirt", CLOTHES, "there is no class 't-shirt': use a name such as 'Shirt', or a number from 0 to 3"),
         ("TROUSERS", CLOTHES, "there is no class 'TROUSERS': use a name such as 'Trouser', or a number from 0 to 3"),
+        (0, TWELVE, "there is no class 0: use a name such as '10', or its number, #0 to #11"),
+        (2, ["-1", "0", "1"], "there is no class 2: use a name such as '1', or its number, #0 to #2"),
         (13, TWELVE, "there is no class 13: use a name such as '3', or its number, #0 to #11"),
         ("x" * 999, DIGITS, f"there is no class '{'x' * 39}...: use a number from 0 to 9"),
     ],
