@@ -21,6 +21,7 @@ from rich.console import Console
 from src.drawing.drawer import Drawer, Noise
 from src.serving.listen import listen
 from src.utils.commands import find_checkpoint
+from src.utils.console import plain_console
 from src.utils.errors import EXTRAS, UserError
 from src.utils.numbers import is_whole
 from src.utils.trust import trusted_packages
@@ -54,7 +55,7 @@ def serve(config: DictConfig) -> None:
         from src.serving.server import Server
     except ImportError as error:
         raise UserError(f"task=serve needs {error.name}: pip install -r requirements-serve.txt") from error
-    console = Console(soft_wrap=True)
+    console = plain_console()
     drawer = open_for_serving(path, config.weights, config.work_dir, console, trusted_packages(config))
 
     registry = prometheus_client.CollectorRegistry()
@@ -74,22 +75,22 @@ def serve(config: DictConfig) -> None:
     name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     url = f"http://{name}:{port}"
     about = drawer.about
-    console.print(f"serving     {about.run} ({about.data}, {path})", highlight=False, markup=False)
-    console.print(f"page        {url}/", highlight=False)
+    console.print(f"serving     {about.run} ({about.data}, {path})")
+    console.print(f"page        {url}/")
     shown = f" -H 'Authorization: Bearer ${KEY}'".replace("'", '"') if key else ""
     body = json.dumps({"labels": [about.class_names[-1]], "n": 16, "seed": 0}, ensure_ascii=False)
     curl = f"curl {url}/generate{shown} --json {shlex.quote(body)} -o images.png"
-    console.print(f"ask         {curl}", highlight=False, markup=False)
-    console.print("stop        Ctrl-C", highlight=False)
+    console.print(f"ask         {curl}")
+    console.print("stop        Ctrl-C")
     if key is None and not is_loopback(host):
         log.warning("anybody who can reach port %s of %s may ask: set %s, or type host=127.0.0.1", port, host, KEY)
     server.run([listener])
     engine.close()
     if server.cut:
         many = "1 request was" if server.cut == 1 else f"{server.cut} requests were"
-        console.print(f"stopped by {server.stopped_by}: {many} cut off after grace={config.grace} s", highlight=False)
+        console.print(f"stopped by {server.stopped_by}: {many} cut off after grace={config.grace} s")
         raise SystemExit(1)
-    console.print(f"stopped by {server.stopped_by}: all {guard.answered:,} requests were answered", highlight=False)
+    console.print(f"stopped by {server.stopped_by}: all {guard.answered:,} requests were answered")
 
 
 def check(config: DictConfig) -> None:

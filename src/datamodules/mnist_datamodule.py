@@ -106,5 +106,6 @@ class MNISTDataModule(IdxDataModule):
 def warn_of_fallback(text: str) -> None:
     from rich.console import Console
     from rich.panel import Panel
+    from rich.text import Text
 
-    Console(stderr=True).print(Panel(text, title="WARNING: embedded digits", style="bold yellow"))
+    Console(stderr=True).print(Panel(Text(text), title="WARNING: embedded digits", style="bold yellow"))

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
+from src.utils.console import plain_console
 from src.utils.errors import UserError, explain_os
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def fetch(ckpt_path: str, work_dir: str | Path) -> Path:
         raise UserError(
             f"ckpt_path={ckpt_path}: {explain_os(error, 'choose another folder with work_dir=DIR')}"
         ) from error
-    Console(soft_wrap=True).print(f"fetched     {path} (sha256 {sha256})", highlight=False, markup=False)
+    plain_console().print(f"fetched     {path} (sha256 {sha256})")
     return path
 
 

@@ -183,8 +183,10 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, made: None, gzip
 
 
 def test_the_digits_stand_in_and_say_so(tmp_path: Path, no_network: None, capfd: pytest.CaptureFixture[str]) -> None:
-    datamodule = loaded(tmp_path, train_val_test_split=SPLIT, batch_size=64)
+    folder = tmp_path / "a [b] :cat: c"
+    datamodule = loaded(folder, train_val_test_split=SPLIT, batch_size=64)
     shown = " ".join(capfd.readouterr().err.replace("│", " ").split())
+    assert "a [b] :cat: c" in shown
     assert "WARNING" in shown and "NOT MNIST" in shown and "1,797 digits" in shown
     assert "no route to host" in shown and "offline_fallback=false" in shown
     assert datamodule.source == "digits-fallback"
