@@ -86,7 +86,7 @@ def _named(each: str, work_dir: Path) -> list[Path]:
                 raise UserError(f"runs={each} is a file: name the folder that it is in")
             raise UserError(f"runs={each} does not exist in {work_dir}: check the path, or type runs=last")
         return [work_dir / path]
-    matches = sorted(Path(match) for match in glob.iglob(str(work_dir / path), recursive=True))
+    matches = sorted(work_dir / match for match in glob.iglob(str(path), root_dir=work_dir, recursive=True))
     runs = _runs(matches)
     if not runs:
         why = f"matches {count(len(matches), 'path')}, none of which is a run folder" if matches else "matches nothing"

@@ -401,6 +401,11 @@ def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
         find_runs([], tmp_path)
 
 
+def test_a_pattern_says_nothing_of_the_folder_that_it_is_looked_for_in(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "work [1] *?" / "logs" / "runs" / "day" / "a")
+    assert find_runs("logs/*/*/[a]", tmp_path / "work [1] *?") == [a]
+
+
 def test_runs_are_named_by_folder_list_pattern_and_last(tmp_path: Path) -> None:
     day = tmp_path / "logs" / "runs" / "day"
     a, b, c = (make_run(day / name) for name in "abc")
