@@ -32,7 +32,7 @@ from src.metrics.jackknife import GROUPS, standard_error, without_each_group
 from src.metrics.quality import N_NEAREST, Quality, QualityMetrics, choice, these
 from src.metrics.references import References, digest, load_references
 from src.utils.checksum import splits_sha256
-from src.utils.commands import a_list, next_command
+from src.utils.commands import a_list, next_command, typed_overrides
 from src.utils.errors import UserError
 from src.utils.files import whole
 from src.utils.images import to_pixels
@@ -376,7 +376,8 @@ def say_what_was_made(
         lines += [("confusion", str(out / files["confusion"])), ("neighbours", str(out / files["neighbours"]))]
     if len(results) == 1:
         compared = a_list([results[0].source.path, "OTHER"])
-        lines.append(("compare", next_command("task=evaluate", f"ckpt_path={compared}")))
+        typed = [each for each in typed_overrides() if not each.startswith(("task=", "ckpt_path=", "out="))]
+        lines.append(("compare", next_command("task=evaluate", f"ckpt_path={compared}", *typed)))
     best = min(results, key=lambda result: result.metrics["fd"]).source
     if best.source is not None:  # a model, which draws more
         lines.append(("sample", next_command("task=sample", f"ckpt_path={best.path}")))

@@ -91,7 +91,9 @@ def test_a_checkpoint_has_the_numbers_of_the_test_that_ended_its_run(
 
 
 def test_held_out_images_score_their_floor(evaluated: Evaluated, tmp_path: Path) -> None:
-    (one,) = evaluated(save(tmp_path / "real.npz", "val"), typed=(DIGITS,))["inputs"]
+    found = evaluated(save(tmp_path / "real.npz", "val"), typed=(DIGITS,))
+    (one,) = found["inputs"]
+    assert f"task=evaluate 'ckpt_path=[{tmp_path}/real.npz,OTHER]' {DIGITS}\n" in found["printed"]
     for name in KEYS - {"nearest_train"}:
         assert one["metrics"][name] == pytest.approx(one["floors"][name], abs=1e-5), name
     assert one["metrics"]["nearest_train"] == pytest.approx(one["floors"]["nearest_train"], rel=1e-3)
