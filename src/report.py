@@ -74,7 +74,7 @@ def find_runs(wanted: Any, work_dir: str | Path) -> list[Path]:
 
 def _named(each: str, work_dir: Path) -> list[Path]:
     logs = work_dir / "logs"
-    path = Path(each).expanduser()
+    path = Path(each)
     if each == "last":
         newest = max(_runs([*logs.glob("runs/*/*"), *logs.glob("multiruns/*/*/*")]), key=begun, default=None)
         if newest is None:
@@ -113,7 +113,7 @@ def where_to(out: Any, folders: list[Path], work_dir: str | Path) -> Path:
         return Path(work_dir) / "logs" / f"report-{len(folders)}-runs-{code}.html"
     if not isinstance(out, str) or not out:
         raise UserError(f"out must be a file such as report.html, not {out!r}")
-    path = Path(work_dir) / Path(out).expanduser()
+    path = Path(work_dir) / out
     if path.is_dir():
         return path / "report.html"
     if path.suffix.lower() not in (".html", ".htm"):

@@ -66,7 +66,8 @@ def values(argument: str) -> list[Any]:
 def test_text_is_literal(text: str) -> None:
     in_a_list = f"[{text!r}]" if not set("'\\\n") & set(text) else a_list([text])
     config = composed("train", f"name={text}", f"data_dir={text}", f"logger.wandb.group={text}", f"tags={in_a_list}")
-    assert config.name == config.data_dir == config.logger.wandb.group == text
+    assert config.name == config.logger.wandb.group == text
+    assert config.data_dir == os.path.expanduser(text)
     assert list(config.tags) == [text]
     part = OmegaConf.create({"part": {"_target_": "builtins.dict", "text": escaped(text)}})
     assert instantiate(part, "part")["text"] == text
@@ -126,6 +127,15 @@ def test_a_path_in_another_unicode_form(there: str, typed: str) -> None:
     (Path(normalize(there, "größe")) / "überall").mkdir(parents=True)
     found = composed("train", f"data_dir={normalize(typed, 'größe')}/überall").data_dir
     assert Path(found).is_dir()
+
+
+def test_a_path_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home of/größe")
+    for key in ("work_dir", "data_dir", "hydra.run.dir", "ckpt_path", "datamodule.folder"):
+        (override,) = in_hydras_grammar("train", ["datamodule=folder", f"{key}=~/a, b"])[1:]
+        assert values(override) == ["/home of/größe/a, b"]
+    assert composed("report", "runs=[~/a,~/b/*]").runs == ["/home of/größe/a", "/home of/größe/b/*"]
+    assert composed("train", "name=~/a").name == "~/a"  # no path
 
 
 def test_bytes_that_are_no_text(typed: Typed) -> None:

@@ -52,7 +52,7 @@ def out_folder(out: Any) -> Path:
     """
     if not isinstance(out, str) or not out:
         raise UserError(f"out must be a folder, not {out!r}: type out=DIR")
-    folder = Path(out).expanduser()
+    folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

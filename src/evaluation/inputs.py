@@ -296,7 +296,7 @@ def open_inputs(ckpt_path: Any, work_dir: str | Path, weights: Any, trusted: Seq
 
 def find_pictures_or_file(ckpt_path: Any, work_dir: str | Path) -> Path:
     """A folder that is no run's, or the file that `ckpt_path` means."""
-    path = Path(str(ckpt_path)).expanduser()
+    path = Path(str(ckpt_path))
     runs = (found for pattern in (".hydra", "ckpts", "*.ckpt") for found in path.glob(pattern))
     return path.resolve() if path.is_dir() and not any(runs) else find_checkpoint(ckpt_path, work_dir)
 

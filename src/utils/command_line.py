@@ -229,7 +229,7 @@ def _parse(value: str) -> Any:
 
 def _exists(path: str) -> bool:
     try:
-        return os.path.lexists(os.path.expanduser(existing(path)))
+        return os.path.lexists(existing(path))
     except ValueError:  # a null byte
         return False
 

@@ -17,12 +17,13 @@ def same(a: str, b: str) -> bool:
 
 
 def existing(path: str) -> str:
-    """The path as the file system has it, where that differs in its Unicode form alone; otherwise `path`."""
-    if path.isascii() or os.path.lexists(os.path.expanduser(path)):
+    """The path with `~` looked up, and as the file system has it, where that differs in its Unicode form alone."""
+    path = os.path.expanduser(path)
+    if path.isascii() or os.path.lexists(path):
         return path
-    parts = Path(path).expanduser().parts
-    found = Path(parts[0] if Path(parts[0]).is_absolute() else ".")
-    for part in parts[1:] if Path(parts[0]).is_absolute() else parts:
+    first, *rest = Path(path).parts
+    found, rest = (Path(first), rest) if Path(first).is_absolute() else (Path("."), [first, *rest])
+    for part in rest:
         if not os.path.lexists(found / part):
             try:
                 part = next(each.name for each in found.iterdir() if same(each.name, part))
