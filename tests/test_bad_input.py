@@ -8,7 +8,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 import run
 from tests.conftest import QUICK, ROOT, Typed, run_cli
-from tests.forked import run_forked
+from tests.forked import run_forked, start_forked
 
 SHORT = [*QUICK, "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
 SHORT += ["trainer.limit_train_batches=2"]
@@ -299,7 +299,7 @@ def test_divergence_says_what_to_lower(typed: Typed) -> None:
 
 def test_a_traceback_is_shown_where_it_is_asked_for(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" in typed("debug=true", "datamodule=digits", "seed=abc")[1]
-    process = run_cli("seed=abc", cwd=Path.cwd(), HYDRA_FULL_ERROR="1")
+    process = run_forked("seed=abc", cwd=Path.cwd(), HYDRA_FULL_ERROR="1")
     assert process.returncode == 2 and "Traceback" in process.stderr
 
 
@@ -582,32 +582,36 @@ def test_a_full_disk_keeps_the_last_checkpoint(trained: Path, tmp_path: Path) ->
     """A limit on the size of files stands for the full disk: the kernel refuses to write in the same way."""
     before = trained.read_bytes()
     limit = len(before) // 2
-    resumed = [*SHORT, f"ckpt_path={trained}", "trainer.max_epochs=2"]
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *resumed, f"hydra.run.dir={trained.parents[1]}"],
-        cwd=tmp_path,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert_explained((process.returncode, process.stderr), "no space left", ".ckpt", "hydra.run.dir=DIR", code=1)
+    resumed = [*SHORT, f"ckpt_path={trained}", "trainer.max_epochs=2", f"hydra.run.dir={trained.parents[1]}"]
+    files = tmp_path / "stdout", tmp_path / "stderr"
+    process = start_forked(*resumed, cwd=tmp_path, files=files)
+    assert process.pid is not None
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))  # before it has read its configuration
+    process.join(300)
+    assert process.exitcode is not None
+    result = process.exitcode, files[1].read_text(encoding="utf-8")
+    assert_explained(result, "no space left", ".ckpt", "hydra.run.dir=DIR", code=1)
     assert trained.read_bytes() == before
     assert {path.name for path in trained.parent.iterdir()} == {"best.ckpt", "last.ckpt"}
     assert torch.load(trained, weights_only=True)["epoch"] == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("command", "arguments", "expected"),
     [
-        (["trainer.gpus=abc"], ["trainer.gpus", "[0,1]"]),
-        (["experiment=nope"], ["experiment=nope", "train_mnist_gan"]),
-        (["task=sample", "ckpt_path=nope"], ["ckpt_path=nope", "ckpt_path=last"]),
+        (run_cli, ["trainer.gpus=abc"], ["trainer.gpus", "[0,1]"]),  # the most imports, which may say something, too
+        (run_forked, ["experiment=nope"], ["experiment=nope", "train_mnist_gan"]),
+        (run_forked, ["task=sample", "ckpt_path=nope"], ["ckpt_path=nope", "ckpt_path=last"]),
     ],
     ids=["part", "compose", "sample"],
 )
-def test_as_a_user_sees_it(tmp_path: Path, arguments: Sequence[str], expected: Sequence[str]) -> None:
+def test_as_a_user_sees_it(
+    tmp_path: Path,
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    arguments: Sequence[str],
+    expected: Sequence[str],
+) -> None:
     """The sentence is all there is on stderr."""
-    process = run_cli(*arguments, cwd=tmp_path)
+    process = command(*arguments, cwd=tmp_path)
     assert_explained((process.returncode, process.stderr), *expected)
     assert re.fullmatch(r"error: .*\n", process.stderr)

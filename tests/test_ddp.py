@@ -1,7 +1,6 @@
 """Several processes: two on the CPU, which is the code path of several GPUs."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from tests.conftest import QUICK, ROOT, assert_same, load, wandb_run
-from tests.forked import run_forked
+from tests.forked import run_forked, start_forked
 from tests.test_stop import start
 
 
@@ -104,22 +103,23 @@ def test_torchrun_leaves_one_run_folder(tmp_path: Path) -> None:
 def test_two_machines_that_are_started_by_hand_train_one_model(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-    command = [sys.executable, str(ROOT / "run.py"), *BRIEF, "trainer.num_nodes=2"]
+    folder, output = tmp_path / "folder", tmp_path / "output"
+    folder.mkdir()
     machines = [
-        subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
+        start_forked(
+            *BRIEF,
+            "trainer.num_nodes=2",
+            cwd=folder,
+            files=(output, output),
+            environment={"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": rank},
         )
         for rank in ("1", "0")
     ]
-    said = [machine.communicate(timeout=200)[1] for machine in machines]
+    for machine in machines:
+        machine.join(200)
 
-    assert [machine.returncode for machine in machines] == [0, 0], said
-    assert_one_run_of_two(tmp_path)
+    assert [machine.exitcode for machine in machines] == [0, 0], output.read_text(encoding="utf-8")
+    assert_one_run_of_two(folder)
 
 
 def test_a_machine_that_does_not_come_ends_the_run_with_a_sentence(tmp_path: Path) -> None:

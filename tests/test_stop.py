@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, ROOT, assert_same, load, wandb_run
+from tests.conftest import QUICK, assert_same, load, wandb_run
 from tests.forked import run_forked, start_forked
 
 LONG = [*QUICK, "trainer.max_epochs=1000"]
@@ -53,21 +51,17 @@ def test_a_signal_saves_the_batch_and_fails_the_run(tmp_path: Path, signum: int,
 
 
 def test_a_signal_does_not_wait_for_what_comes_before_training(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), *LONG, f"callbacks.quality.cache_dir={tmp_path}/features"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "training the feature net" in line:
-            process.terminate()
-            break
-    output = process.stdout.read()
+    file = tmp_path / "output"
+    typed = [*LONG, f"callbacks.quality.cache_dir={tmp_path}/features"]
+    process = start_forked(*typed, cwd=tmp_path, files=(file, file))
+    while not file.exists() or "training the feature net" not in file.read_text(encoding="utf-8"):
+        assert process.exitcode is None
+        time.sleep(0.05)
+    process.terminate()
+    process.join(60)
 
-    assert process.wait(timeout=60) == 143, output
+    output = file.read_text(encoding="utf-8")
+    assert process.exitcode == 143, output
     assert not (tmp_path / "features").exists()  # it was not finished first
     assert "Traceback" not in output
     (about,) = tmp_path.glob("logs/runs/*/*/run.json")

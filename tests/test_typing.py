@@ -22,6 +22,7 @@ from src.utils.instantiate import fits, instantiate
 from src.utils.keys import KEYS
 from src.utils.text import escaped
 from tests.conftest import QUICK, ROOT, Typed, compose_config
+from tests.forked import run_forked
 
 NASTY = [
     'it\'s a "test" (of) [all] {that: is}, #1; 50% = $5 & *?!~|<>`^@',
@@ -178,17 +179,18 @@ FOLDER = 'größe #1, (a) & b\'s "x"; $HOME [1]'
 
 @pytest.fixture
 def in_a_shell(tmp_path: Path) -> Callable[[str], str]:
-    """Runs a printed command where it was printed, in a POSIX shell; returns its stdout."""
+    """Runs a printed command where it was printed, as a POSIX shell reads it; returns its stdout."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
+    python.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n", encoding="utf-8")
     python.chmod(0o755)
 
     def run(command: str) -> str:
         environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-        done = subprocess.run(
-            ["sh", "-c", command], cwd=tmp_path / FOLDER, env=environment, capture_output=True, encoding="utf-8"
-        )
+        read = subprocess.run(["sh", "-c", command], env=environment, check=True, capture_output=True, encoding="utf-8")
+        program, *typed = read.stdout.split("\0")[:-1]
+        assert Path(program) == ROOT / "run.py"
+        done = run_forked(*typed, cwd=tmp_path / FOLDER)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
