@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -17,6 +18,7 @@ from src.utils.console import show_what_can_be_shown
 ROOT = Path(__file__).resolve().parent
 VERBS = ("train", "sample", "interpolate", "evaluate", "export", "serve", "report")
 FOLDERS = ("work_dir=", "hydra.run.dir=", "hydra.sweep.dir=")
+LISTINGS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
 HYDRA_FLAGS = (
     *("--", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
@@ -115,6 +117,8 @@ def main() -> int:
         if error not in reported:
             if reported and "No trials are completed" in str(error):  # Optuna's
                 error = UserError("no trial of this search succeeded: the lines above say why")
+            elif isinstance(error, UnicodeDecodeError) and (file := not_utf8()):
+                error = UserError(f"{file} cannot be read ({error}): save it as UTF-8")
             elif isinstance(error, OSError) and error.errno is not None:  # the run folder could not be made
                 error = UserError(explain_os(error))
             return report(error, show_traceback, known=known_keys(task, arguments))
@@ -165,6 +169,16 @@ def text_of(path: Path) -> str:
         return ""
     content = path.read_bytes()
     return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+
+
+def not_utf8() -> Path | None:
+    """A configuration that cannot be read as UTF-8, as Hydra reads them."""
+    for path in (ROOT / "configs").rglob("*.yaml"):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return path
+    return None
 
 
 def is_default(argument: str) -> bool:
@@ -225,6 +239,8 @@ def keep_traceback(error: Exception, folder: Path | None) -> str:
 
 
 if __name__ == "__main__":
+    if LISTINGS & set(sys.argv) and hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a listing without a word
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
         # The C locale, and Python was told to believe it: no file could have an umlaut in its name.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"PYTHONUTF8": "1"})

@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import run
 from src.utils.console import show_what_can_be_shown
-from tests.conftest import ROOT, run_cli
+from tests.conftest import ROOT, Typed, run_cli
 
 SOURCES = [
     ROOT / "run.py",
@@ -91,3 +92,14 @@ def test_an_env_file_as_editors_on_windows_save_it(
     monkeypatch.setattr(sys, "argv", ["run.py", "task=none"])
     assert run.main() == 2
     assert (os.environ["A_NAME"], os.environ["ANOTHER"]) == ("größe", "2")
+
+
+def test_a_configuration_that_is_not_utf8_is_named(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_bytes("# Größe\n".encode("latin-1"))
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    code, said = typed("experiment=mine")
+    assert code == 2 and len(said.splitlines()) == 1
+    assert f"{tmp_path / 'configs' / 'experiment' / 'mine.yaml'} cannot be read" in said and "UTF-8" in said

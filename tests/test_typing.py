@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -238,6 +239,41 @@ def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: 
         header = next(line for line in experiment.read_text(encoding="utf-8").splitlines()[1:] if line)
         assert f"{experiment.stem} {header.removeprefix('# ')}" in text
     assert all(f" {verb} " in text for verb in run.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        (b"# @package _global_\n\ntrainer:\n  max_epochs: 1\n", ""),
+        (b"", ""),
+        (b"# @package _global_\r\n#\r\n#Mine.\r\n", "Mine."),
+        (b"# Gr\xf6\xdfe\n", "Gr\ufffd\ufffde"),
+    ],
+)
+def test_help_lists_an_experiment_whatever_its_header(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    header: bytes,
+    line: str,
+) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_bytes(header)
+    monkeypatch.setattr("src.utils.help.CONFIGS", tmp_path / "configs")
+    assert f"mine {line}".split() in [each.split() for each in helped(capsys, monkeypatch, "--help")]
+
+
+def test_help_ends_without_a_word_where_nobody_reads_on() -> None:
+    with subprocess.Popen(
+        ["sh", "-c", 'read _; exec "$@"', "sh", sys.executable, str(ROOT / "run.py"), "--help"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout and process.stdin and process.stderr
+        process.stdout.close()  # as `| head` does
+        process.stdin.close()
+        assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize("task", KEYS)

@@ -66,9 +66,10 @@ def help_on(verb: str) -> str:
 
 
 def _about(path: Path) -> str:
-    """The first sentence of a file's header comment."""
-    comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-    first = next(line for line in comments if not line.startswith("@package"))
+    """The first line of a file's header comment; empty where it has none, as somebody's own experiment may."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    comments = [line.lstrip("#").strip() for line in lines if line.startswith("#")]
+    first = next((line for line in comments if line and not line.startswith("@package")), "")
     return first.partition("composes: ")[2] or first
 
 
