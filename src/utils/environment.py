@@ -16,7 +16,8 @@ def replace_home(folder: Path) -> None:
     """
     home = os.path.expanduser("~")
     if home == "~":  # no HOME, and the system does not know the user
-        home = os.environ["HOME"] = str(folder)
+        home = str(folder)
+    os.environ.setdefault("HOME", home)  # wandb's process looks nowhere else
     for variable, usual in FOLDERS.items():
         place = Path(os.environ.get(variable) or Path(home, usual))
         if not can_write(place) and not (variable == "XDG_CONFIG_HOME" and os.access(place, os.R_OK)):

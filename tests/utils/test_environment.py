@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -46,6 +47,14 @@ def test_no_home_at_all(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
     replace_home(tmp_path / "other")
 
     assert environ["HOME"] == str(tmp_path / "other")
+
+
+def test_a_home_that_only_the_system_knows(environ: dict[str, str], tmp_path: Path) -> None:
+    environ.pop("HOME", None)
+
+    replace_home(tmp_path / "other")
+
+    assert environ["HOME"] == pwd.getpwuid(os.getuid()).pw_dir  # wandb's own process looks nowhere else
 
 
 def test_a_home_that_can_be_written_stays(environ: dict[str, str], tmp_path: Path) -> None:
