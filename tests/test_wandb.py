@@ -4,14 +4,16 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 from PIL import Image
 
 from src.train import check_run_wide, train
 from src.utils.errors import UserError
-from src.utils.loggers import check_wandb
+from src.utils.loggers import check_wandb, make_wandb_logger
 from tests.conftest import QUICK, compose_config, wandb_records, wandb_run
 from tests.forked import run_forked
 
@@ -225,13 +227,36 @@ def test_a_logger_that_cannot_start_fails_the_run(train_here: Train, tmp_path: P
     assert (run["state"], run["exit_code"]) == ("failed", 1)
 
 
+@pytest.mark.parametrize("error", [wandb.errors.AuthenticationError, wandb.errors.CommError])
+def test_a_key_that_w_and_b_refuses_is_a_mistake_and_a_server_in_trouble_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: type[Exception]
+) -> None:
+    started = []
+
+    def start(options: dict[str, Any], mode: str) -> Any:
+        started.append(mode)
+        if mode == "online":
+            raise error("WANDB_API_KEY invalid: it has 5 characters")
+        return wandb.init(**options, mode="disabled")
+
+    monkeypatch.setattr("src.utils.loggers._start", start)
+    if error is wandb.errors.AuthenticationError:
+        with pytest.raises(UserError, match=r"logger\.wandb: WANDB_API_KEY invalid.*: set WANDB_API_KEY in \.env"):
+            make_wandb_logger("p", str(tmp_path), mode="online")
+        assert started == ["online"]
+    else:
+        make_wandb_logger("p", str(tmp_path), mode="online")
+        assert started == ["online", "offline"]
+        assert "recording offline" in caplog.text
+
+
 # W&B's own variables --------------------------------------------------------------------------------------------------
 
 VARIABLES = {
     "WANDB_PROJECT": "their project",
     "WANDB_NAME": "their name",
     "WANDB_RUN_GROUP": "their group",
-    "WANDB_TAGS": "one, two,one",
+    "WANDB_TAGS": "one,, two,one,",
     "WANDB_NOTES": "their notes",
     "WANDB_ENTITY": "their-team",
     "WANDB_RUN_ID": "their-id",

@@ -128,14 +128,14 @@ def make_wandb_logger(
     }
     try:
         run = _start(options, mode)
-    except wandb.errors.CommError as error:
-        log.warning("W&B does not answer (%s): recording offline", telling(str(error)))
-        run = _start(options, "offline")
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
         reason = telling(str(error))
         concerns_key = isinstance(error, wandb.errors.AuthenticationError) or "key" in reason.lower()
         remedy = "set WANDB_API_KEY in .env, or logger.wandb.mode=offline" if concerns_key else "change it"
         raise UserError(f"logger.wandb: {reason}: {remedy}") from error
+    except wandb.errors.CommError as error:  # which an AuthenticationError is, too
+        log.warning("W&B could not begin the run (%s): recording offline", telling(str(error)))
+        run = _start(options, "offline")
     logger = WandbLogger(experiment=run)
     for best, names in [("min", LOWER_IS_BETTER), ("max", HIGHER_IS_BETTER)]:
         for name in names:  # the best validation stands in the runs' table, beside the last
