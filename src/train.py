@@ -28,7 +28,7 @@ from src.utils.instantiate import blamed_on, instantiate, instantiate_each
 from src.utils.loggers import LONGEST_TAG, check_wandb, finish, hand_over
 from src.utils.numbers import is_whole
 from src.utils.resume import Past, go_on, resume_from, take_over
-from src.utils.run_record import RunRecord, record_diff, versions
+from src.utils.run_record import RunRecord, as_recorded, record_diff, versions
 from src.utils.signals import StopRequest, stop_on_signals
 from src.utils.summary import (
     origin_of_run,
@@ -159,7 +159,7 @@ def fit_and_test(
         metrics |= trainer.callback_metrics
     if config.optimized_metric:
         check_logged(metrics, "optimized_metric", config.optimized_metric)
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: as_recorded(value) for name, value in metrics.items()}  # stopped in its test, it has no others
 
 
 def check_run_wide(config: DictConfig) -> None:
@@ -180,8 +180,11 @@ def check_run_wide(config: DictConfig) -> None:
             raise UserError(f"{name} must be text or null, not {config[name]!r}")
     if not isinstance(config.tags, ListConfig) or not all(isinstance(tag, str) for tag in config.tags):
         raise UserError(f"tags must be a list of words such as [baseline], not {config.tags!r}")
+    tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    if "WANDB_TAGS" in os.environ:
+        os.environ["WANDB_TAGS"] = ",".join(tags)  # wandb reads it, too, and refuses a comma at its end
     if not config.tags:
-        config.tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+        config.tags = tags
     metric = config.optimized_metric
     if metric is None and is_sweep() and "basic_sweeper" not in HydraConfig.get().sweeper._target_:
         raise UserError("optimized_metric is null, but the sweeper needs a number: set optimized_metric=val/fd")

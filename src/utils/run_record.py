@@ -158,5 +158,10 @@ def record_diff(folder: Path) -> None:
 
 
 def _finite(value: Any) -> float | None:
-    number = float(value)
-    return float(f"{number:.7g}") if math.isfinite(number) else None  # as many digits as a float32 has
+    number = as_recorded(value)
+    return number if math.isfinite(number) else None
+
+
+def as_recorded(value: Any) -> float:
+    """A metric in every file of a run: with as many digits as a float32 has."""
+    return float(f"{float(value):.7g}")
