@@ -128,7 +128,7 @@ def find_pictures(folder: Path) -> Found:
 
 
 def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
-    """The folders of ready-made splits; none where subfolders are classes.
+    """The folders of ready-made splits; none where subfolders are classes, one of which may well be called `train`.
 
     Args:
         subfolders: those that hold pictures.
@@ -140,14 +140,14 @@ def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
     for path in subfolders:
         split = SPLITS.get(path.name.casefold())
         if split is None:
-            return {}  # a class may well be called `train`
+            continue
         if split in splits:
             raise ValueError(
                 f"folder is {path.parent}, where {splits[split].name} and {path.name} are both the {split} split: keep"
                 " one of them"
             )
         splits[split] = path
-    return splits if "train" in splits else {}
+    return splits if "train" in splits and (len(splits) > 1 or len(subfolders) == 1) else {}
 
 
 def from_folders(root: Path, split: str | None, pictures: Sequence[Path], found: Found) -> Iterator[Picture]:

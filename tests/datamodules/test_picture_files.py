@@ -139,6 +139,14 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert find_pictures(tmp_path).class_names == ["plane", "train"]
 
 
+def test_what_lies_beside_splits_is_no_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train", "test", "unlabeled"):
+        classes(tmp_path / name, n=20)
+    assert labels(tmp_path) == {"cat": 40, "dog": 40}
+    assert sizes(tmp_path) == {"train": [18, 18], "val": [2, 2], "test": [20, 20]}
+    assert "40 beside the splits' folders (40 .png: unlabeled/cat/0.png" in caplog.text
+
+
 def test_splits_of_other_classes_are_refused(tmp_path: Path) -> None:
     classes(tmp_path / "train", "cat dog emu")
     classes(tmp_path / "test", "cat dog fox")
