@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from src.drawing.asked import check_numbers, out_folder, out_is_full, wanted_labels
 from src.drawing.drawer import BLOCK, About, Drawer, Noise
-from src.drawing.labels import folder_names
+from src.drawing.labels import folder_names, metadata_row
 from src.drawing.open_drawer import open_drawer
 from src.drawing.samples_file import write_samples
 from src.utils.commands import next_command, typed_overrides
@@ -106,9 +106,12 @@ class Kept:
 
 
 def save_pngs(images: np.ndarray, labels: np.ndarray, start: int, about: About, folder: Path) -> None:
-    """Saves each image as `CLASS/NUMBER.png`, which is how `datamodule=folder` reads them."""
+    """Saves each image as `CLASS/NUMBER.png`, and its class in `metadata.jsonl`; `datamodule=folder` reads them."""
     names = folder_names(about.class_names)
-    for number, (image, label) in enumerate(zip(images, labels, strict=True), start):
-        path = folder / names[label] / f"{number:05}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.squeeze(-1) if about.channels == 1 else image).save(path)
+    folder.mkdir(exist_ok=True)
+    with open(folder / "metadata.jsonl", "a" if start else "w", encoding="utf-8") as table:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True), start):
+            name = f"{names[label]}/{number:05}.png"
+            (folder / names[label]).mkdir(exist_ok=True)
+            Image.fromarray(image.squeeze(-1) if about.channels == 1 else image).save(folder / name)
+            table.write(metadata_row(name, about.class_names[label]))

@@ -86,19 +86,21 @@ def test_the_printed_command_draws_a_class_whose_name_is_another_ones_number(
     typed = [each for each in shlex.split(line) if "=" in each and not each.startswith("task=")]
     assert 'labels=["#5"]' in typed
     sample(compose_config("sample", *typed, f"out={tmp_path}/out", "png=true", run_dir=tmp_path))
-    assert [path.name for path in (tmp_path / "out" / "png").iterdir()] == ["6"]
+    assert {path.parent.name for path in tmp_path.glob("out/png/*/*")} == {"6"}
 
 
-def test_pngs_lie_in_folders_of_the_classes_names(checkpoint: Path, tmp_path: Path) -> None:
+def test_pngs_are_read_back_as_the_classes_that_they_are_of(checkpoint: Path, tmp_path: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     names = ["../../up", "T-shirt/top", "Größe 1", *(str(i) for i in range(7))]
     content["data"]["classes"] = names
     torch.save(content, tmp_path / "named.ckpt")
     typed = [f"ckpt_path={tmp_path}/named.ckpt", "n_per_label=1", "png=true", f"out={tmp_path}/out"]
     sample(compose_config("sample", *typed, run_dir=tmp_path))
-    assert {path.parent.name for path in tmp_path.rglob("*.png")} - {"out"} == set(folder_names(names))
     found = find_pictures(tmp_path / "out" / "png")
-    assert set(found.class_names) == set(folder_names(names)) and len(found.pictures) == 10
+    assert {picture.label: picture.path.parent.name for picture in found.pictures} == dict(
+        zip(names, folder_names(names), strict=True)
+    )
+    assert len(found.pictures) == 10 and not found.left_out
 
 
 @pytest.mark.parametrize(("typed", "cells"), [(["labels=[5]"], (16, 16)), (["labels=[5,3]"], (2, 16))])

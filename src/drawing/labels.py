@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -115,6 +116,11 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
         taken.add(key)
         names[i] = name
     return names
+
+
+def metadata_row(file_name: str, class_name: str) -> str:
+    """A line of `metadata.jsonl`, Hugging Face's convention for folders of pictures; `datamodule=folder` reads it."""
+    return json.dumps({"file_name": file_name, "label": class_name}, ensure_ascii=False) + "\n"
 
 
 def safe_name(name: str) -> str:

@@ -23,7 +23,7 @@ from src.datamodules.picture_files import find_pictures, some
 from src.datamodules.picture_pixels import decode, size_of
 from src.drawing.checkpoint_drawer import CheckpointDrawer
 from src.drawing.drawer import BLOCK, Drawer
-from src.drawing.labels import folder_names, resolve
+from src.drawing.labels import resolve
 from src.drawing.open_drawer import open_drawer
 from src.drawing.samples_file import LARGEST_SIDE, SamplesFile
 from src.metrics.drawn import DRAW_BATCH, SEEDS
@@ -220,11 +220,10 @@ class FolderInput(DrawnInput):
         """How many images of each class there are, int64 [n_classes]."""
         self._channels = datamodule.channels
         names = list(datamodule.class_names)
-        folders = {name: label for label, name in enumerate(folder_names(names))}
         label_of = {}
         for name in self.found.class_names:
             try:
-                label_of[name] = folders[name] if name in folders else resolve(name, names)
+                label_of[name] = resolve(name, names)
             except ValueError as error:
                 raise UserError(
                     f"ckpt_path={self.path} has pictures of class {name!r}, but of {datamodule.source!r} {error}:"

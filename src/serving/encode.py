@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from src.drawing.labels import folder_names
+from src.drawing.labels import folder_names, metadata_row
 from src.utils.grid import grid
 
 # What the files are called, and their media types.
@@ -46,11 +46,10 @@ def encode(form: str, images: np.ndarray, labels: np.ndarray, n: int, class_name
         with zipfile.ZipFile(buffer, "w") as file:
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                 name, class_name = f"{folders[label]}/{i:05}.png", class_names[label]
-                rows.append(json.dumps({"file_name": name, "label": class_name}, ensure_ascii=False))
+                rows.append(metadata_row(name, class_name))
                 # A date of their own would make other bytes of the same images.
                 file.writestr(zipfile.ZipInfo(name), png(image, [class_name]))
-            # The convention of Hugging Face's imagefolder, which datamodule=folder reads, too.
-            file.writestr(zipfile.ZipInfo("metadata.jsonl"), "".join(f"{row}\n" for row in rows))
+            file.writestr(zipfile.ZipInfo("metadata.jsonl"), "".join(rows))
         return buffer.getvalue()
     shown = [class_names[label] for label in labels[::n]]
     if len(images) == 1:
