@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from inspect import Parameter, signature
 from pathlib import Path
 from types import UnionType
@@ -158,8 +158,13 @@ def composed(task: str, arguments: Sequence[str]) -> dict[str, Any]:
     if "--config-dir" in arguments[:-1]:
         folder = os.path.abspath(arguments[list(arguments).index("--config-dir") + 1])
         chosen.append(f"hydra.searchpath=[{QuotedString(f'file://{folder}', Quote.single).with_quotes()}]")
+    return _composed(task, tuple(chosen))
+
+
+@cache  # many commands in one process choose the same parts
+def _composed(task: str, chosen: Sequence[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for overrides in (chosen, []):
+        for overrides in (list(chosen), []):
             try:
                 return OmegaConf.to_container(compose(task, overrides), resolve=False)  # type: ignore[return-value]
             except Exception:  # Hydra will say what is wrong
