@@ -45,6 +45,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from wandb.util import get_core_path
 
 import run
 from src.drawing.onnx_export import REQUIRED
@@ -268,6 +269,8 @@ def wandb_run(run_dir: Path) -> dict[str, Any]:
 
 
 def _inspect(run_dir: Path, *options: str) -> str:
-    (folder,) = run_dir.glob("wandb/offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(folder)]
+    """What `wandb leet inspect` prints, without starting Python to start W&B's own program."""
+    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
+    command += ["--run-file", str(file), str(file.parents[1])]
     return subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
