@@ -59,13 +59,18 @@ def four_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("stop_at", [1, 8, 11, 12])
+@pytest.mark.parametrize(("stop_at", "validating"), [(1, False), (8, False), (11, False), (12, False), (12, True)])
 def test_a_run_stopped_inside_an_epoch(
-    four_epochs: Path, train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    four_epochs: Path,
+    train_here: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+    validating: bool,
 ) -> None:
-    """Inside the first epoch and the second, before its last batch, and at its last."""
+    """Inside the first epoch and the second, before its last batch, at its last, and in the validation after it."""
     with monkeypatch.context() as patch:
-        interrupt_after(patch, stop_at)
+        interrupt_after(patch, stop_at, validating)
         with pytest.raises(SystemExit) as stopped:
             train_here("first", *FOUR)
     assert stopped.value.code == 128 + signal.SIGINT
@@ -75,14 +80,20 @@ def test_a_run_stopped_inside_an_epoch(
     rest = train_here("rest", *FOUR, "ckpt_path=last")
 
     assert_same_training(four_epochs, rest)
+    assert record(rest) == record(four_epochs)
 
 
-def interrupt_after(patch: pytest.MonkeyPatch, batch: int) -> None:
-    """Presses Ctrl-C while a batch is being trained."""
+def interrupt_after(patch: pytest.MonkeyPatch, batch: int, validating: bool) -> None:
+    """Presses Ctrl-C while a batch is being trained, or twice in the validation after it."""
 
     class PressCtrlC(Callback):
         def on_train_batch_start(self, trainer, pl_module, *_):  # type: ignore[no-untyped-def]
-            if trainer.global_step == batch - 1:
+            if trainer.global_step == batch - 1 and not validating:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def on_validation_batch_start(self, trainer, pl_module, batch_data, batch_idx):  # type: ignore[no-untyped-def]
+            if trainer.global_step == batch and validating and batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
 
     original = src.train.instantiate_each

@@ -177,6 +177,11 @@ class Checkpoint(ModelCheckpoint):
         # While testing, the model holds the weights that are tested, not those of the last batch.
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or isinstance(exception, DivergedError):
             return
+        if trainer.validating:  # Lightning would not validate again, unless it was in the first of the batches
+            progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+            progress.reset()
+            progress.increment_ready()
+            progress.increment_started()
         try:
             self.write_last(trainer)
         except OSError as error:
