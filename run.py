@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from src.utils.console import show_what_can_be_shown
 
@@ -29,11 +30,15 @@ def main() -> int:
     """Runs the command line; returns the exit code: 0, 1 (the run failed), 2 (the command is wrong), 128 + signal."""
     show_what_can_be_shown()
     try:
-        for name, value in dotenv_values(stream=StringIO(text_of(ROOT / ".env"))).items():
+        text = text_of(ROOT / ".env")
+        if broken := [line.original.line for line in parse_stream(StringIO(text)) if line.error]:
+            print(f"error: {ROOT / '.env'}, line {broken[0]}, is not NAME=value: mend or delete it", file=sys.stderr)
+            return 2
+        for name, value in dotenv_values(stream=StringIO(text)).items():
             if value:
                 os.environ.setdefault(name, value)
     except (OSError, ValueError) as error:  # also what is neither UTF-8 nor UTF-16
-        print(f"error: {ROOT / '.env'} cannot be read ({error}): write NAME=value lines", file=sys.stderr)
+        print(f"error: {ROOT / '.env'} cannot be read ({error}): save it as UTF-8 text", file=sys.stderr)
         return 2
     for name, value in list(os.environ.items()):
         if value == "" and (name == "DATA_DIR" or name.startswith("WANDB_")):  # empty means unset, as in .env.example
@@ -168,7 +173,10 @@ def text_of(path: Path) -> str:
     if not path.is_file():
         return ""
     content = path.read_bytes()
-    return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    text = content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    if "\0" in text:
+        raise ValueError("it has null bytes")
+    return text
 
 
 def not_utf8() -> Path | None:

@@ -94,6 +94,25 @@ def test_an_env_file_as_editors_on_windows_save_it(
     assert (os.environ["A_NAME"], os.environ["ANOTHER"]) == ("größe", "2")
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("A_NAME=ok\n# größe\nDATA_DIR /data\n".encode(), ", line 3, is not NAME=value: mend or delete it"),
+        (b'DATA_DIR="/data\n', ", line 1, is not NAME=value: mend or delete it"),
+        ("A_NAME=größe\n".encode("cp1252"), " cannot be read ('utf-8' codec can't decode byte 0xf6"),
+        ("A_NAME=1\n".encode("utf-16-le"), " cannot be read (it has null bytes): save it as UTF-8 text"),
+    ],
+)
+def test_a_broken_env_file_is_told(
+    content: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: Typed
+) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.delenv("A_NAME", raising=False)
+    code, said = typed("task=nothing")
+    assert code == 2 and said.startswith(f"error: {tmp_path / '.env'}{says}") and "A_NAME" not in os.environ
+
+
 def test_a_configuration_that_is_not_utf8_is_named(
     typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
