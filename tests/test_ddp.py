@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from tests.callbacks.test_quality import LOGGED
 from tests.conftest import QUICK, ROOT, assert_same, load, wandb_run
 from tests.forked import run_forked, start_forked
 from tests.test_stop import start
@@ -40,23 +40,37 @@ def weights(run_dir: Path, rank: int) -> dict[str, torch.Tensor]:
 
 
 TRICKS = ["model/networks=dcgan", "model/objective=relativistic", "model.d_steps=2", "model.clip_grad_norm=1.0"]
-TRICKS += ["model.mismatched_labels=0.25", "model/schedule=linear", "callbacks.quality.cas=false"]
+TRICKS += ["model.mismatched_labels=0.25", "model/schedule=linear", "trainer.limit_train_batches=3"]
 
 
-@pytest.mark.parametrize("more", [[], TRICKS], ids=["plain", "tricks"])
-def test_two_processes_train_one_model_on_different_images(tmp_path: Path, more: list[str]) -> None:
-    done = run_forked(*QUICK, *more, "trainer=ddp_cpu", "trainer.max_epochs=2", PROBE, cwd=tmp_path)
+def train_two_processes(folder: Path, batches: int, *typed: str) -> Path:
+    """Trains one model on different images, two epochs of so many batches; returns the run folder."""
+    done = run_forked(*QUICK, *typed, "trainer=ddp_cpu", "trainer.max_epochs=2", PROBE, cwd=folder)
 
     assert done.returncode == 0, done.stderr
-    (run_dir,) = tmp_path.glob("logs/runs/*/*")
+    (run_dir,) = folder.glob("logs/runs/*/*")
     ranks = [torch.load(run_dir / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert_same(*(weights(run_dir, rank) for rank in (0, 1)))
     assert ranks[0]["labels"] != ranks[1]["labels"]
-    assert [len(rank["labels"]) for rank in ranks] == [2 * 11 * 64] * 2
+    assert [len(rank["labels"]) for rank in ranks] == [2 * batches * 64] * 2
     # Batches, not optimizer steps or processes, are counted; and the run is one run.
-    assert load(run_dir)["global_step"] == 22
+    assert load(run_dir)["global_step"] == 2 * batches
     assert wandb_run(run_dir)["state"] == "finished"
     assert [path.name for path in sorted(run_dir.glob("samples/*"))] == ["epoch_0000.png", "epoch_0001.png"]
+    return run_dir
+
+
+def test_two_processes_train_and_measure_one_model(tmp_path: Path) -> None:
+    run_dir = train_two_processes(tmp_path, 11, "callbacks.quality.cas=true")
+
+    metrics = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
+    assert {f"{split}/{name}" for split in ("val", "test") for name in LOGGED} | {"test/cas"} <= metrics.keys()
+    # Were a process's share of the images missing, they would be black, and no two of them could be alike.
+    assert metrics["val/fd_floor"] < metrics["val/fd"] < 1_000
+
+
+def test_two_processes_train_one_model_with_every_trick(tmp_path: Path) -> None:
+    train_two_processes(tmp_path, 3, *TRICKS)
 
 
 def test_a_sweep_over_several_processes_is_refused(tmp_path: Path) -> None:

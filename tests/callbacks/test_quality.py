@@ -20,8 +20,7 @@ from src.models.modules.generators import Generator
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
 from src.utils.pictures import CELL, MARGIN
-from tests.conftest import QUICK, assert_same, load
-from tests.forked import run_forked
+from tests.conftest import assert_same, load
 from tests.metrics.digits import cache_dir, digits, references
 from tests.metrics.test_quality import KEYS
 
@@ -209,19 +208,6 @@ def test_the_sanity_check_draws_a_few_images(train_here: Train, monkeypatch: pyt
     train_here("run", *on("trainer.max_epochs=1", "logger=none", "test_after_training=false"))
 
     assert drawn == [(True, 50), (False, 128)]
-
-
-def test_two_processes_measure_one_model(tmp_path: Path) -> None:
-    options = on("trainer=ddp_cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=csv")
-    done = run_forked(*QUICK, *options, "++callbacks.quality.cas=true", cwd=tmp_path)
-
-    assert done.returncode == 0, done.stderr
-    (metrics,) = tmp_path.glob("logs/runs/*/*/csv/metrics.csv")
-    rows = list(csv.DictReader(metrics.open(encoding="utf-8")))
-    assert {f"{split}/{name}" for split in ("val", "test") for name in LOGGED} | {"test/cas"} <= rows[0].keys()
-    # Were a process's share of the images missing, they would be black, and no two of them could be alike.
-    (row,) = [row for row in rows if row["val/fd"]]
-    assert float(row["val/fd_floor"]) < float(row["val/fd"]) < 1_000
 
 
 class Process:
