@@ -160,6 +160,8 @@ def report(error: Exception, show_traceback: bool, folder: Path | None = None, k
 
     if show_traceback:
         traceback.print_exception(error)
+    if is_users(error) and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK") != "0":
+        return 2  # another process that torchrun started on this machine says it
     print(f"error: {explain(error, known)}", file=sys.stderr)
     if is_users(error):
         return 2

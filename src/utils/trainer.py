@@ -13,6 +13,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 
+from src.utils.errors import UserError
 from src.utils.instantiate import check_types
 from src.utils.numbers import is_whole
 from src.utils.ranks import by_torchrun, is_positive, wait_for_machines
@@ -98,6 +99,12 @@ def make_trainer(
 
     if by_torchrun() and (num_nodes, devices) == (1, 1):  # nobody chose: as many as it started
         num_nodes, devices = int(os.environ["GROUP_WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    on_each = len(devices) if isinstance(devices, list) else devices
+    if by_torchrun() and is_whole(on_each, 1) and num_nodes * on_each != int(os.environ["WORLD_SIZE"]):
+        raise UserError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but the trainer was asked for {on_each} on each of"
+            f" {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and trainer.num_nodes"
+        )
     several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or num_nodes != 1
     if strategy == "ddp" or (strategy == "auto" and several):
         # Each optimizer's backward pass leaves the other network's parameters without gradients.

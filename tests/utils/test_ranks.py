@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from src.utils import ranks
 from src.utils.errors import UserError
 from src.utils.ranks import is_first, let_first_record, one_folder, wait_for_machines
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Typed
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 SECOND = """
@@ -159,3 +159,13 @@ def test_tasks_of_srun_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # one process: as without SLURM
     ranks.agreed.clear()
     assert one_folder(chosen, OmegaConf.create()) == chosen and is_first()
+
+
+@pytest.mark.parametrize(("rank", "says"), [("0", 1), ("1", 0)])
+def test_a_mistake_is_said_by_one_of_torchruns_processes(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, rank: str, says: int
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    code, said = typed("trainer.bogus=1")
+    assert code == 2 and said.count("error: there is no key trainer.bogus") == says

@@ -10,6 +10,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from src.callbacks.progress import ProgressBar
 from src.utils import trainer as module
+from src.utils.errors import UserError
 from src.utils.trainer import AtomicCheckpointIO, check_gpus, make_trainer, parse_gpus, point_out_gpu
 
 DDP = "ddp_find_unused_parameters_true"
@@ -223,3 +224,12 @@ def test_numbers_that_mean_nothing_are_refused(name: str, value: Any, says: str)
 @pytest.mark.parametrize("ok", [{"log_every_n_steps": 0}, {"min_epochs": 0}, {"limit_val_batches": 0.5}])
 def test_numbers_at_the_edge_are_taken(ok: dict[str, Any]) -> None:
     assert [getattr(make_trainer(**ok), name) for name in ok] == [*ok.values()]
+
+
+def test_what_torchrun_started_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    for typed in ({"devices": 3}, {"num_nodes": 2, "devices": 2}, {"num_nodes": 3}):
+        with pytest.raises(UserError, match=r"torchrun started 2 processes.*leave out trainer\.devices"):
+            make_trainer(accelerator="cpu", **typed)
