@@ -10,8 +10,9 @@ import urllib.request
 import zipfile
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
+from string import punctuation
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
@@ -94,7 +95,8 @@ def _from_address(address: str, cache: Path) -> Path:
     folder = cache / hashlib.sha256(address.encode()).hexdigest()[:16]
     kept = next((path for path in sorted(folder.glob("*")) if path.suffix in ENDINGS), None)
     tag = folder / "etag"
-    request = urllib.request.Request(address, headers={"User-Agent": "run.py"})
+    plain = quote(address, safe=punctuation)  # a browser shows spaces and umlauts as they are
+    request = urllib.request.Request(plain, headers={"User-Agent": "run.py"})
     if kept is not None and tag.exists():
         request.add_header("If-None-Match", tag.read_text(encoding="utf-8"))
     opener = urllib.request.build_opener(_Redirects)

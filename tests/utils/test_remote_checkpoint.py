@@ -75,6 +75,13 @@ def test_a_file_is_fetched_once_until_it_changes(
     assert [each.suffix for each in path.parent.iterdir() if each.name != "etag"] == [".ckpt"]
 
 
+def test_an_address_may_be_typed_as_browsers_show_it(server: Server, tmp_path: Path) -> None:
+    server.put("/gr%C3%B6%C3%9Fe%201.ckpt?a=b%20c", b"found")
+    for typed in ("/größe 1.ckpt?a=b c", "/gr%C3%B6%C3%9Fe%201.ckpt?a=b%20c"):
+        path = find_checkpoint(server.url + typed, tmp_path)
+        assert path.read_bytes() == b"found" and path.name == "größe_1.ckpt"
+
+
 def test_its_ending_is_that_of_the_content(server: Server, tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "checkpoint")
     np.savez(tmp_path / "samples.npz", images=np.zeros(3))
