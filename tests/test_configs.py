@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningDataModule, Trainer
@@ -242,6 +243,17 @@ def test_debug_wins_over_the_experiment_and_the_command_line_over_both() -> None
     trainer = config.trainer
     assert (trainer.max_epochs, trainer.limit_train_batches, trainer.limit_val_batches) == (2, 5, 1)
     assert config.tags == ["debug"]
+
+
+@pytest.mark.parametrize(("variable", "mode"), [(None, "offline"), ("disabled", "disabled")])
+def test_debug_is_offline_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str | None, mode: str
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    compose_config("train", "debug=default", run_dir=tmp_path)
+    assert mode == HydraConfig.get().job.env_set.WANDB_MODE
 
 
 @pytest.mark.extras
