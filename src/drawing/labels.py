@@ -6,14 +6,11 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Any
-from unicodedata import category, normalize
+from unicodedata import normalize
+
+from src.utils.text import safe_name
 
 SHOWN = 40  # characters of a label or a name in a message
-LONGEST = 80  # bytes of a folder's name: Windows has 260 characters for a whole path
-# Not in a file's name on Windows, or anywhere.
-UNSAFE = re.compile(r'[<>:"/\\|?*]')
-# Devices on Windows, with any ending.
-RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]|conin\$|conout\$)\s*(\..*)?", re.IGNORECASE)
 
 
 def resolve(label: Any, class_names: Sequence[str]) -> int:
@@ -121,13 +118,3 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
 def metadata_row(file_name: str, class_name: str) -> str:
     """A line of `metadata.jsonl`, Hugging Face's convention for folders of pictures; `datamodule=folder` reads it."""
     return json.dumps({"file_name": file_name, "label": class_name}, ensure_ascii=False) + "\n"
-
-
-def safe_name(name: str) -> str:
-    """A name without what some system refuses."""
-    text = UNSAFE.sub("_", normalize("NFC", name))
-    text = "".join("_" if category(char) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") else char for char in text)
-    text = text.encode()[:LONGEST].decode(errors="ignore")
-    text = text.strip().rstrip(".").rstrip()
-    # Hidden folders are left out where folders are data sets.
-    return f"_{text}" if not text or text.startswith(".") or RESERVED.fullmatch(text) else text

@@ -3,7 +3,13 @@
 import os
 import re
 from pathlib import Path
-from unicodedata import normalize
+from unicodedata import category, normalize
+
+LONGEST = 80  # bytes of a folder's name: Windows has 260 characters for a whole path
+# Not in a file's name on Windows, or anywhere.
+UNSAFE = re.compile(r'[<>:"/\\|?*]')
+# Devices on Windows, with any ending.
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]|conin\$|conout\$)\s*(\..*)?", re.IGNORECASE)
 
 
 def escaped(text: str) -> str:
@@ -31,3 +37,13 @@ def existing(path: str) -> str:
                 return path
         found /= part
     return str(found)
+
+
+def safe_name(name: str) -> str:
+    """A name without what some system refuses."""
+    text = UNSAFE.sub("_", normalize("NFC", name))
+    text = "".join("_" if category(char) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") else char for char in text)
+    text = text.encode()[:LONGEST].decode(errors="ignore")
+    text = text.strip().rstrip(".").rstrip()
+    # Hidden folders are left out where folders are data sets.
+    return f"_{text}" if not text or text.startswith(".") or RESERVED.fullmatch(text) else text

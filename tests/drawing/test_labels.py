@@ -6,7 +6,8 @@ from unicodedata import normalize
 
 import pytest
 
-from src.drawing.labels import LONGEST, folder_names, resolve
+from src.drawing.labels import folder_names, resolve
+from src.utils.text import LONGEST
 
 DIGITS = [str(i) for i in range(10)]
 TWELVE = [str(i) for i in range(1, 13)]
