@@ -14,6 +14,7 @@ from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, a
 from src.utils.checksum import splits_sha256
 from src.utils.errors import UserError, telling
 from src.utils.images import to_pixels
+from src.utils.text import safe_name
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ def load_references(
     Raises:
         UserError: the net's accuracy on the test split is too low for its numbers to mean anything.
     """
-    name = f"{source}-{data_hash(sets)}"
-    path = cache_dir / f"{name}.pt"
+    hashed = data_hash(sets)
+    name = f"{source}-{hashed}"
+    path = cache_dir / f"{safe_name(source)}-{hashed}.pt"
     size = sets["train"].images.shape[-2]
     net = FeatureNet(n_classes, sets["train"].images.shape[1], size)
     cached = read_cache(path)

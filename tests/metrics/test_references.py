@@ -11,6 +11,7 @@ from src.metrics import references
 from src.metrics.references import check_accuracy, data_hash, load_references
 from src.utils.errors import UserError
 from src.utils.images import to_pixels
+from src.utils.text import safe_name
 from tests.conftest import assert_same
 from tests.metrics.digits import CPU, cache_dir, digits
 from tests.metrics.digits import references as digits_references
@@ -28,9 +29,9 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copy(original, tmp_path))
 
 
-def load(folder: Path, img_size: int = 32) -> references.References:
+def load(folder: Path, img_size: int = 32, source: str = "digits") -> references.References:
     sets = {name: ImageSet(data.images, data.labels, img_size) for name, data in digits().sets.items()}
-    return load_references(sets, "digits", 10, img_size, folder, CPU)
+    return load_references(sets, source, 10, img_size, folder, CPU)
 
 
 def test_the_next_run_reads_the_file(cached: Path) -> None:
@@ -39,6 +40,14 @@ def test_the_next_run_reads_the_file(cached: Path) -> None:
     assert again.name == cached.stem
     assert_same(again.real, digits_references().real)
     assert_same(again.net.state_dict(), digits_references().net.state_dict())
+
+
+@pytest.mark.parametrize("source", ["😀" * 60, 'C:\\pictures "of" cats?'])
+def test_the_file_of_data_with_any_name_is_read_again(cached: Path, source: str) -> None:
+    safe = cached.rename(cached.with_name(f"{safe_name(source)}{cached.stem.removeprefix('digits')}.pt"))
+    before = safe.read_bytes()
+    assert load(safe.parent, 28, source).name.startswith(source)
+    assert safe.read_bytes() != before and list(safe.parent.iterdir()) == [safe]  # which has the other size, too
 
 
 @pytest.mark.parametrize("img_size", [8, 28, 64])
