@@ -38,7 +38,7 @@ from src.utils.files import whole
 from src.utils.images import to_pixels
 from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.utils.numbers import is_whole
-from src.utils.pictures import draw_label_confusion
+from src.utils.pictures import draw_label_confusion, drawable
 from src.utils.summary import origin_of_run
 from src.utils.trust import trusted_packages
 
@@ -312,7 +312,7 @@ def write_pictures(result: Result, real: Real, out: Path, several: bool) -> dict
 
 def panels(result: Result, real: Real) -> list[tuple[str, list[Row]]]:
     """Samples that are nearest to a training image, one of each class, and the held-out images that are nearest."""
-    names, labels = real.datamodule.class_names, real.metrics.labels
+    names, labels = drawable(real.datamodule.class_names), real.metrics.labels
     train = real.datamodule.whole_train
     val = real.datamodule.sets["val"]
     held_out = to_pixels(val.__getitems__(real.held_out[:N_NEAREST].tolist())[0])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -42,6 +43,7 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.n
     picture = Image.new("RGB", (max(side, 260), side), PAPER)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(FONT)
+    names = drawable(names)
     draw.multiline_text((8, 6), title, INK, font)
     for j, name in enumerate(names):
         centre = MARGIN + CELL * j + CELL // 2
@@ -63,6 +65,12 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.n
                     anchor="mm",
                 )
     return np.asarray(picture)
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    """The names of classes; `#NUMBER` and what is left of a name that has characters beyond those of Pillow's font."""
+    plain = [normalize("NFKD", name).encode("ascii", "ignore").decode() for name in names]
+    return [name if name.isascii() else f"#{i} {plain[i]}".strip() for i, name in enumerate(names)]
 
 
 def fitted(name: str, width: float, draw: ImageDraw.ImageDraw, font: Any) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from src.utils.pictures import CELL, FULL, MARGIN, PAPER, draw_confusion, fitted
+from src.utils.pictures import CELL, FULL, MARGIN, PAPER, draw_confusion, drawable, fitted
 
 
 def corner(picture: np.ndarray, row: int, column: int) -> tuple[int, ...]:
@@ -29,3 +29,10 @@ def test_a_long_name_is_cut_to_its_place() -> None:
     assert fitted("cat", 80, draw, font) == "cat"
     short = fitted("a very long name of a class", 80, draw, font)
     assert short.startswith("a very") and short.endswith("…") and draw.textlength(short, font) <= 80
+
+
+def test_a_name_that_the_font_lacks_is_a_number() -> None:
+    names = ["naïve", "猫", "a #1 & co", "😀 x", "été", ""]
+    assert drawable(names) == ["#0 naive", "#1", "a #1 & co", "#3  x", "#4 ete", ""]
+    counts = np.eye(2)
+    assert np.array_equal(draw_confusion(counts, ["a", "猫"], "t"), draw_confusion(counts, ["a", "#1"], "t"))
