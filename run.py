@@ -38,7 +38,10 @@ def main() -> int:
             if value:
                 os.environ.setdefault(name, value)
     except (OSError, ValueError) as error:  # also what is neither UTF-8 nor UTF-16
-        print(f"error: {ROOT / '.env'} cannot be read ({error}): save it as UTF-8 text", file=sys.stderr)
+        print(
+            f"error: {ROOT / '.env'} cannot be read ({error}): save it as UTF-8 text of NAME=value lines",
+            file=sys.stderr,
+        )
         return 2
     for name, value in list(os.environ.items()):
         if value == "" and (name == "DATA_DIR" or name.startswith("WANDB_")):  # empty means unset, as in .env.example

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import run
-from tests.conftest import QUICK, ROOT, Typed, run_cli
+from tests.conftest import QUICK, Typed, run_cli
 from tests.forked import run_forked, start_forked
 
 SHORT = [*QUICK, "logger=none", "trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
@@ -313,15 +313,6 @@ def test_an_env_file_that_is_no_text(
     (tmp_path / ".env").write_bytes(content)
     monkeypatch.setattr(run, "ROOT", tmp_path)
     assert_explained(typed(*SHORT), str(tmp_path / ".env"), "NAME=value")
-
-
-def test_lines_in_an_env_file_that_mean_nothing_are_passed_over(
-    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / ".env").write_text("this is junk\n=\nDATA_DIR=\n", encoding="utf-8")
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    monkeypatch.setattr(run, "ROOT", tmp_path)
-    assert_explained(type_short(typed, "seed=abc"), "seed")
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------
