@@ -79,7 +79,7 @@ def load_references(
     cached = read_cache(path)
     if cached is None:
         data = sets["train"]
-        log.info("training the feature net of %s: a minute on two cores, once for %s", source, path)
+        log.info("training the feature net of %s: at most a minute on two cores, once for %s", source, path)
         net = train_classifier(data.images, data.labels, n_classes, size, device, f"feature net of {source}")
         cached = {"weights": {key: value.cpu() for key, value in net.state_dict().items()}, "real": {}}
     net.load_state_dict(cached["weights"])

@@ -152,9 +152,9 @@ def test_tasks_of_srun_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_PROCID", "1")
-    chosen = str(Path("/work/logs/runs/2030-01-01/12-00-00"))
+    chosen = str(Path("/project/logs/runs/2030-01-01/12-00-00"))
 
-    assert one_folder(chosen, OmegaConf.create()) == "/work/logs/runs/slurm-77/step-3"
+    assert one_folder(chosen, OmegaConf.create()) == "/project/logs/runs/slurm-77/step-3"
     assert not is_first()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # one process: as without SLURM
     ranks.agreed.clear()
