@@ -59,18 +59,18 @@ def four_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize(("stop_at", "validating"), [(1, False), (8, False), (11, False), (12, False), (12, True)])
+@pytest.mark.parametrize(("stop_at", "validation"), [(1, ""), (8, ""), (11, ""), (12, ""), (12, "in")])
 def test_a_run_stopped_inside_an_epoch(
     four_epochs: Path,
     train_here: Train,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     stop_at: int,
-    validating: bool,
+    validation: str,
 ) -> None:
     """Inside the first epoch and the second, before its last batch, at its last, and in the validation after it."""
     with monkeypatch.context() as patch:
-        interrupt_after(patch, stop_at, validating)
+        interrupt_after(patch, stop_at, validation)
         with pytest.raises(SystemExit) as stopped:
             train_here("first", *FOUR)
     assert stopped.value.code == 128 + signal.SIGINT
@@ -83,16 +83,21 @@ def test_a_run_stopped_inside_an_epoch(
     assert record(rest) == record(four_epochs)
 
 
-def interrupt_after(patch: pytest.MonkeyPatch, batch: int, validating: bool) -> None:
-    """Presses Ctrl-C while a batch is being trained, or twice in the validation after it."""
+def interrupt_after(patch: pytest.MonkeyPatch, batch: int, validation: str) -> None:
+    """Presses Ctrl-C while a batch is being trained, or twice `in` or `after` the validation that follows it."""
 
     class PressCtrlC(Callback):
         def on_train_batch_start(self, trainer, pl_module, *_):  # type: ignore[no-untyped-def]
-            if trainer.global_step == batch - 1 and not validating:
+            if trainer.global_step == batch - 1 and not validation:
                 os.kill(os.getpid(), signal.SIGINT)
 
         def on_validation_batch_start(self, trainer, pl_module, batch_data, batch_idx):  # type: ignore[no-untyped-def]
-            if trainer.global_step == batch and validating and batch_idx == 1:
+            if trainer.global_step == batch and validation == "in" and batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def on_train_epoch_end(self, trainer, pl_module):  # type: ignore[no-untyped-def]
+            if trainer.global_step == batch and validation == "after":
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -230,6 +235,19 @@ def events(run_dir: Path) -> dict[str, list[Any]]:
     tags = found.Tags()
     scalars = {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in tags["scalars"] if tag not in TIMED}
     return scalars | {tag: [e.step for e in found.Images(tag)] for tag in tags["images"]}
+
+
+def test_a_stop_between_a_validation_and_the_choice_of_the_best(
+    whole: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 6, "after")  # the epoch with the best score
+        with pytest.raises(SystemExit):
+            train_here("first", *THREE, "logger=csv")
+    rest = train_here("rest", *THREE, "logger=csv", "ckpt_path=last")
+
+    for left in (bests, record, table):
+        assert left(rest) == left(whole), left.__name__
 
 
 @pytest.mark.extras  # with more loggers

@@ -84,6 +84,7 @@ class Checkpoint(ModelCheckpoint):
         self._every_n_batches = every_n_batches
         self.writes_last = True
         self._step_written = 0
+        self._step_validated = -1  # of a validation from which the best has yet to be chosen
 
     @property
     def state_key(self) -> str:
@@ -153,8 +154,14 @@ class Checkpoint(ModelCheckpoint):
         if (is_last or self._is_due(trainer)) and batch_idx + 1 < trainer.num_training_batches:
             self.write_last(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._step_validated = trainer.global_step
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
+        self._step_validated = -1
         if (trainer.current_epoch + 1) % self._every_n_epochs == 0 or self._is_due(trainer):
             self.write_last(trainer)
 
@@ -177,11 +184,15 @@ class Checkpoint(ModelCheckpoint):
         # While testing, the model holds the weights that are tested, not those of the last batch.
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or isinstance(exception, DivergedError):
             return
-        if trainer.validating:  # Lightning would not validate again, unless it was in the first of the batches
+        # Lightning would not validate again, unless it was in the first of the batches; nor choose the best after it.
+        if trainer.validating or trainer.global_step == self._step_validated:
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
             progress.reset()
             progress.increment_ready()
             progress.increment_started()
+            epoch: Any = trainer.fit_loop.epoch_progress  # and end the epoch again
+            epoch.current.processed, epoch.total.processed = epoch.current.completed, epoch.total.completed
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1  # what it logs at
         try:
             self.write_last(trainer)
         except OSError as error:

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,7 @@ class Past:
         checkpoint: the file that it goes on from; None: it begins.
         batch: batches before it.
         epoch: whole epochs before it.
+        validates: whether the validation after the last batch is done again.
         seconds: wall-clock of the parts before it, each up to its checkpoint.
         started: when its first part did, ISO 8601 and UTC.
         folders: the run folders of the parts before it, the oldest first.
@@ -51,6 +52,7 @@ class Past:
     checkpoint: Path | None = None
     batch: int = 0
     epoch: int = 0
+    validates: bool = False
     seconds: float = 0.0
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     folders: tuple[str, ...] = ()
@@ -74,12 +76,15 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, path)
     try:
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        loops = checkpoint["loops"]["fit_loop"]
+        epochs = loops["epoch_progress"]["current"]["processed"]
+        validation = loops["epoch_loop.val_loop.batch_progress"]["current"]
         checkpoint["optimizer_states"], checkpoint["pytorch-lightning_version"]
         past = Past(
             path,
             checkpoint["global_step"],
             epochs,
+            validation["started"] > validation["completed"],
             checkpoint["seconds"],
             checkpoint["started"],
             tuple(checkpoint["folders"]),
@@ -177,20 +182,27 @@ def take_over(past: Past, run_dir: Path) -> list[str]:
                     shutil.copyfile(picture, copy)
                 elif in_place and not is_past:
                     picture.unlink()
-        return list(_lines_before(past.folder / "metrics.jsonl", past.batch))
+        return list(_lines_before(past.folder / "metrics.jsonl", past))
     except OSError as error:
         log.warning("not all of the run so far could be taken over (%s)", error)
         return []
 
 
-def _lines_before(path: Path, batch: int) -> Iterator[str]:
+def _lines_before(path: Path, past: Past) -> Iterator[str]:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            step = json.loads(line)["step"]
+            row = json.loads(line)
+            step = row["step"]
         except (ValueError, KeyError, TypeError):  # cut short by a kill
             continue
-        if isinstance(step, int) and step < batch:
+        if isinstance(step, int) and _is_kept(row, step, past):
             yield line
+
+
+def _is_kept(row: Iterable[str], step: int, past: Past) -> bool:
+    """Whether what was logged under these names is not logged again."""
+    again = past.validates and step == past.batch - 1 and any(name.startswith("val/") for name in row)
+    return step < past.batch and not again
 
 
 def wandb_folders(past: Past, run: Any) -> list[Path]:
@@ -215,7 +227,7 @@ def go_on(logger: Logger, past: Past, run_dir: Path) -> None:
     there = past.folder / here.relative_to(run_dir.resolve()) if here.is_relative_to(run_dir.resolve()) else here
     try:
         if isinstance(logger, CSVLogger):
-            rows = list(_rows_before(there / "metrics.csv", past.batch))
+            rows = list(_rows_before(there / "metrics.csv", past))
             logger.experiment.metrics += rows  # from here on it is as if they had been logged now
             logger.save()
         elif there.resolve() != here:
@@ -234,9 +246,10 @@ def _n_rows(folder: Path) -> int:
     return 0 if last is None else last + 1
 
 
-def _rows_before(path: Path, batch: int) -> Iterator[dict[str, Any]]:
+def _rows_before(path: Path, past: Past) -> Iterator[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
     lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may cut the last one
     for row in csv.DictReader(lines):
-        if int(row["step"]) < batch:
-            yield {name: value for name, value in row.items() if value} | {"step": int(row["step"])}
+        logged = {name: value for name, value in row.items() if value} | {"step": int(row["step"])}
+        if _is_kept(logged, int(row["step"]), past):
+            yield logged
