@@ -201,7 +201,7 @@ def is_default(argument: str) -> bool:
 
 
 def as_option(argument: str) -> str:
-    """What people have typed for years as an option's name: Hydra takes no booleans and no null for a group's file."""
+    """Translates what people have typed for years: Hydra refuses booleans and null as the name of a group's option."""
     key, _, value = argument.partition("=")
     if key == "debug":
         return {"true": "debug=default", "false": "debug=none", "null": "debug=none"}.get(value.lower(), argument)
