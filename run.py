@@ -14,7 +14,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from src.utils.console import show_what_can_be_shown
+from src.run.console import show_what_can_be_shown
 
 ROOT = Path(__file__).resolve().parent
 VERBS = ("train", "sample", "interpolate", "evaluate", "export", "serve", "report")
@@ -55,7 +55,7 @@ def main() -> int:
     arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra refuses it between others
     task = next((a.partition("=")[2] for a in reversed(arguments) if a.startswith("task=")), "train")
     if "-h" in arguments or "--help" in arguments:
-        from src.utils.help import help_on, help_on_all
+        from src.config.help import help_on, help_on_all
 
         asked = any(argument.startswith("task=") for argument in arguments)
         if not asked or task in VERBS:
@@ -76,8 +76,8 @@ def main() -> int:
     import hydra
     from omegaconf import DictConfig
 
-    from src.utils.command_line import in_hydras_grammar
-    from src.utils.ranks import let_first_record
+    from src.config.command_line import in_hydras_grammar
+    from src.run.ranks import let_first_record
 
     sys.argv[1:] = in_hydras_grammar(task, arguments)
     folders = [a for a in sys.argv[1:] if a.startswith(FOLDERS) and r"\${" in a]
@@ -93,7 +93,7 @@ def main() -> int:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        from src.utils.environment import replace_home
+        from src.run.environment import replace_home
 
         replace_home(Path(config.work_dir) / "logs" / ".home")
         if "wandb" in (config.get("logger") or {}):
@@ -120,7 +120,8 @@ def main() -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except Exception as error:
-        from src.utils.errors import UserError, explain_os
+        from src.config.explain import explain_os
+        from src.errors import UserError
 
         if error not in reported:
             if reported and "No trials are completed" in str(error):  # Optuna's
@@ -131,7 +132,7 @@ def main() -> int:
                 error = UserError(explain_os(error))
             return report(error, show_traceback, known=known_keys(task, arguments))
     if reported:  # a search goes on without its failed jobs
-        from src.utils.errors import is_users
+        from src.config.explain import is_users
 
         return 2 if is_users(reported[0]) else 1
     return 0
@@ -159,7 +160,7 @@ def report(error: Exception, show_traceback: bool, folder: Path | None = None, k
         folder: the run folder, if the run has begun.
         known: keys of the configuration, for suggestions.
     """
-    from src.utils.errors import explain, is_users
+    from src.config.explain import explain, is_users
 
     if show_traceback:
         traceback.print_exception(error)
@@ -225,7 +226,7 @@ def known_keys(task: str, arguments: list[str]) -> list[str]:
     """Every key of the configuration as far as it composes, for suggestions."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from src.utils.command_line import composed
+    from src.config.command_line import composed
 
     GlobalHydra.instance().clear()
     keys: list[str] = []

@@ -19,12 +19,12 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks.record import command_line
-from src.drawing.checkpoint_drawer import CheckpointDrawer
-from src.drawing.int8_export import quantise
-from src.drawing.latency import ROUNDS, latencies, rows, titles, ways_to_draw
-from src.drawing.onnx_export import export_generator
-from src.drawing.torch_export import export_program
-from src.utils.provenance import provenance
+from src.export.latency import ROUNDS, latencies, rows, titles, ways_to_draw
+from src.export.to_int8 import quantise
+from src.export.to_onnx import export_generator
+from src.export.to_torch import export_program
+from src.run.provenance import provenance
+from src.sampling.checkpoint_sampler import CheckpointSampler
 
 CALIBRATION = 512  # as in configs/export.yaml
 PAGE = """# Latency
@@ -58,24 +58,24 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     started = time.perf_counter()
-    drawer = CheckpointDrawer(args.checkpoint)
+    sampler = CheckpointSampler(args.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         made = {each: Path(folder) / each for each in ("onnx", "int8", "torch")}
-        figures = {"onnx_difference": export_generator(drawer.model, made["onnx"], drawer.about)}
+        figures = {"onnx_difference": export_generator(sampler.model, made["onnx"], sampler.about)}
         figures["int8_most"], figures["int8_mean"] = quantise(made["onnx"], made["int8"], CALIBRATION, 0, {})
-        figures["torch_difference"] = export_program(drawer.model, made["torch"], drawer.about)
-        ways = ways_to_draw(drawer, made, compiled=True)
-        found = latencies(ways, drawer.about.noise_shape, drawer.about.n_classes, args.seconds)
+        figures["torch_difference"] = export_program(sampler.model, made["torch"], sampler.about)
+        ways = ways_to_draw(sampler, made, compiled=True)
+        found = latencies(ways, sampler.about.noise_shape, sampler.about.n_classes, args.seconds)
         sizes = {f"{each}_bytes": path.stat().st_size for each, path in made.items()}
     lines = [titles(), ["---"] * len(titles()), *rows(found)]
     eager, onnx, int8 = (next(found[name] for name in ways if word in name) for word in ("eager", "float32", "int8"))
     report = PAGE.format(
         **provenance(command_line()),
-        about=drawer.about,
+        about=sampler.about,
         **figures,
         **sizes,
         onnxruntime=version("onnxruntime"),
-        parameters=sum(each.numel() for each in drawer.model.generator.parameters()),
+        parameters=sum(each.numel() for each in sampler.model.generator.parameters()),
         rounds=ROUNDS,
         latency="\n".join(f"| {' | '.join(line)} |" for line in lines),
         single=1e3 * onnx[1],

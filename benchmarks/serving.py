@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from benchmarks.record import command_line
-from src.drawing.drawer import Noise
-from src.drawing.onnx_drawer import OnnxDrawer
+from src.sampling.onnx_sampler import OnnxSampler
+from src.sampling.sampler import Noise
 
 CLIENTS = 64
 # What the clients ask for.
@@ -194,39 +194,39 @@ def memory(process: subprocess.Popen[str]) -> float:
 # ONNX Runtime ---------------------------------------------------------------------------------------------------------
 
 
-def inputs(drawer: OnnxDrawer, n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(n) % drawer.about.n_classes, Noise(drawer.about.noise_shape, 0)(n)
+def inputs(sampler: OnnxSampler, n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(n) % sampler.about.n_classes, Noise(sampler.about.noise_shape, 0)(n)
 
 
-def latency(drawer: OnnxDrawer, n: int = 2000) -> float:
+def latency(sampler: OnnxSampler, n: int = 2000) -> float:
     """Median ms of one image."""
-    given = inputs(drawer, 1)
+    given = inputs(sampler, 1)
     took = []
     for _ in range(n):
         start = time.perf_counter()
-        drawer.run(*given)
+        sampler.run(*given)
         took.append(time.perf_counter() - start)
     return 1000 * statistics.median(took[n // 10 :])
 
 
-def cpu_of_64(drawer: OnnxDrawer, n: int = 200) -> float:
+def cpu_of_64(sampler: OnnxSampler, n: int = 200) -> float:
     """Mean ms of CPU time of 64 images."""
-    given = inputs(drawer, 64)
+    given = inputs(sampler, 64)
     start = time.process_time()
     for _ in range(n):
-        drawer.run(*given)
+        sampler.run(*given)
     return 1000 * (time.process_time() - start) / n
 
 
-def throughput(drawer: OnnxDrawer, threads: int, seconds: float) -> float:
+def throughput(sampler: OnnxSampler, threads: int, seconds: float) -> float:
     """Images/s at 64 at a time, from as many threads."""
-    given = inputs(drawer, 64)
+    given = inputs(sampler, 64)
     end = time.perf_counter() + seconds
     counts = [0] * threads
 
     def work(i: int) -> None:
         while time.perf_counter() < end:
-            drawer.run(*given)
+            sampler.run(*given)
             counts[i] += 64
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
@@ -256,10 +256,10 @@ def main() -> None:
 
     import onnxruntime
 
-    from src.utils.provenance import provenance
+    from src.run.provenance import provenance
 
     started = time.perf_counter()
-    own, default = OnnxDrawer(args.path, threads=1), OnnxDrawer(args.path)
+    own, default = OnnxSampler(args.path, threads=1), OnnxSampler(args.path)
     found: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:

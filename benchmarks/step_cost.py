@@ -21,9 +21,9 @@ from hydra import compose, initialize_config_dir
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.record import command_line
+from src.config.instantiate import instantiate
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
-from src.utils.instantiate import instantiate
-from src.utils.provenance import provenance
+from src.run.provenance import provenance
 
 # Its name, what is changed in the configuration, threads (None: all), and what else is done to it.
 VARIANTS: list[tuple[str, list[str], int | None, str]] = [

@@ -40,12 +40,12 @@ from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.record import command_line
+from src.config.command_line import in_hydras_grammar
+from src.config.instantiate import instantiate
 from src.datamodules.loader import ImageSet
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
-from src.utils.command_line import in_hydras_grammar
-from src.utils.instantiate import instantiate
-from src.utils.provenance import provenance
+from src.run.provenance import provenance
 
 BATCH = 64
 KINDS = ("project", "bare", "template", "recipe", "recipe_bare")
@@ -211,7 +211,7 @@ def composed(kind: str, *overrides: str) -> DictConfig:
 def time_logging(seconds: dict[str, float]) -> None:
     """Adds up what calls of loggers cost `often`, in training, and what pictures cost `once` an epoch."""
     from src.callbacks import quality, wandb_callbacks
-    from src.utils.run_record import RunRecord
+    from src.run.run_record import RunRecord
 
     def timed(owner: object, name: str, when: str) -> None:
         original = getattr(owner, name)

@@ -8,15 +8,15 @@ from omegaconf import DictConfig
 from PIL import Image
 from rich.progress import track
 
-from src.drawing.asked import check_numbers, out_folder, wanted_labels
-from src.drawing.drawer import Drawer, Noise
-from src.drawing.open_drawer import open_drawer
-from src.utils.commands import next_command, typed_overrides
-from src.utils.console import plain_console
-from src.utils.errors import UserError
-from src.utils.files import whole
-from src.utils.grid import grid
-from src.utils.trust import trusted_packages
+from src.errors import UserError
+from src.pictures.grid import grid
+from src.run.commands import next_command, typed_overrides
+from src.run.console import plain_console
+from src.run.files import atomic_write
+from src.run.trust import trusted_packages
+from src.sampling.open_sampler import open_sampler
+from src.sampling.options import check_numbers, out_folder, wanted_labels
+from src.sampling.sampler import Noise, Sampler
 
 FRAME_MS = 80  # how long an animation shows a frame
 
@@ -36,38 +36,38 @@ def interpolate(config: DictConfig) -> None:
     """
     check_numbers(config, n_noises=2, steps=2, seed=0)
     out = out_folder(config.out)
-    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
-    labels = wanted_labels(config.labels, drawer.about)
-    if not drawer.can_interpolate and len(labels) > 1:
+    sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
+    labels = wanted_labels(config.labels, sampler.about)
+    if not sampler.can_interpolate and len(labels) > 1:
         raise UserError(f"ckpt_path={path} cannot draw between classes: name the checkpoint that it was exported from")
-    noises = Noise(drawer.about.noise_shape, config.seed, config.truncation)(config.n_noises)
+    noises = Noise(sampler.about.noise_shape, config.seed, config.truncation)(config.n_noises)
     weights = np.linspace(0, 1, config.steps, dtype=np.float32)
     console = plain_console()
     made = []
-    cells = drawer.draw(np.tile(labels, len(noises)), noises.repeat(len(labels), axis=0))
+    cells = sampler.draw(np.tile(labels, len(noises)), noises.repeat(len(labels), axis=0))
     made.append(save([grid(cells, len(labels))], out / "table.png"))
 
     ways = list(zip(noises, np.roll(noises, -1, axis=0), strict=True))
-    rows = [between_noises(drawer, label, *ways[0], weights) for label in labels]
+    rows = [between_noises(sampler, label, *ways[0], weights) for label in labels]
     made.append(save([grid(np.concatenate(rows), len(weights))], out / "noises.png"))
     frames: list[np.ndarray] = []
     for a, b in track(ways, "between noises", console=console):
         # Without the last frame of each way, which is the next one's first.
-        of_label = [between_noises(drawer, label, a, b, weights[:-1]) for label in labels]
+        of_label = [between_noises(sampler, label, a, b, weights[:-1]) for label in labels]
         frames += [grid(cells, columns_for(len(cells))) for cells in np.stack(of_label, axis=1)]
     made.append(save(frames, out / "noises.gif"))
 
     pairs = list(zip(labels, np.roll(labels, -1), strict=True)) if len(labels) > 1 else []
     if pairs:
-        rows = [between_classes(drawer, a, b, noises[:1], weights)[:, 0] for a, b in pairs]
+        rows = [between_classes(sampler, a, b, noises[:1], weights)[:, 0] for a, b in pairs]
         made.append(save([grid(np.concatenate(rows), len(weights))], out / "classes.png"))
         frames = []
         for a, b in track(pairs, "between classes", console=console):
-            between = between_classes(drawer, a, b, noises, weights[:-1])
+            between = between_classes(sampler, a, b, noises, weights[:-1])
             frames += [grid(cells, columns_for(len(cells))) for cells in between]
         made.append(save(frames, out / "classes.gif"))
 
-    what = f"{len(labels)} classes and {len(noises)} noises of {path} ({drawer.about.weights} weights)"
+    what = f"{len(labels)} classes and {len(noises)} noises of {path} ({sampler.about.weights} weights)"
     console.print(what)
     for each in made:
         console.print(f"{each.stem:<11} {each}")
@@ -76,16 +76,16 @@ def interpolate(config: DictConfig) -> None:
     console.print(f"{'others':<11} {other}")
 
 
-def between_noises(drawer: Drawer, label: int, a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def between_noises(sampler: Sampler, label: int, a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Images uint8 [len(weights), H, W, C] of a class from noise `a` (weight 0) to noise `b` (1)."""
-    return drawer.draw(np.full(len(weights), label), np.stack([slerp(a, b, weight) for weight in weights]))
+    return sampler.draw(np.full(len(weights), label), np.stack([slerp(a, b, weight) for weight in weights]))
 
 
-def between_classes(drawer: Drawer, a: int, b: int, noises: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def between_classes(sampler: Sampler, a: int, b: int, noises: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Images uint8 [len(weights), len(noises), H, W, C] from class `a` (weight 0) to class `b` (1)."""
     shape = (len(weights), len(noises))
     n = len(weights) * len(noises)
-    drawn = drawer.draw(
+    drawn = sampler.draw(
         np.full(n, a), np.concatenate([noises] * len(weights)), np.full(n, b), weights.repeat(len(noises))
     )
     return drawn.reshape(*shape, *drawn.shape[1:])
@@ -112,7 +112,7 @@ def columns_for(n: int) -> int:
 def save(frames: Sequence[np.ndarray], path: Path) -> Path:
     """Saves a picture uint8 [H, W, 3], or several as an animation that begins again at its end; returns `path`."""
     pictures = [Image.fromarray(frame) for frame in frames]
-    with whole(path) as file:
+    with atomic_write(path) as file:
         if path.suffix == ".gif":
             pictures = [each.resize((2 * each.width, 2 * each.height), Image.Resampling.NEAREST) for each in pictures]
             if all((frame == frame[:, :, :1]).all() for frame in frames):

@@ -9,17 +9,17 @@ from omegaconf import DictConfig
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from src.drawing.asked import check_numbers, out_folder, out_is_full, wanted_labels
-from src.drawing.drawer import BLOCK, About, Drawer, Noise
-from src.drawing.labels import folder_names, metadata_row
-from src.drawing.open_drawer import open_drawer
-from src.drawing.samples_file import write_samples
-from src.utils.commands import next_command, typed_overrides
-from src.utils.console import plain_console
-from src.utils.errors import UserError
-from src.utils.files import whole
-from src.utils.grid import grid
-from src.utils.trust import trusted_packages
+from src.errors import UserError
+from src.pictures.grid import grid
+from src.run.commands import next_command, typed_overrides
+from src.run.console import plain_console
+from src.run.files import atomic_write
+from src.run.trust import trusted_packages
+from src.sampling.labels import folder_names, metadata_row
+from src.sampling.open_sampler import open_sampler
+from src.sampling.options import check_numbers, out_folder, out_is_full, wanted_labels
+from src.sampling.sampler import BLOCK, About, Noise, Sampler
+from src.sampling.samples_file import write_samples
 
 COLUMNS = 16  # of the grid, at most
 
@@ -34,8 +34,8 @@ def sample(config: DictConfig) -> None:
     if not isinstance(config.png, bool):
         raise UserError(f"png must be true or false, not {config.png!r}")
     out = out_folder(config.out)
-    drawer, path = open_drawer(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
-    about = drawer.about
+    sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
+    about = sampler.about
     labels, n = wanted_labels(config.labels, about), config.n_per_label
     total = len(labels) * n
     console = plain_console()
@@ -46,7 +46,7 @@ def sample(config: DictConfig) -> None:
             bar = progress.add_task("", total=total)
 
             def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-                for start, images, its_labels in draw_all(drawer, config, labels):
+                for start, images, its_labels in draw_all(sampler, config, labels):
                     kept.keep(start, images)
                     if config.png:
                         save_pngs(images, its_labels, start, about, out / "png")
@@ -54,7 +54,7 @@ def sample(config: DictConfig) -> None:
                     progress.advance(bar, len(images))
 
             write_samples(out / "samples.npz", (total, about.img_size, about.img_size, about.channels), parts())
-        with whole(out / "grid.png") as file:
+        with atomic_write(out / "grid.png") as file:
             Image.fromarray(grid(np.stack(kept.images), kept.columns)).save(file)
     except OSError as error:
         raise out_is_full(error) from error
@@ -71,15 +71,15 @@ def sample(config: DictConfig) -> None:
         console.print(f"{label:<11} {command}")
 
 
-def draw_all(drawer: Drawer, config: DictConfig, labels: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def draw_all(sampler: Sampler, config: DictConfig, labels: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Draws `config.n_per_label` images of each label in turn; yields the first's index, images, and their labels."""
-    noise = Noise(drawer.about.noise_shape, config.seed, config.truncation)
+    noise = Noise(sampler.about.noise_shape, config.seed, config.truncation)
     total = len(labels) * config.n_per_label
-    # Whole blocks: see `Drawer.draw`.
+    # Whole blocks: see `Sampler.draw`.
     step = -(-config.batch_size // BLOCK) * BLOCK
     for start in range(0, total, step):
         its_labels = labels[np.arange(start, min(start + step, total)) // config.n_per_label]
-        yield start, drawer.draw(its_labels, noise(len(its_labels))), its_labels
+        yield start, sampler.draw(its_labels, noise(len(its_labels))), its_labels
 
 
 class Kept:

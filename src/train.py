@@ -18,28 +18,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.callbacks.checkpoint import RequiredMetric, arrange, check_logged
 from src.callbacks.run_state import RunState
+from src.config.instantiate import blamed_on, instantiate, instantiate_each
+from src.config.numbers import is_whole
+from src.config.text import escaped
 from src.datamodules.image_datamodule import ImageDataModule
-from src.models.image_model import DivergedError, ImageModel
-from src.utils.checksum import splits_sha256
-from src.utils.commands import is_sweep, typed_overrides
-from src.utils.errors import UserError
-from src.utils.init_from import read_start, take_weights
-from src.utils.instantiate import blamed_on, instantiate, instantiate_each
-from src.utils.loggers import LONGEST_TAG, check_wandb, finish, hand_over
-from src.utils.numbers import is_whole
-from src.utils.resume import Past, go_on, resume_from, take_over
-from src.utils.run_record import RunRecord, as_recorded, record_diff, versions
-from src.utils.signals import StopRequest, stop_on_signals
-from src.utils.summary import (
+from src.errors import DivergedError, UserError
+from src.models.image_model import ImageModel
+from src.run.checksum import splits_sha256
+from src.run.commands import is_sweep, typed_overrides
+from src.run.init_from import read_start, take_weights
+from src.run.loggers import LONGEST_TAG, check_wandb, finish, hand_over
+from src.run.resume import Past, go_on, resume_from, take_over
+from src.run.run_record import RunRecord, as_recorded, record_diff, versions
+from src.run.signals import StopRequest, stop_on_signals
+from src.run.summary import (
     origin_of_run,
     print_summary,
     record_config,
     record_results,
     seconds_so_far,
 )
-from src.utils.text import escaped
-from src.utils.trainer import point_out_gpu
-from src.utils.trust import trusted_packages, warn_of_strangers
+from src.run.trainer import point_out_gpu
+from src.run.trust import trusted_packages, warn_of_strangers
 
 NAMED = ("model.", "datamodule.", "model/", "+model.")  # overrides that a run's name shows
 

@@ -49,7 +49,7 @@ from omegaconf import DictConfig
 from wandb.util import get_core_path
 
 import run
-from src.drawing.onnx_export import REQUIRED
+from src.export.to_onnx import REQUIRED
 from tests.forked import run_forked as run_forked  # for all tests
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -407,7 +407,7 @@ def test_the_hostile_file_would_work(tmp_path: Path) -> None:
 HOSTILE_TARGETS = [
     *("os.system", "subprocess.run", "builtins.exec", "torch.load", "torch.hub.load", "torch.nn.functional.relu"),
     *("torch.nn.modules.os.system", "torch.serialization.os.system", "src.models.mnist_gan_model.torch.load"),
-    *("src.models..os.system", "src.utils.checkpoints.find_checkpoint", "", "torch.nn."),
+    *("src.models..os.system", "src.run.checkpoints.find_checkpoint", "", "torch.nn."),
 ]
 
 

@@ -14,12 +14,13 @@ from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.loggers import Logger
 
 from run import as_option
+from src.config.explain import explain
+from src.config.instantiate import instantiate, instantiate_each
+from src.errors import UserError
 from src.models.image_model import ImageModel
+from src.run import trainer as trainer_module
+from src.run.loggers import finish
 from src.train import name_run, train
-from src.utils import trainer as trainer_module
-from src.utils.errors import UserError, explain
-from src.utils.instantiate import instantiate, instantiate_each
-from src.utils.loggers import finish
 from tests.conftest import ROOT, compose_config, load
 from tests.datamodules.test_cifar10_datamodule import HAS_CIFAR10
 from tests.datamodules.test_fashion_mnist_datamodule import HAS_FASHION

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import run
-from src.utils.console import show_what_can_be_shown
+from src.run.console import show_what_can_be_shown
 from tests.conftest import ROOT, Typed, run_cli
 
 SOURCES = [

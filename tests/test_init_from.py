@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from src.utils.checkpoints import read_checkpoint
-from src.utils.errors import UserError
-from src.utils.init_from import take_weights
-from src.utils.instantiate import instantiate
+from src.config.instantiate import instantiate
+from src.errors import UserError
+from src.run.checkpoints import read_checkpoint
+from src.run.init_from import take_weights
 from tests.conftest import QUICK, Typed, assert_same, compose_config, load
 
 Train = Callable[..., Path]

@@ -364,7 +364,7 @@ def test_resuming_with_other_settings_names_them(train_here: Train, caplog: pyte
     changed = ["seed=7", "datamodule.batch_size=32", "model.optimizer_g.lr=1e-4", "datamodule.num_workers=1"]
     train_here("rest", SUBSET, "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *changed)
 
-    (warning,) = [record.message for record in caplog.records if record.name == "src.utils.resume"]
+    (warning,) = [record.message for record in caplog.records if record.name == "src.run.resume"]
     names = "datamodule.batch_size, datamodule.seed, model.optimizer_g.lr, seed"
     assert warning == f"not the run that was stopped: the checkpoint had other {names}"
 
@@ -385,5 +385,5 @@ def test_a_schedule_over_another_length_is_another_run(train_here: Train, caplog
     resume = ["logger=none", "model/schedule=linear", f"ckpt_path={first}/ckpts/last.ckpt"]
     train_here("rest", SUBSET, "trainer.max_epochs=2", *resume)
 
-    (warning,) = [record.message for record in caplog.records if record.name == "src.utils.resume"]
+    (warning,) = [record.message for record in caplog.records if record.name == "src.run.resume"]
     assert warning == "not the run that was stopped: the checkpoint had other trainer.max_epochs"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.utils.errors import UserError
-from src.utils.trust import MODELS, refuse_untrusted, trusted_packages
+from src.errors import UserError
+from src.run.trust import MODELS, refuse_untrusted, trusted_packages
 from tests.conftest import QUICK, Typed, compose_config, run_forked
 
 PACKAGE = """

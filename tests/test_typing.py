@@ -17,11 +17,11 @@ from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 import run
-from src.utils.command_line import as_typed, in_hydras_grammar
-from src.utils.commands import a_list
-from src.utils.instantiate import fits, instantiate
-from src.utils.keys import KEYS
-from src.utils.text import escaped
+from src.config.command_line import as_typed, in_hydras_grammar
+from src.config.instantiate import fits, instantiate
+from src.config.keys import KEYS
+from src.config.text import escaped
+from src.run.commands import a_list
 from tests.conftest import QUICK, ROOT, Typed, compose_config
 from tests.forked import run_forked
 
@@ -259,7 +259,7 @@ def test_help_lists_an_experiment_whatever_its_header(
 ) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs" / "experiment" / "mine.yaml").write_bytes(header)
-    monkeypatch.setattr("src.utils.help.CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr("src.config.help.CONFIGS", tmp_path / "configs")
     assert f"mine {line}".split() in [each.split() for each in helped(capsys, monkeypatch, "--help")]
 
 

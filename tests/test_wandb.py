@@ -11,9 +11,9 @@ import pytest
 import wandb
 from PIL import Image
 
+from src.errors import UserError
+from src.run.loggers import check_wandb, make_wandb_logger
 from src.train import check_run_wide, train
-from src.utils.errors import UserError
-from src.utils.loggers import check_wandb, make_wandb_logger
 from tests.conftest import QUICK, compose_config, wandb_records, wandb_run
 from tests.forked import run_forked
 
@@ -223,7 +223,7 @@ def test_a_run_on_the_fallback_says_so_everywhere(monkeypatch: pytest.MonkeyPatc
 
 def test_a_logger_that_cannot_start_fails_the_run(train_here: Train, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"logger\.broken"):
-        train_here("broken", "+logger.broken._target_=src.utils.loggers.nope")
+        train_here("broken", "+logger.broken._target_=src.run.loggers.nope")
 
     run = wandb_run(next(tmp_path.glob("logs/runs/*/broken")))
     assert (run["state"], run["exit_code"]) == ("failed", 1)
@@ -241,7 +241,7 @@ def test_a_key_that_w_and_b_refuses_is_a_mistake_and_a_server_in_trouble_is_none
             raise error("WANDB_API_KEY invalid: it has 5 characters")
         return wandb.init(**options, mode="disabled")
 
-    monkeypatch.setattr("src.utils.loggers._start", start)
+    monkeypatch.setattr("src.run.loggers._start", start)
     if error is wandb.errors.AuthenticationError:
         with pytest.raises(UserError, match=r"logger\.wandb: WANDB_API_KEY invalid.*: set WANDB_API_KEY in \.env"):
             make_wandb_logger("p", str(tmp_path), mode="online")

@@ -13,10 +13,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from src.models.image_model import DivergedError
-from src.utils.checkpoints import read_checkpoint
-from src.utils.errors import UserError
-from src.utils.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from src.errors import DivergedError, UserError
+from src.run.checkpoints import read_checkpoint
+from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
 

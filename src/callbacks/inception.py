@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from src.callbacks.quality import draw, once, require_images
-from src.utils.errors import EXTRAS, UserError
-from src.utils.images import to_pixels
-from src.utils.numbers import is_whole
+from src.config.explain import EXTRAS
+from src.config.numbers import is_whole
+from src.errors import UserError
+from src.pictures.pixels import to_pixels
 
 NETWORK_TIMEOUT_S = 10.0
 LAYERS = ["2048", "logits_unbiased"]  # of FID and KID, and of the score

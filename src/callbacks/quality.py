@@ -11,18 +11,19 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from src.config.numbers import is_whole
 from src.datamodules.image_datamodule import ImageDataModule
+from src.errors import UserError
 from src.metrics.alarms import alarms
 from src.metrics.drawn import DRAW_BATCH, SEEDS, cas_choice, classification_accuracy_score
 from src.metrics.feature_net import accuracy_of
 from src.metrics.quality import QualityMetrics
 from src.metrics.references import References, load_references
 from src.models.image_model import ImageModel
-from src.utils.errors import UserError
-from src.utils.images import to_pixels
-from src.utils.numbers import is_whole
-from src.utils.pictures import draw_label_confusion, show
-from src.utils.run_record import log_alarm, log_table
+from src.pictures.confusion import draw_label_confusion
+from src.pictures.pixels import to_pixels
+from src.run.loggers import show
+from src.run.run_record import log_alarm, log_table
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

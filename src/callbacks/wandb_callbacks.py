@@ -11,12 +11,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
+from src.config.numbers import is_whole
 from src.models.image_model import ImageModel
-from src.utils.images import to_grid
-from src.utils.numbers import is_whole
-from src.utils.pictures import draw_confusion, show
-from src.utils.provenance import ROOT
-from src.utils.run_record import log_table
+from src.pictures.confusion import draw_confusion
+from src.pictures.pixels import to_grid
+from src.run.loggers import show
+from src.run.provenance import ROOT
+from src.run.run_record import log_table
 
 SOURCE = ("run.py", "src", "configs")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from src.config.numbers import is_whole
 from src.datamodules.image_datamodule import SPLIT_SEED, ImageDataModule, Split
 from src.datamodules.picture_files import Found, find_pictures, some
 from src.datamodules.picture_pixels import decode
-from src.utils.numbers import is_whole
 
 log = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from src.config.numbers import is_whole
 from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataLoader, collated
-from src.utils.errors import UserError
-from src.utils.numbers import is_whole
+from src.errors import UserError
 
 MOST_WORKERS = 1024
 SPLIT_SEED = 42  # of the one split into train and val that everybody compares on; not the run's seed

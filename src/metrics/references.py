@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from src.config.explain import telling
+from src.config.text import safe_name
+from src.errors import UserError
 from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, accuracy_of, train_classifier
-from src.utils.checksum import splits_sha256
-from src.utils.errors import UserError, telling
-from src.utils.images import to_pixels
-from src.utils.text import safe_name
+from src.pictures.pixels import to_pixels
+from src.run.checksum import splits_sha256
 
 log = logging.getLogger(__name__)
 

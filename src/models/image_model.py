@@ -7,10 +7,6 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 
-class DivergedError(RuntimeError):
-    """Training produced weights that are not finite."""
-
-
 class ImageModel(LightningModule):
     """A model that draws an image of a given class.
 

@@ -17,12 +17,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import clip_grad_norm_, get_total_norm, parametrizations, parametrize
 from torch.optim import Adam, Optimizer
 
-from src.models.image_model import DivergedError, ImageModel
+from src.errors import DivergedError, UserError
+from src.models.image_model import ImageModel
 from src.models.losses import LSGANLoss
 from src.models.modules.ema import EMA
 from src.models.penalties import Penalty
 from src.models.schedules import Schedule
-from src.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from src.models.image_model import DivergedError
+from src.errors import DivergedError, UserError
 from src.models.mnist_gan_model import MNISTGANModel
-from src.utils.errors import UserError
 from tests.conftest import assert_same, load
 
 Train = Callable[..., Path]

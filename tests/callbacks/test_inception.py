@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import Trainer
 
 from src.callbacks.inception import LogInception
-from src.utils.errors import UserError
+from src.errors import UserError
 from tests.callbacks.test_quality import Replaying
 from tests.metrics.digits import digits
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from src.callbacks import quality
 from src.callbacks.quality import LogQuality
+from src.errors import UserError
 from src.models.image_model import ImageModel
 from src.models.modules.generators import Generator
-from src.utils.errors import UserError
-from src.utils.images import to_pixels
-from src.utils.pictures import CELL, MARGIN
+from src.pictures.confusion import CELL, MARGIN
+from src.pictures.pixels import to_pixels
 from tests.conftest import assert_same, load
 from tests.metrics.digits import cache_dir, digits, references
 from tests.metrics.test_quality import KEYS

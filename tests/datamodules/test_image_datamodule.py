@@ -8,7 +8,7 @@ from torch import Tensor
 
 from src.datamodules.digits_datamodule import DigitsDataModule
 from src.datamodules.image_datamodule import ImageDataModule, Split, by_turns
-from src.utils.errors import UserError
+from src.errors import UserError
 
 
 class Uneven(ImageDataModule):

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.config.text import safe_name
 from src.datamodules.loader import ImageSet
+from src.errors import UserError
 from src.metrics import references
 from src.metrics.references import check_accuracy, data_hash, load_references
-from src.utils.errors import UserError
-from src.utils.images import to_pixels
-from src.utils.text import safe_name
+from src.pictures.pixels import to_pixels
 from tests.conftest import assert_same
 from tests.metrics.digits import CPU, cache_dir, digits
 from tests.metrics.digits import references as digits_references

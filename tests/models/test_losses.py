@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
+from src.config.instantiate import instantiate
 from src.models.losses import HingeLoss, LSGANLoss, NonSaturatingLoss, RelativisticLoss, WassersteinLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
-from src.utils.instantiate import instantiate
 from tests.conftest import compose_config
 
 LOSSES = [LSGANLoss(), NonSaturatingLoss(), HingeLoss(), WassersteinLoss()]

@@ -14,12 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.checkpoint import Checkpoint
+from src.config.instantiate import instantiate
 from src.models.losses import LSGANLoss, NonSaturatingLoss, RelativisticLoss, WassersteinLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR, DivergedError, MNISTGANModel
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
-from src.utils.instantiate import instantiate
-from src.utils.trainer import make_trainer
+from src.run.trainer import make_trainer
 from tests.conftest import compose_config
 
 D_KEYS = {"d_loss", "d_real_loss", "d_fake_loss", "d_real", "d_fake", "d_pair_accuracy"}

@@ -9,10 +9,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.nn.functional import softplus
 
+from src.config.instantiate import instantiate
+from src.errors import UserError
 from src.models.losses import NonSaturatingLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, MNISTGANModel
-from src.utils.errors import UserError
-from src.utils.instantiate import instantiate
 from tests.conftest import ROOT, assert_same, compose_config, load
 from tests.models.test_mnist_gan_model import BATCH, BATCHES, Spy, loader, make_batch, make_model, quiet_trainer
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.config.instantiate import instantiate
 from src.models.mnist_gan_model import DISCRIMINATOR
 from src.models.penalties import R1, R2, GradientPenalty
-from src.utils.instantiate import instantiate
 from tests.conftest import compose_config
 
 LABELS = torch.tensor([0, 1, 2])

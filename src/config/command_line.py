@@ -1,0 +1,268 @@
+"""What people type, put into Hydra's grammar: the values of keys that hold text or paths are taken literally."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from inspect import Parameter, signature
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString, Sweep
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from src.config.keys import KEYS
+from src.config.text import escaped, existing, same
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+LISTS = (list, tuple, Sequence)
+OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][^=\s'\"]*)=(.*)", re.DOTALL)
+PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_/][\w/.\-]*", re.ASCII | re.IGNORECASE)
+QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?=,|$)""", re.DOTALL)
+CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
+REFERENCE = re.compile(r"\\*\$\{(?:(?=(?P<resolver>[\w.]+):.*\})|(?=\.*(?P<key>[\w.]+)\}))?", re.DOTALL)
+FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
+UNREADABLE = object()
+
+_typed: dict[str, str] = {}  # what was typed, by what Hydra was given for it
+
+
+def as_typed(override: str) -> str:
+    """One of Hydra's overrides as it was typed; what was not rewritten can be typed as it is."""
+    return _typed.get(override, override)
+
+
+def in_quotes(text: str) -> str:
+    """Text as Hydra's grammar has it in quotes, where nothing in it means more than itself."""
+    return QuotedString(escaped(text), Quote.single).with_quotes()
+
+
+def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments of `python run.py` so that Hydra reads what was meant.
+
+    The value of a key that holds text or a path becomes a quoted string; one that stands in quotes already is Hydra's
+    and left alone. In a sweep such a value is several where it has commas, unless a space follows one of them, or the
+    key takes a path and either the whole exists or a part does not.
+
+    Args:
+        task: the verb.
+        arguments: what was typed behind `run.py`.
+    """
+    types = KeyTypes(task, arguments)
+    sweeps = any(re.fullmatch(r"-m|--multirun|hydra\.mode=.*|hparams_search=.+", each) for each in arguments)
+    made = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        match = OVERRIDE.fullmatch(argument)
+        if match is None or PLAIN.fullmatch(match[3]) or before in FLAGS_WITH_VALUES:
+            made.append(argument)
+            continue
+        plus, key, value = match.groups()
+        if (CONFIGS / key).is_dir():
+            made.append(f"{plus}{key}={_option(key, value)}")
+            continue
+        kinds = alternatives(types.of(key))
+        parts = _parts(value, kinds) if sweeps else [value]
+        read = [types.read(part, kinds) for part in parts]
+        _typed.update({f"{plus}{key}={a}": f"{plus}{key}={b}" for a, b in zip(read, parts, strict=True) if a != b})
+        made.append(f"{plus}{key}={','.join(read)}")
+    return made
+
+
+class KeyTypes:
+    """What the keys of a command hold.
+
+    Args:
+        task: the verb.
+        arguments: what was typed; the choices in it say which parts there are.
+    """
+
+    def __init__(self, task: str, arguments: Sequence[str]) -> None:
+        self.task = task
+        self.arguments = arguments
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration with the parts that were chosen, nothing looked up."""
+        return composed(self.task, self.arguments)
+
+    def of(self, key: str) -> Any:
+        """The type hint of a key; `Any` where nothing states one."""
+        if key in KEYS[self.task]:
+            return KEYS[self.task][key]
+        if key.startswith("hydra."):
+            return _hydras(key)
+        present = _at(self.config, key)
+        if isinstance(present, (bool, int, float)):
+            return type(present)
+        owner, _, name = key.rpartition(".")
+        part = _at(self.config, owner) if owner else None
+        if name == "_target_":
+            return str
+        if isinstance(part, dict) and "_target_" in part:
+            hint = _parameter(str(part["_target_"]), name)
+            if hint is not None:
+                return hint
+        return str if isinstance(present, str) and "${" not in present else Any
+
+    def read(self, value: str, kinds: Sequence[Any]) -> str:
+        """A value in Hydra's grammar, of a key that holds one of these types."""
+        lists = [kind for kind in kinds if (get_origin(kind) or kind) in LISTS]
+        if lists and value.startswith("[") and value.endswith("]") and not (Path in kinds and _exists(value)):
+            inner = alternatives((get_args(lists[0]) or (Any,))[0])
+            elements = split(value[1:-1]) if value[1:-1].strip() else []
+            return f"[{','.join(self.read(each.strip(), inner) for each in elements)}]"
+        parsed = _parse(value)
+        is_text = str in kinds or Path in kinds
+        if value in ("", "null"):
+            return value
+        if isinstance(parsed, QuotedString):  # Hydra's own words, but for what refers to nothing
+            kept = REFERENCE.sub(lambda found: found[0] if self._is_meant(found) else escaped(found[0]), parsed.text)
+            return value if kept == parsed.text else QuotedString(kept, parsed.quote).with_quotes()
+        if not is_text and (parsed is not UNREADABLE or value.startswith(("[", "{"))):
+            return value
+        if type(parsed) in kinds and type(parsed) is not str:
+            return value
+        text = value
+        if Path in kinds:
+            if len(text) > 1 and text[0] == text[-1] == '"':  # how Lightning writes hydra.run.dir for its processes
+                text = text[1:-1]
+            text = existing(text)
+        text = REFERENCE.sub(lambda found: found[0] if self._refers(found) else escaped(found[0]), text)
+        return value if PLAIN.fullmatch(text) and text == value else QuotedString(text, Quote.single).with_quotes()
+
+    def _is_meant(self, found: re.Match[str]) -> bool:
+        return found[0].count("\\") % 2 == 1 or self._refers(found)  # escaped already
+
+    def _refers(self, found: re.Match[str]) -> bool:
+        """Whether `${...}` stands for something else."""
+        if found["resolver"]:
+            return found["resolver"] in ("hydra", "now") or OmegaConf.has_resolver(found["resolver"])
+        key = found["key"]
+        return bool(key) and (key in KEYS[self.task] or _at(self.config, key) is not None)
+
+
+def composed(task: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """A verb's configuration with the options and `_target_`s that were typed, as far as it composes; not resolved."""
+    chosen = []
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+").partition("=")
+        if equals and value and ((CONFIGS / key).is_dir() or key.endswith("._target_") or key == "hydra.searchpath"):
+            first = argument.partition(",")[0] if not value.startswith("[") else argument  # of a sweep
+            chosen.append(first)
+    if "--config-dir" in arguments[:-1]:
+        folder = os.path.abspath(arguments[list(arguments).index("--config-dir") + 1])
+        chosen.append(f"hydra.searchpath=[{QuotedString(f'file://{folder}', Quote.single).with_quotes()}]")
+    return _composed(task, tuple(chosen))
+
+
+@cache  # many commands in one process choose the same parts
+def _composed(task: str, chosen: Sequence[str]) -> dict[str, Any]:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for overrides in (list(chosen), []):
+            try:
+                return OmegaConf.to_container(compose(task, overrides), resolve=False)  # type: ignore[return-value]
+            except Exception:  # Hydra will say what is wrong
+                continue
+    return {}
+
+
+def split(text: str) -> list[str]:
+    """What stands between the commas of a list, except those in quotes and in brackets."""
+    parts, start, depth, i = [], 0, 0, 0
+    while i <= len(text):
+        if i == start and (quoted := QUOTED.match(text, i)):
+            i = quoted.end()
+        if i == len(text) or (text[i] == "," and depth == 0):
+            parts.append(text[start:i])
+            start = i + 1
+        else:
+            depth = max(0, depth + (text[i] in "([{") - (text[i] in ")]}"))
+        i += 1
+    return parts if depth == 0 else text.split(",")  # a bracket that nothing closes is text
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows; a choice of words counts as text."""
+    kind = get_origin(hint) or hint
+    if kind in (Union, UnionType):
+        return tuple(each for inner in get_args(hint) for each in alternatives(inner))
+    if kind is Literal:
+        return tuple({type(each) for each in get_args(hint)})
+    return (hint,)
+
+
+def _parts(value: str, kinds: Sequence[Any]) -> list[str]:
+    """The values that a sweep goes through; the value alone where a comma in it is text, or Hydra reads it well."""
+    parsed = _parse(value)
+    if not (str in kinds or Path in kinds or parsed is UNREADABLE or any(get_origin(kind) in LISTS for kind in kinds)):
+        return [value]
+    if choice := CHOICE.fullmatch(value):
+        return [part.strip() for part in split(choice[1])]
+    if isinstance(parsed, Sweep) and not getattr(parsed, "simple_form", False):  # range(...) and its like
+        return [value]
+    parts = split(value)
+    if any(part.startswith(" ") for part in parts[1:]):
+        return [value]
+    is_path = Path in kinds and not value.startswith("[")
+    if is_path and (_exists(value) or not all(part in ("last", "null") or _exists(part) for part in parts)):
+        return [value]
+    return parts
+
+
+def _option(group: str, value: str) -> str:
+    """The name of a group's option as its file has it, be it in another Unicode form."""
+    if value.isascii():
+        return value
+    names = [path.stem for path in (CONFIGS / group).glob("*.yaml")]
+    name = next((name for name in names if same(name, value.removesuffix(".yaml"))), value)
+    return QuotedString(name, Quote.single).with_quotes()
+
+
+def _parse(value: str) -> Any:
+    """What Hydra reads; UNREADABLE where it does not."""
+    try:
+        return OverridesParser.create().parse_rule(f"x={value}", "override")._value
+    except HydraException:
+        return UNREADABLE
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(existing(path))
+    except ValueError:  # a null byte
+        return False
+
+
+def _at(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def _hydras(key: str) -> Any:
+    """The hint of one of Hydra's own keys; those that name a folder are paths."""
+    hint: Any = HydraConf
+    for name in key.split(".")[1:]:
+        hint = get_type_hints(hint).get(name, Any) if isinstance(hint, type) else Any
+    return Path if hint is str and key.endswith("dir") else hint
+
+
+def _parameter(target: str, name: str) -> Any:
+    """The hint of a constructor's argument, be it a parent's; None if nothing states one."""
+    try:
+        made: Any = get_object(target)
+        for function in [vars(kind).get("__init__") for kind in made.__mro__] if isinstance(made, type) else [made]:
+            hints = get_type_hints(function) if function else {}
+            if name in hints:
+                return hints[name]
+            if function and not any(p.kind is Parameter.VAR_KEYWORD for p in signature(function).parameters.values()):
+                return None
+    except Exception:  # not every library's annotations can be resolved; what cannot be imported is told later
+        return None
+    return None

@@ -1,0 +1,299 @@
+"""Build a part of the configuration, with errors a person can act on."""
+
+import inspect
+from collections import abc
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger
+
+from src.config.explain import RENAMED, begins_with_argument, explain_os, explain_part
+from src.errors import UserError
+
+LISTS = (list, tuple, Sequence, Iterable, Collection)
+WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    NoneType: "null",
+    **dict.fromkeys(LISTS, "a list"),
+}
+PART = "a part with a _target_"
+# What each part of a run must be, and each of a group.
+KINDS = {"model": LightningModule, "datamodule": LightningDataModule, "trainer": Trainer}
+KINDS_IN = {"callbacks": Callback, "logger": Logger}
+
+
+def instantiate(config: DictConfig, key: str, **kwargs: Any) -> Any:
+    """Builds `config`'s part `key`, such as `trainer` or `callbacks.sample_grid`, with plain Python values.
+
+    Args:
+        config: the whole configuration.
+        key: of the part.
+        **kwargs: further arguments, ready-made.
+
+    Raises:
+        UserError: the part is missing, refused its arguments, its `_target_` cannot be imported, or what that makes is
+            not what belongs there.
+    """
+    plain = checked(config, key)
+    made = _build(plain, key, config, kwargs)
+    _check_made(plain, made, KINDS.get(key) or KINDS_IN.get(key.rpartition(".")[0], Any), key)
+    return made
+
+
+def _build(part: Any, key: str, config: DictConfig, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """What plain values describe: each dict with a `_target_` is called with its arguments, which are built first.
+
+    Hydra would do the same at once, but then nobody could look at a part before its owner has taken it.
+    """
+    if isinstance(part, list):
+        return [_build(value, f"{key}.{i}", config) for i, value in enumerate(part)]
+    if not isinstance(part, dict):
+        return part
+    built = {name: _build(value, f"{key}.{name}", config) for name, value in part.items()}
+    if "_target_" not in part:
+        return built
+    args, arguments = built.get("_args_", ()), {n: value for n, value in built.items() if not n.startswith("_")}
+    try:
+        target = hydra.utils.instantiate({"_target_": part["_target_"], "_partial_": True})
+        hints = _hints(target.func)
+        for name in arguments:
+            _check_made(part[name], arguments[name], hints.get(name, Any), f"{key}.{name}")
+        call = partial(target, *args, **arguments, **(kwargs or {}))
+        return call if part.get("_partial_") else call()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(explain_part(key, error, config)) from error
+
+
+def instantiate_each(config: DictConfig, group: str) -> Iterator[Any]:
+    """Builds the entries of a group such as `callbacks`, one by one; an entry set to null is left out.
+
+    All are checked at once: a mistake in one is told before another is built, or lacks a package.
+    """
+    parts: Any = config.get(group) or {}
+    # Of several that write checkpoints, Lightning takes the first one's best.
+    names = sorted(parts, key=lambda name: name != "model_checkpoint")
+    keys = [f"{group}.{name}" for name in names if parts[name] is not None]
+    for key in keys:
+        checked(config, key)
+    return (instantiate(config, key) for key in keys)
+
+
+def checked(config: DictConfig, key: str) -> dict[str, Any]:
+    """`config`'s part `key` as plain values.
+
+    Raises:
+        UserError: it is none, or its arguments cannot be what its constructor takes.
+    """
+    part = OmegaConf.select(config, key)
+    if not isinstance(part, DictConfig) or "_target_" not in part:
+        raise UserError(f"{key} must be a part with a _target_, not {part!r}: see configs/{key.partition('.')[0]}/")
+    plain: dict[str, Any] = OmegaConf.to_container(part, resolve=True)  # type: ignore[assignment]
+    check_part(plain, key)
+    return plain
+
+
+@contextmanager
+def blamed_on(key: str, folder: str) -> Iterator[None]:
+    """Turns what a part objects to at work into a sentence with the part's key in front.
+
+    Args:
+        key: the part.
+        folder: the key that says where its files are.
+
+    Raises:
+        UserError: the block raised ValueError or OSError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{key}{'.' if begins_with_argument(str(error)) else ': '}{error}") from error
+    except OSError as error:
+        raise UserError(f"{key}: {explain_os(error, f'choose another folder with {folder}=DIR')}") from error
+
+
+def check_part(part: Mapping[str, Any], key: str) -> None:
+    """Checks a part's arguments, and those of the parts in it, against the types that its constructor states.
+
+    Raises:
+        UserError: names the argument and what it may be.
+    """
+    for name, value in part.items():
+        if f"{key}.{name}" in RENAMED and value is not None:
+            raise UserError(f"{key}.{name} cannot be set: {RENAMED[f'{key}.{name}']}")
+        if isinstance(value, dict):
+            check_part(value, f"{key}.{name}")
+    if "_target_" not in part:  # parts by name, such as `model.penalties`
+        return
+    try:
+        target = hydra.utils.get_object(str(part["_target_"]))
+    except Exception:  # building the part says what is wrong with it
+        return
+    try:
+        check_types(target, part)
+    except ValueError as error:
+        raise UserError(f"{key}.{error}") from error
+
+
+def check_types(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments that a function does not have, and text where it wants a number and the like.
+
+    Args:
+        target: a function or class; values that it does not annotate are not checked.
+        arguments: plain values; a dict stands for a part yet to be built.
+
+    Raises:
+        ValueError: begins with the argument's name.
+    """
+    hints = _hints(target)
+    try:
+        parameters = inspect.signature(_function(target)).parameters
+    except Exception:  # builtins have none
+        return
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for name, value in arguments.items():
+        if name not in parameters:
+            if open_ended or name.startswith("_"):  # Hydra's own, such as _target_
+                continue
+            others = ", ".join(each for each in parameters if each != "self")
+            raise ValueError(f"{name} is not an option of {target.__name__}: remove it, or choose one of {others}")
+        default = parameters[name].default  # need not be of the type that it states
+        is_default = value == default and isinstance(value, bool) == isinstance(default, bool)  # true is not 1
+        if name in hints and not is_default and not fits(value, hints[name]):
+            shown = "null" if value is None else repr(value)
+            raise ValueError(f"{name} must be {in_words(hints[name])}, not {shown}")
+
+
+def _function(target: Callable[..., Any]) -> Any:
+    return target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's or a class's arguments, as far as they are known."""
+    try:
+        return get_type_hints(_function(target))
+    except Exception:  # not every library's annotations can be resolved, and builtins have none
+        return {}
+
+
+def _check_made(part: Any, made: Any, hint: Any, key: str) -> None:
+    """Refuses what a `_target_` has made where it is not what its argument is declared to be.
+
+    Args:
+        part: plain values; what has no `_target_` in it was checked before.
+        made: of them.
+        hint: the argument's type.
+        key: of the argument.
+
+    Raises:
+        UserError: names the `_target_`, what it makes, and what is needed.
+    """
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(part, (list, dict)) and "_target_" not in part:
+        # Of a container or nothing, the container.
+        inner = next((get_args(each)[-1] for each in options if get_args(each)), Any)
+        for name, value in enumerate(part) if isinstance(part, list) else part.items():
+            _check_made(value, made[name], inner, f"{key}.{name}")
+    elif isinstance(part, dict) and (made is None or not _is_made_for(made, hint)):
+        if isinstance(made, partial) and not any(get_origin(each) is abc.Callable for each in options):
+            raise UserError(f"{key}._partial_ is true, but {_named(hint)} is needed: set it to false")
+        kind = _class_in(made)
+        shown = "nothing" if made is None else f"the class {kind.__name__}" if made is kind else _article(kind.__name__)
+        raise UserError(
+            f"{key}._target_={part['_target_']} makes {shown}, but {_named(hint)} is needed: choose another class"
+        )
+
+
+def _class_in(made: Any) -> type:
+    """The class itself, the one that a partial calls, or else the object's."""
+    called = made.func if isinstance(made, partial) else made
+    called = getattr(called, "func", called)  # Hydra's own partial
+    return called if isinstance(called, type) else type(made)
+
+
+def _is_made_for(made: Any, hint: Any) -> bool:
+    """Whether an object can be what a type hint asks for; in doubt it can."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_is_made_for(made, each) for each in inner)
+    if kind is abc.Callable:
+        called, returns = _class_in(made), inner[-1] if inner else Any
+        if called is not type(made) and isinstance(returns, type):
+            return issubclass(called, returns)
+        return callable(made)
+    if not isinstance(kind, type) or kind is object:
+        return True
+    if isinstance(made, type):
+        return kind is type
+    try:
+        return isinstance(made, int if kind is int else (int, float) if kind is float else kind)
+    except TypeError:  # a protocol that cannot be asked
+        return True
+
+
+def _named(hint: Any) -> str:
+    """What a type hint asks for, by its own name."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return " or ".join(_named(each) for each in inner if each is not NoneType)
+    if kind is abc.Callable:
+        return f"what makes {_named(inner[-1])}" if inner and isinstance(inner[-1], type) else "something to call"
+    return _article(kind.__name__) if isinstance(kind, type) and kind is not object else "something"
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value, as YAML has it, can be what a type hint asks for; in doubt it can."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return any(fits(value, each) for each in inner)
+    if kind is Literal:
+        return value in inner
+    if kind in (None, NoneType) or value is None:
+        return value is None and kind in (None, NoneType, Any, object)
+    if kind in (int, float):
+        return not isinstance(value, bool) and isinstance(value, int if kind is int else (int, float))
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    if isinstance(value, dict) or kind in (Any, object) or not isinstance(kind, type):
+        return True
+    if isinstance(value, list):
+        if kind is tuple and inner and inner[-1] is not Ellipsis:
+            return len(value) == len(inner) and all(map(fits, value, inner))
+        return kind in LISTS and (not inner or all(fits(each, inner[0]) for each in value))
+    # A number or text can be a path or an option's name, but no network and no list.
+    return issubclass(kind, Enum) or (issubclass(kind, Path) and isinstance(value, (str, Path)))
+
+
+def in_words(hint: Any) -> str:
+    """A type hint for people who write YAML."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        words = dict.fromkeys(in_words(each) for each in inner if not (each is int and float in inner))
+        if len(words.keys() - {PART, "null"}) > 0:
+            words.pop(PART, None)
+        return " or ".join(words)
+    if kind is Literal:
+        return "one of " + ", ".join(str(each) for each in inner)
+    if kind in LISTS and inner:
+        length = f" of {len(inner)}" if kind is tuple and Ellipsis not in inner else ""
+        return f"a list{length}, each {in_words(inner[0])}"
+    return WORDS.get(kind, PART)

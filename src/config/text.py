@@ -1,0 +1,55 @@
+"""Text that means itself: in configurations, in file names, and in either form in which Unicode writes an umlaut."""
+
+import os
+import re
+from pathlib import Path
+from unicodedata import category, normalize
+
+LONGEST = 80  # bytes of a folder's name: Windows has 260 characters for a whole path
+# Not in a file's name on Windows, or anywhere.
+UNSAFE = re.compile(r'[<>:"/\\|?*]')
+# Devices on Windows, with any ending.
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]|conin\$|conout\$)\s*(\..*)?", re.IGNORECASE)
+
+
+def escaped(text: str) -> str:
+    r"""Text as a value of a configuration that is literal: OmegaConf would look up what stands in `${}`."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def same(a: str, b: str) -> bool:
+    """Whether two texts read the same, whether `ö` is one character in them or an `o` with dots added."""
+    return normalize("NFC", a) == normalize("NFC", b)
+
+
+def existing(path: str) -> str:
+    """The path with `~` looked up, and as the file system has it, where that differs in its Unicode form alone."""
+    path = os.path.expanduser(path)
+    if path.isascii() or os.path.lexists(path):
+        return path
+    first, *rest = Path(path).parts
+    found, rest = (Path(first), rest) if Path(first).is_absolute() else (Path("."), [first, *rest])
+    for part in rest:
+        if not os.path.lexists(found / part):
+            try:
+                part = next(each.name for each in found.iterdir() if same(each.name, part))
+            except (OSError, StopIteration):
+                return path
+        found /= part
+    return str(found)
+
+
+def safe_name(name: str) -> str:
+    """A name without what some system refuses."""
+    text = UNSAFE.sub("_", normalize("NFC", name))
+    text = "".join("_" if category(char) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") else char for char in text)
+    text = text.encode()[:LONGEST].decode(errors="ignore")
+    text = text.strip().rstrip(".").rstrip()
+    # Hidden folders are left out where folders are data sets.
+    return f"_{text}" if not text or text.startswith(".") or RESERVED.fullmatch(text) else text
+
+
+def without_zeros(text: str) -> str | None:
+    """A whole number as it is usually written; None: the text is none."""
+    number = re.fullmatch(r"(-?)0*(\d+)", text, re.ASCII)
+    return number[1] + number[2] if number else None

@@ -1,0 +1,1 @@
+from src.evaluate.command import evaluate as evaluate

@@ -1,0 +1,129 @@
+"""The data set that images are compared with: that of the models, or the one that was named."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from src.config.explain import CONFIGS
+from src.config.instantiate import blamed_on, instantiate
+from src.datamodules.folder_datamodule import FolderDataModule
+from src.datamodules.image_datamodule import ImageDataModule
+from src.datamodules.published_datamodule import PublishedDataModule
+from src.errors import UserError
+from src.evaluate.inputs import Input, ModelInput
+from src.run.trust import DATA, refuse_untrusted
+from src.sampling.checkpoint_sampler import CheckpointSampler
+
+FALLBACK = "digits-fallback"  # the name under which MNIST's datamodule serves the digits
+SAME_IMAGES = ("_target_", "train_val_test_split", "folder")  # arguments that decide what is in which split
+LEAST = 10  # images in a split
+
+
+def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, Any]:
+    """The datamodule's part of a configuration.
+
+    Args:
+        inputs: to be compared with it.
+        named: what was composed for `datamodule=NAME`; None: it was not typed.
+
+    Raises:
+        UserError: nothing says which data they are, or one input's data are not another's.
+    """
+    known = [each for each in inputs if each.source is not None]
+    for each in known[1:]:
+        if each.source != known[0].source:
+            raise UserError(
+                f"ckpt_path names {known[0].name}, trained on {known[0].source!r}, and {each.name}, trained on"
+                f" {each.source!r}, whose numbers do not compare: evaluate each by itself"
+            )
+    if named is not None:
+        return OmegaConf.to_container(named, resolve=True)  # type: ignore[return-value]
+    source = known[0].source if known else None
+    parts = [part for each in known if (part := _part_in(each)) is not None]
+    if source != FALLBACK and parts:
+        for part in parts[1:]:
+            if any(part.get(key) != parts[0].get(key) for key in SAME_IMAGES):
+                raise UserError(
+                    f"ckpt_path names models that were trained on different parts of {source!r}, so that one may have"
+                    " seen what the other is tested on: evaluate each by itself, or name the data with datamodule=NAME"
+                )
+        return parts[0]
+    name = "digits" if source == FALLBACK else str(source).replace("-", "_")
+    groups = {path.stem: path for path in sorted((CONFIGS / "datamodule").glob("*.yaml"))}
+    if source is None or name not in groups:
+        what = f"ckpt_path={inputs[0].path} does not say" if source is None else f"{source!r} does not say"
+        raise UserError(f"{what} with which data to compare: add datamodule={'|'.join(groups)}")
+    config = OmegaConf.create({"data_dir": None, "seed": 0, "datamodule": OmegaConf.load(groups[name])})
+    return OmegaConf.to_container(config, resolve=True)["datamodule"]  # type: ignore[index,call-overload,return-value]
+
+
+def _part_in(source: Input) -> dict[str, Any] | None:
+    """What a checkpoint says of its datamodule, none of which is to be trusted but the arguments of ours."""
+    if not isinstance(source, ModelInput) or not isinstance(source.sampler, CheckpointSampler):
+        return None
+    part = source.sampler.datamodule
+    refuse_untrusted(part, source.path, trusted=(*DATA, *source.sampler.trusted))
+    if not isinstance(part, dict) or "_target_" not in part:
+        return None
+    plain = {key: value for key, value in part.items() if key == "_target_" or not str(key).startswith("_")}
+    published = issubclass(hydra.utils.get_class(part["_target_"]), PublishedDataModule)
+    return plain | ({"data_dir": None} if published else {})  # ours takes its place
+
+
+def load_data(part: dict[str, Any], img_size: int, data_dir: str | Path) -> ImageDataModule:
+    """The data, served at `img_size`, from our own folder.
+
+    Raises:
+        UserError: they are not there, or are no images of classes.
+    """
+    ours = {"img_size": img_size, "data_dir": str(data_dir), "offline_fallback": False}
+    part = part | {key: value for key, value in ours.items() if key in part}
+    datamodule = instantiate(OmegaConf.create({"datamodule": part}), "datamodule")
+    if not isinstance(datamodule, ImageDataModule):
+        raise UserError(f"datamodule must be an ImageDataModule, not a {type(datamodule).__name__}: choose another one")
+    with blamed_on("datamodule", folder="data_dir"):
+        try:
+            datamodule.prepare_data()
+        except FileNotFoundError as error:  # it may offer other data, which only training can do with
+            if not isinstance(datamodule, PublishedDataModule):
+                raise
+            raise UserError(
+                f"{datamodule.title} is not in {datamodule.folder} and could not be downloaded, but images of it can"
+                f" only be compared with itself ({error.__cause__}): put its files there, or type data_dir=DIR"
+            ) from error
+        datamodule.setup("fit")
+    return datamodule
+
+
+def check_fit(inputs: Sequence[Input], datamodule: ImageDataModule) -> None:
+    """Refuses inputs that are not of these data.
+
+    Raises:
+        UserError: names the input and what to type.
+    """
+    for split in ("val", "test"):
+        if len(datamodule.sets[split]) < LEAST:
+            raise UserError(
+                f"datamodule has {len(datamodule.sets[split])} images in its {split} split, but at least {LEAST} are"
+                " needed: change datamodule.train_val_test_split"
+            )
+    same = {datamodule.source, *({"digits", FALLBACK} if "digits" in datamodule.source else ())}
+    for each in inputs:
+        # A folder's name is no more than that: it may have been moved.
+        if each.source is not None and each.source not in same and not isinstance(datamodule, FolderDataModule):
+            raise UserError(
+                f"ckpt_path={each.path} was trained on {each.source!r}, but datamodule is {datamodule.source!r}: leave"
+                " datamodule out, or choose another file"
+            )
+        for name, values in (
+            ("channels", (each.channels, datamodule.channels)),
+            ("n_classes", (each.n_classes, datamodule.n_classes)),
+        ):
+            if values[0] not in (None, values[1]):
+                raise UserError(
+                    f"ckpt_path={each.path} has {name}={values[0]}, but the images of {datamodule.source!r} have"
+                    f" {values[1]}: name the data that it draws with datamodule=NAME"
+                )

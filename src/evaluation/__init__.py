@@ -1,1 +1,0 @@
-"""What `task=evaluate` is made of."""

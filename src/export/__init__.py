@@ -1,0 +1,1 @@
+from src.export.command import export as export

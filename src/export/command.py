@@ -1,0 +1,166 @@
+"""The verb `export`: the generator of a checkpoint as files that draw without this project."""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+
+from src.config.explain import EXTRAS
+from src.errors import UserError
+from src.export.latency import latencies, threads, to_table, ways_to_draw
+from src.export.to_int8 import quantise
+from src.export.to_onnx import REQUIRED, export_generator, generator_of
+from src.export.to_tensorrt import build_engine, check_tensorrt
+from src.export.to_torch import export_program
+from src.run.commands import a_list, next_command
+from src.run.console import plain_console
+from src.run.trust import trusted_packages
+from src.sampling.checkpoint_sampler import CheckpointSampler
+from src.sampling.open_sampler import open_sampler
+from src.sampling.options import check_numbers, out_folder, out_is_full
+from src.sampling.sampler import Noise
+
+FILES = {
+    "onnx": "generator.onnx",
+    "int8": "generator.int8.onnx",
+    "torch": "generator.pt2",
+    "tensorrt": "generator.engine",
+}
+USUAL = ["onnx", "int8", "torch"]
+MOST_IMAGES = 100_000
+TIMED_S = 0.25  # for each way of drawing and batch size
+
+
+def export(config: DictConfig) -> None:
+    """Writes the generator in every format that was asked for, each compared with the model, and times them.
+
+    Where no format was asked for, those that need a missing package are left out, which is said.
+
+    Raises:
+        UserError: the checkpoint cannot be used, something is out of range, or a package is missing.
+    """
+    formats = wanted_formats(config.formats)
+    check_numbers(config, calibration=1, seed=0)
+    if config.calibration > MOST_IMAGES:
+        raise UserError(f"calibration must be at most {MOST_IMAGES}, not {config.calibration}: 512 are enough")
+    for name in ("latency", "compile"):
+        if not isinstance(config[name], bool):
+            raise UserError(f"{name} must be true or false, not {config[name]!r}")
+    if not isinstance(config.license, str) or not config.license:
+        raise UserError(f"license must be a name such as MIT, not {config.license!r}")
+    sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
+    if not isinstance(sampler, CheckpointSampler):
+        raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
+    check_generator(sampler, path)
+    out = out_folder(config.out).resolve()
+    missing = missing_packages(formats)
+    if missing and config.formats is not None:
+        raise UserError(f"formats needs {', '.join(missing)} for all but torch: {EXTRAS}, or type formats=[torch]")
+    if "tensorrt" in formats:
+        check_tensorrt()
+
+    console = plain_console()
+    about = sampler.about
+    alone = ", as there is no moving average" if config.weights == "ema" and about.weights == "raw" else ""
+    console.print(f"{path} of {about.run}: {about.weights} weights{alone}")
+    if missing:
+        formats = ["torch"]
+        console.print(f"left out    onnx and int8, which need {', '.join(missing)}: {EXTRAS}")
+    try:
+        with TemporaryDirectory(prefix=".partial-", dir=out) as scratch:
+            made = write_files(sampler, formats, out, Path(scratch), config, console)
+    except OSError as error:
+        raise out_is_full(error) from error
+    if config.latency:
+        with console.status("timing"):
+            ways = ways_to_draw(sampler, made, config.compile)
+            found = latencies(ways, about.noise_shape, about.n_classes, TIMED_S)
+        console.print(to_table(found, f"median of a batch, {threads()}"))
+    ours = [str(made[each]) for each in ("onnx", "int8") if each in made] or [str(path)]
+    console.print(f"sample      {next_command('task=sample', f'ckpt_path={ours[0]}')}")
+    console.print(f"serve       {next_command('task=serve', f'ckpt_path={ours[0]}')}")
+    inputs = ours[0] if len(ours) == 1 else a_list(ours)
+    console.print(f"quality     {next_command('task=evaluate', f'ckpt_path={inputs}')}")
+
+
+def wanted_formats(formats: Any) -> list[str]:
+    """The formats to write, each once; the usual ones where `formats` is None.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if formats is None:
+        return USUAL
+    chosen = list(formats) if isinstance(formats, (list, ListConfig)) else [formats]
+    known = ", ".join(FILES)
+    if not chosen:
+        raise UserError(f"formats is empty: choose some of {known}, such as formats=[onnx]")
+    for each in chosen:
+        if not isinstance(each, str) or each not in FILES:
+            raise UserError(f"formats has no {each!r}: choose some of {known}, such as formats=[onnx,int8]")
+    return [each for each in FILES if each in chosen]
+
+
+def missing_packages(formats: list[str]) -> list[str]:
+    """The packages that the formats need and that are not installed; a torch.export program needs none."""
+    return [name for name in REQUIRED if find_spec(name) is None] if formats != ["torch"] else []
+
+
+def check_generator(sampler: CheckpointSampler, path: Path) -> None:
+    """Refuses a model that has nothing to export.
+
+    Raises:
+        UserError: it has no generator, or draws nothing.
+    """
+    try:
+        generator_of(sampler.model)
+    except ValueError as error:
+        raise UserError(f"ckpt_path={path} cannot be exported: {error}: choose another checkpoint") from error
+    images = sampler.run(np.zeros(1, np.int64), Noise(sampler.about.noise_shape, 0)(1))
+    if not np.isfinite(images).all():
+        raise UserError(
+            f"ckpt_path={path} draws images that are not finite, as its training has diverged: choose another"
+            " checkpoint"
+        )
+
+
+def write_files(
+    sampler: CheckpointSampler, formats: list[str], out: Path, scratch: Path, config: DictConfig, console: Console
+) -> dict[str, Path]:
+    """Writes each format to `scratch`, and moves it to `out` when it is whole and draws well; returns the files.
+
+    Raises:
+        OSError: there is no room, or a folder cannot be written to.
+        ValueError: a file does not draw what the model draws.
+    """
+    model, about = sampler.model, sampler.about
+    more = {"license": config.license, "precision": "float32"}
+    onnx = scratch / FILES["onnx"]  # what int8 and TensorRT start from
+    made = {}
+    if formats != ["torch"]:
+        with console.status("exporting to ONNX"):
+            largest = export_generator(model, onnx, about, more)
+    for each in formats:
+        path, partial = out / FILES[each], scratch / f"new.{FILES[each]}"
+        with console.status(f"writing {path.name}"):
+            if each == "onnx":
+                shutil.copyfile(onnx, partial)
+                said = f"differs from the model by at most {largest:.1e}"
+            elif each == "int8":
+                most, mean = quantise(onnx, partial, config.calibration, config.seed, more | {"precision": "int8"})
+                said = f"differs from float32 by {mean:.4f} on average, at most {most:.2f}"
+            elif each == "torch":
+                said = f"differs from the model by at most {export_program(model, partial, about, more):.1e}"
+            else:
+                said = f"differs from ONNX by at most {build_engine(onnx, partial, about):.1e}"
+            size = partial.stat().st_size
+            os.replace(partial, path)
+        console.print(f"{each:<11} {path}, {size / 1e6:,.2f} MB, {said}")
+        made[each] = path
+    return made

@@ -1,0 +1,130 @@
+"""How long drawing takes, by one way and another."""
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from src.config.explain import telling
+from src.errors import UserError
+from src.export.to_onnx import generator_of, plain_copy
+from src.sampling.checkpoint_sampler import CheckpointSampler
+from src.sampling.onnx_sampler import OnnxSampler
+from src.sampling.sampler import Noise
+
+BATCHES = (1, 16, 256)
+ROUNDS = 5
+MIN_CALLS = 3  # of each way in a round
+
+Way = Callable[[np.ndarray, np.ndarray], object]  # labels int64 [N], noise float32 [N, ...] -> images
+
+
+def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled: bool) -> dict[str, Way]:
+    """The model as torch runs it and the files that were made, each on as many threads as torch has, by name.
+
+    Args:
+        sampler: the model.
+        made: its files, by format.
+        compiled: whether to have torch compile it, too.
+
+    Raises:
+        UserError: torch cannot compile it.
+    """
+    network = plain_copy(generator_of(sampler.model, sampler.about.weights == "ema"))
+
+    def by_torch(draw: Callable[..., Any]) -> Way:
+        @torch.inference_mode()
+        def way(labels: np.ndarray, noise: np.ndarray) -> object:
+            return draw(torch.from_numpy(noise), torch.from_numpy(labels))
+
+        return way
+
+    ways = {"torch eager": by_torch(network)}
+    if compiled:
+        way = ways["torch compiled"] = by_torch(torch.compile(network, dynamic=False))
+        try:
+            way(np.zeros(1, np.int64), Noise(sampler.about.noise_shape, 0)(1))
+        except Exception as error:  # of many kinds, and long
+            reason = telling(str(error))
+            raise UserError(
+                f"compile=true cannot be had, as torch.compile fails ({reason}): install a C++ compiler such as g++, or"
+                " type compile=false"
+            ) from error
+    if "torch" in made:
+        ways["torch.export"] = by_torch(torch.export.load(io.BytesIO(made["torch"].read_bytes())).module())
+    for each, name in (("onnx", "float32"), ("int8", "int8")):
+        if each in made:
+            opened = OnnxSampler(made[each], torch.get_num_threads())
+            there = opened.session.get_providers()
+            on = next((f", {each}" for each in ("Tensorrt", "CUDA") if f"{each}ExecutionProvider" in there), "")
+            ways[f"ONNX {name}{on}"] = opened.run
+    return ways
+
+
+def latencies(
+    ways: Mapping[str, Way], noise_shape: tuple[int, ...], n_classes: int, seconds: float
+) -> dict[str, dict[int, float]]:
+    """Times each way of drawing, all in turn and several times over, so that a busy machine hits all alike.
+
+    Args:
+        ways: what draws, by name.
+        noise_shape: of the noise of one image.
+        n_classes: labels are 0 to n_classes - 1.
+        seconds: that each way is timed for at each batch, at least.
+
+    Returns:
+        The median seconds of a batch, by way and then by batch size.
+    """
+    found: dict[str, dict[int, float]] = {name: {} for name in ways}
+    for batch in BATCHES:
+        labels, noise = np.arange(batch) % n_classes, Noise(noise_shape, 0)(batch)
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for draw in ways.values():
+            draw(labels, noise)  # the first time, memory is allocated and what is compiled is compiled
+        for _ in range(ROUNDS):
+            for name, draw in ways.items():
+                draw(labels, noise)  # threads of the way before may still be busy
+                end, calls = time.perf_counter() + seconds / ROUNDS, 0
+                while calls < MIN_CALLS or time.perf_counter() < end:
+                    start = time.perf_counter()
+                    draw(labels, noise)
+                    taken[name].append(time.perf_counter() - start)
+                    calls += 1
+        for name, each in taken.items():
+            found[name][batch] = statistics.median(each)
+    return found
+
+
+def rows(found: Mapping[str, Mapping[int, float]]) -> list[list[str]]:
+    """A row a way: its name, and for each batch size the milliseconds of a batch and the images of a second."""
+    return [
+        [name, *(text for batch in BATCHES for text in (f"{1e3 * each[batch]:,.2f}", f"{batch / each[batch]:,.0f}"))]
+        for name, each in found.items()
+    ]
+
+
+def titles() -> list[str]:
+    """What stands above the columns of `rows`."""
+    return ["drawn by", *(title for batch in BATCHES for title in (f"{batch}: ms", "images/s"))]
+
+
+def to_table(found: Mapping[str, Mapping[int, float]], title: str) -> Table:
+    """The same for the terminal."""
+    table = Table(*titles(), title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows(found):
+        table.add_row(*row)
+    return table
+
+
+def threads() -> str:
+    """How many threads draw."""
+    n = torch.get_num_threads()
+    return f"{n} thread{'s' if n > 1 else ''}"

@@ -1,0 +1,156 @@
+"""A trained generator as one ONNX file, which draws images without this project and without torch."""
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from src.models.image_model import ImageModel
+from src.models.mnist_gan_model import between_classes
+from src.sampling.sampler import About
+
+# What export needs besides torch; only onnxruntime is needed to draw.
+REQUIRED = ("onnx", "onnxscript", "onnxruntime")
+N_CHECKED = 7  # images that the file must draw as the model does; another number than it was exported with
+# The largest difference in images in [-1, 1]: other kernels round differently, a GPU and half precision far more so.
+EXACT, COARSE = 1e-4, 5e-2
+
+
+def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[str, str] | None = None) -> float:
+    """Writes what `model.generate` draws with to a file, and tries the file.
+
+    Its inputs are `noise`, float32 [N, ...], standard normal, and `labels`, int64 [N]; its output is `images`, float32
+    [N, C, H, W] in [-1, 1]. N is free. Two more inputs may be left out: `others`, int64 [N], classes to go to, and
+    `weight`, float32 [N], how far, from 0 to 1. The model is left as it is.
+
+    Args:
+        model: trained; it must hold its network as `generator`, and an average of it as `ema.network`.
+        path: of the file.
+        about: kept as the file's metadata; `about.weights` says which of the two networks is exported.
+        more: further metadata.
+
+    Returns:
+        The largest difference between an image that the file draws and the model's, both in [-1, 1].
+
+    Raises:
+        ValueError: the model has no such network, or the file draws other images than the model.
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+    """
+    import onnx_ir
+
+    average = about.weights == "ema"
+    network = Interpolating(plain_copy(generator_of(model, average)))
+    rng = torch.Generator().manual_seed(0)
+    noise = model.draw_noise(N_CHECKED, rng).float()
+    labels = torch.arange(N_CHECKED) % model.n_classes
+    others, weight = labels.flip(0), torch.rand(N_CHECKED, generator=rng)
+    batch = {0: "batch"}
+    for name in ("onnxscript", "onnx_ir"):  # they tell each step
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about how torch names the axis
+        program = torch.onnx.export(
+            network,
+            (noise[:2], labels[:2], others[:2], weight[:2]),
+            dynamo=True,
+            input_names=["noise", "labels", "others", "weight"],
+            output_names=["images"],
+            dynamic_shapes=(batch,) * 4,
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model.graph
+    optional: dict[str, Any] = {"others": np.zeros(1, np.int64), "weight": np.zeros(1, np.float32)}
+    for value, (name, default) in zip(graph.inputs[2:], optional.items(), strict=True):
+        # What has a value may be left out: one value then stands for every image.
+        value.shape = onnx_ir.Shape(["batch_or_1"])
+        value.const_value = onnx_ir.tensor(default, name=name)
+        graph.initializers[name] = value
+    for node in graph:
+        node.metadata_props.clear()  # where in the sources it comes from, with paths of this machine
+    program.model.metadata_props.update(about.to_metadata() | {"range": "[-1, 1]"} | dict(more or {}))
+    program.save(path, external_data=False)  # one file, weights and all
+
+    start = noise.to(model.dtype)
+    largest = max(
+        difference(draw_with(path, noise, labels), model.generate(labels, noise=start, average=average)),
+        difference(
+            draw_with(path, noise, labels, others, weight),
+            model.interpolate(labels, others, weight, noise=start, average=average),
+        ),
+    )
+    if not largest <= tolerance(model):
+        raise ValueError("the exported file does not draw what the model draws")
+    return largest
+
+
+class Interpolating(nn.Module):
+    """A generator with two more inputs: the classes to go to, and how far."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, noise: Tensor, labels: Tensor, others: Tensor, weight: Tensor) -> Tensor:
+        """Noise [N, ...], labels and others int64 [N], weight [N] -> images [N, C, H, W]."""
+        with between_classes(self.network, others, weight):
+            return self.network(noise, labels)
+
+
+def generator_of(model: ImageModel, average: bool = True) -> nn.Module:
+    """The network that draws the model's images: `forward(noise, labels)`; its average, if asked for and there.
+
+    Raises:
+        ValueError: the model does not hold it where it is looked for.
+    """
+    ema = getattr(model, "ema", None)
+    network = ema.network if average and ema is not None else getattr(model, "generator", None)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"a {type(model).__name__} has no network called generator, which would be exported")
+    return network
+
+
+def plain_copy(network: nn.Module) -> nn.Module:
+    """A copy on the CPU, in float32 and in evaluation mode, with parametrizations such as spectral norm worked in."""
+    plain = copy.deepcopy(network).eval().float().cpu().requires_grad_(False)
+    parametrized: list[Any] = [module for module in plain.modules() if parametrize.is_parametrized(module)]
+    for module in parametrized:
+        weights = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+        # Not `remove_parametrizations`: it takes the weight from the class, which the copy shares with the original.
+        module.__class__ = parametrize.type_before_parametrizations(module)
+        del module.parametrizations
+        for name, weight in weights.items():
+            module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    return plain
+
+
+def draw_with(path: Path, noise: Tensor, labels: Tensor, *between: Tensor) -> np.ndarray:
+    """What an exported file draws: images float32 [N, C, H, W] in [-1, 1] from noise [N, ...] and labels int64 [N]."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it would warn that two inputs have a value already
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    given = zip(("noise", "labels", "others", "weight"), (noise, labels, *between), strict=False)
+    (images,) = session.run(None, {name: tensor.numpy() for name, tensor in given})
+    return images
+
+
+def difference(drawn: np.ndarray, expected: Tensor) -> float:
+    """The largest difference of two sets of images; infinite where they are not even of one shape."""
+    if drawn.shape != expected.shape:
+        return math.inf
+    return float(np.abs(drawn - expected.float().cpu().numpy()).max())
+
+
+def tolerance(model: ImageModel) -> float:
+    """The largest difference from a model's images that other kernels may make, in images in [-1, 1]."""
+    return EXACT if (model.device.type, model.dtype) == ("cpu", torch.float32) else COARSE

@@ -1,0 +1,101 @@
+"""A trained generator as a TensorRT engine, for the kind of GPU and the version of TensorRT that it is built with.
+
+Not tried: nothing this project was made on had a GPU. It follows NVIDIA's Python interface of TensorRT 10 and 11, and
+what it builds is compared with the model before it gets its name.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from src.errors import UserError
+from src.export.to_onnx import COARSE, N_CHECKED, difference, draw_with
+from src.sampling.sampler import About
+
+SMALLEST, USUAL, LARGEST = 1, 64, 256  # images at a time: what the engine takes, and what it is made fast for
+
+
+def check_tensorrt() -> None:
+    """Refuses what cannot work here.
+
+    Raises:
+        UserError: TensorRT or a GPU is missing.
+    """
+    if find_spec("tensorrt") is None:
+        raise UserError(
+            "formats asks for tensorrt, which is not installed: pip install tensorrt where there is an NVIDIA GPU, or"
+            " leave it out"
+        )
+    if not torch.cuda.is_available():
+        raise UserError(
+            "formats asks for tensorrt, which builds an engine on the GPU that is to run it, but torch finds none here:"
+            " run this where there is one, or leave it out"
+        )
+
+
+def build_engine(source: Path, path: Path, about: About) -> float:
+    """Builds an engine from an exported ONNX file, and tries it.
+
+    Its inputs are `noise`, float32 [N, ...], and `labels`, int64 [N], its output is `images`, float32 [N, C, H, W] in
+    [-1, 1]; N is 1 to 256. It does not draw between classes. It uses TF32 where the GPU has it.
+
+    Args:
+        source: what `export_generator` wrote.
+        path: of the engine.
+        about: what is known of the generator.
+
+    Returns:
+        The largest difference between an image that the engine draws and the ONNX file's, both in [-1, 1].
+
+    Raises:
+        ValueError: TensorRT cannot build it, or it draws other images.
+    """
+    import onnx
+    import tensorrt
+
+    model = onnx.load_model(source)
+    del model.graph.input[2:]  # what may be left out is left out: constants
+    logger = tensorrt.Logger(tensorrt.Logger.ERROR)
+    builder = tensorrt.Builder(logger)
+    network = builder.create_network()
+    parser = tensorrt.OnnxParser(network, logger)
+    if not parser.parse(model.SerializeToString()):
+        raise ValueError(f"TensorRT cannot read the generator: {parser.get_error(0)}")
+    profile = builder.create_optimization_profile()
+    for name, rest in (("noise", about.noise_shape), ("labels", ())):
+        profile.set_shape(name, *((n, *rest) for n in (SMALLEST, USUAL, LARGEST)))
+    config = builder.create_builder_config()
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise ValueError("TensorRT cannot build an engine of the generator: what it said is above")
+    path.write_bytes(engine)
+
+    noise = torch.randn(N_CHECKED, *about.noise_shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(N_CHECKED) % about.n_classes
+    largest = difference(draw_with(source, noise, labels), draw_with_engine(path, noise, labels))
+    if not largest <= COARSE:
+        raise ValueError("the engine does not draw what the model draws")
+    return largest
+
+
+def draw_with_engine(path: Path, noise: Tensor, labels: Tensor) -> Tensor:
+    """What an engine of one's own draws: images float32 [N, C, H, W] in [-1, 1] from noise [N, ...] and labels [N]."""
+    import tensorrt
+
+    runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    context = engine.create_execution_context()
+    tensors = {"noise": noise.cuda(), "labels": labels.cuda()}
+    for name, tensor in tensors.items():
+        context.set_input_shape(name, tuple(tensor.shape))
+    tensors["images"] = torch.empty(tuple(context.get_tensor_shape("images")), device="cuda")
+    for name, tensor in tensors.items():
+        context.set_tensor_address(name, tensor.data_ptr())
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()  # the inputs have arrived
+    context.execute_async_v3(stream.cuda_stream)
+    stream.synchronize()
+    return tensors["images"].cpu()

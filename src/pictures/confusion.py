@@ -1,0 +1,68 @@
+"""Confusion matrices as pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+from unicodedata import normalize
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL, MARGIN, FONT = 44, 96, 13
+INK, PAPER, FULL = (32, 32, 32), (255, 255, 255), (8, 81, 156)
+
+
+def draw_label_confusion(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """How often images of each class asked for (row) were taken for each class (column), as `draw_confusion`."""
+    return draw_confusion(counts, names, "% of images asked for (rows)\nthat the classifier takes for (columns)")
+
+
+def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
+    """A table of counts [N, N] as a heat map, uint8 [H, W, 3]; a cell says its share of its row in percent.
+
+    Args:
+        counts: how often a row's cases came out as each column.
+        names: of the rows and of the columns.
+        title: two lines that say what they are.
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = MARGIN + CELL * len(names) + 12
+    picture = Image.new("RGB", (max(side, 260), side), PAPER)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT)
+    names = drawable(names)
+    draw.multiline_text((8, 6), title, INK, font)
+    for j, name in enumerate(names):
+        centre = MARGIN + CELL * j + CELL // 2
+        draw.text((centre, MARGIN - 8 - 15 * (j % 2)), fitted(name, 2 * CELL, draw, font), INK, font, anchor="ms")
+    for i, name in enumerate(names):
+        top = MARGIN + CELL * i
+        draw.text((MARGIN - 8, top + CELL // 2), fitted(name, MARGIN - 12, draw, font), INK, font, anchor="rm")
+        for j in range(len(names)):
+            left, share = MARGIN + CELL * j, float(shares[i, j])
+            colour = tuple(round(p + (f - p) * share**0.5) for p, f in zip(PAPER, FULL, strict=True))
+            draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), fill=colour)
+            if counts[i, j]:
+                text = f"{100 * share:.0f}" if share >= 0.095 else f"{100 * share:.1f}"
+                draw.text(
+                    (left + CELL // 2 - 1, top + CELL // 2 - 1),
+                    text,
+                    PAPER if share > 0.3 else INK,
+                    font,
+                    anchor="mm",
+                )
+    return np.asarray(picture)
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    """The names of classes; `#NUMBER` and what is left of a name that has characters beyond those of Pillow's font."""
+    plain = [normalize("NFKD", name).encode("ascii", "ignore").decode() for name in names]
+    return [name if name.isascii() else f"#{i} {plain[i]}".strip() for i, name in enumerate(names)]
+
+
+def fitted(name: str, width: float, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """`name`, cut where it is wider than `width` pixels."""
+    if draw.textlength(name, font) <= width:
+        return name
+    while name and draw.textlength(f"{name}…", font) > width:
+        name = name[:-1]
+    return f"{name}…"

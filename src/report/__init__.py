@@ -1,0 +1,1 @@
+from src.report.command import report as report

@@ -1,0 +1,110 @@
+"""What people type: the checkpoint that they mean, and the command that comes next. No torch is needed for it."""
+
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from src.config.command_line import as_typed, in_quotes
+from src.errors import UserError
+from src.run.remote_checkpoint import fetch, is_remote
+
+log = logging.getLogger(__name__)
+
+
+def typed_overrides() -> list[str]:
+    """What was typed behind `python run.py`, in order."""
+    if not HydraConfig.initialized():
+        return []
+    as_given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [as_typed(str(each)) for each in as_given]
+
+
+def is_sweep() -> bool:
+    """Whether this is one of several jobs of a `-m` command."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def next_command(*overrides: str) -> str:
+    """What to type to run this project again, from where it was run now."""
+    script = sys.argv[0] if Path(sys.argv[0]).name == "run.py" else "run.py"
+    keys = [each.partition("=")[0] for each in overrides]
+    trust = [each for each in typed_overrides() if each.startswith("trusted_packages=")]  # which all verbs have
+    return shlex.join(["python", script, *overrides, *(trust if "trusted_packages" not in keys else ())])
+
+
+def a_list(texts: Iterable[object]) -> str:
+    """A list as it is typed: an element in quotes where it would be read as more than text."""
+    means_more = re.compile(r"[][(){},'\"$]|^\s|\s$")
+    return f"[{','.join(in_quotes(each) if means_more.search(each) else each for each in map(str, texts))}]"
+
+
+def run_folders(work_dir: str | Path) -> list[Path]:
+    """The folders of the training runs in `work_dir`, in the order in which they were started."""
+    logs = Path(work_dir) / "logs"
+    found = {
+        path.parents[depth]
+        for depth, name in enumerate(("run.json", "ckpts/last.ckpt"))
+        for path in [*logs.glob(f"runs/*/*/{name}"), *logs.glob(f"multiruns/*/*/*/{name}")]
+    }
+    return sorted(found, key=begun)
+
+
+def begun(folder: Path) -> float:
+    """When a run was started: what it writes first is not changed any more."""
+    first = folder / ".hydra" / "overrides.yaml"
+    return (first if first.exists() else folder).stat().st_mtime
+
+
+def find_checkpoint(ckpt_path: Any, work_dir: str | Path, newest_run: bool = False) -> Path:
+    """The file that `ckpt_path` means; `last` is the `ckpts/last.ckpt` of the newest training run in `work_dir`.
+
+    Args:
+        ckpt_path: as it was typed.
+        work_dir: where `logs/` is.
+        newest_run: whether to refuse a `last` of another run, as the newest has no checkpoint; else a warning says so.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not isinstance(ckpt_path, str):
+        raise UserError(f"ckpt_path must be a file, or last for the newest run's, not {ckpt_path!r}")
+    if is_remote(ckpt_path):
+        return fetch(ckpt_path, work_dir)
+    if ckpt_path == "last":
+        last = Path("ckpts", "last.ckpt")
+        runs = run_folders(work_dir)
+        if HydraConfig.initialized():
+            own = Path(HydraConfig.get().runtime.output_dir)
+            ours = own.parent if is_sweep() else None  # of other jobs of the same command
+            runs = [run for run in runs if (run != own or (run / last).exists()) and run.parent != ours]
+        trained = [run for run in runs if (run / last).exists()]
+        if not trained:
+            raise UserError(
+                f"ckpt_path=last finds no logs/runs/*/*/{last} in {work_dir}: train first, or type ckpt_path=FILE"
+            )
+        chosen = trained[-1] / last
+        if trained[-1] != runs[-1]:
+            if newest_run:
+                raise UserError(
+                    f"ckpt_path=last is the newest run's, but {runs[-1]} has no checkpoint yet: begin that one again"
+                    f" without ckpt_path, or type {shlex.quote(f'ckpt_path={chosen}')} to resume the run before it"
+                )
+            log.warning("the newest run, %s, has no checkpoint yet: ckpt_path=last is %s", runs[-1], chosen)
+        return chosen
+    path = Path(ckpt_path).expanduser()
+    if path.is_dir():
+        inside = next(iter([*path.glob("ckpts/*.ckpt"), *path.glob("*.ckpt")]), "ckpts/last.ckpt")
+        raise UserError(f"ckpt_path={ckpt_path} is a folder: name a file in it, such as {path / inside}")
+    if not path.exists():
+        raise UserError(
+            f"ckpt_path={ckpt_path} does not exist: check the path, or type ckpt_path=last for the newest run"
+        )
+    return path.resolve()

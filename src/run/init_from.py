@@ -1,0 +1,112 @@
+"""A new run that begins with the weights of another: as many as fit, and everything else anew."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, open_dict
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from src.config.text import escaped
+from src.errors import UserError
+from src.models.image_model import ImageModel
+from src.models.modules.ema import EMA
+from src.run.checkpoints import read_checkpoint
+from src.run.commands import find_checkpoint
+
+log = logging.getLogger(__name__)
+
+NAMES = 3  # of weights that are named
+
+
+def read_start(config: DictConfig) -> dict[str, Any]:
+    """The checkpoint that `init_from` means, checked.
+
+    Raises:
+        UserError: it cannot be used, or the run is to be resumed as well.
+    """
+    if config.ckpt_path:
+        raise UserError(
+            "init_from begins a new run, and ckpt_path resumes one: type one of them, and leave out the other"
+        )
+    try:
+        path = find_checkpoint(config.init_from, config.work_dir)
+        checkpoint = read_checkpoint(path)
+    except UserError as error:  # which speaks of the key that is usual
+        raise UserError(str(error).replace("ckpt_path", "init_from")) from error
+    with open_dict(config):
+        config.init_from = escaped(str(path))
+    return checkpoint
+
+
+@torch.no_grad()
+def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Sequence[str], path: str | Path) -> None:
+    """Puts the weights of a checkpoint into a model where their names and shapes are its own; says which they were.
+
+    Rows of embeddings that belong to classes are taken by the classes' names, where both are known. A moving average
+    begins from what was taken, and counts from 0.
+
+    Args:
+        checkpoint: of any model.
+        model: not yet trained.
+        classes: their names, one for each of the model's labels.
+        path: of the checkpoint.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    ours, theirs = model.state_dict(), checkpoint["state_dict"]
+    names = _class_names(checkpoint)
+    modules = dict(model.named_modules())
+    averages = tuple(f"{name}." for name, module in modules.items() if isinstance(module, EMA))
+    embeddings = tuple(f"{name}." for name, module in modules.items() if isinstance(module, nn.Embedding))
+    parameters = {name for name, _ in model.named_parameters()}
+    rows = [(i, names.index(name)) for i, name in enumerate(classes) if name in names] if names else []
+    taken: list[str] = []
+    partly: list[str] = []
+    anew: list[str] = []
+    for name, weight in ours.items():
+        found = theirs.get(name)
+        if name.startswith(averages):
+            continue
+        if found is not None and name.startswith(embeddings) and _have_rows(found, weight, names, classes):
+            for i, j in rows:
+                weight[i].copy_(found[j])
+            (taken if len(rows) == len(classes) else partly if rows else anew).append(name)
+        elif found is not None and found.shape == weight.shape:
+            weight.copy_(found)
+            taken.append(name)
+        else:
+            anew.append(name)
+    if parameters.isdisjoint((*taken, *partly)):
+        raise UserError(f"init_from={path} has no weights that fit this model: choose a checkpoint of a model like it")
+    if isinstance(model, ImageModel):
+        model.start_average()
+    said = [f"{len(taken)} of {len(taken) + len(partly) + len(anew)} weights taken over"]
+    if partly:
+        said.append(f"of {_listed(partly)} the rows of {len(rows)} of {len(classes)} classes")
+    if anew:
+        said.append(f"begun anew: {_listed(anew)}")
+    log.info("init_from=%s: %s", path, "; ".join(said))
+
+
+def _class_names(checkpoint: dict[str, Any]) -> list[str]:
+    """The names of the classes that a checkpoint's model knows; empty: not known."""
+    data = checkpoint.get("data")
+    names = data.get("classes") if isinstance(data, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) and len({*map(str, names)}) == len(names) else []
+
+
+def _have_rows(found: Tensor, weight: Tensor, names: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether both have a row for each of their classes, and rows of one length."""
+    if 0 in (found.dim(), weight.dim()) or found.shape[1:] != weight.shape[1:]:
+        return False
+    return (len(found), len(weight)) == (len(names), len(classes))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return ", ".join(names[:NAMES]) + more

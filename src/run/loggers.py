@@ -1,0 +1,259 @@
+"""Loggers: start them so that they cannot hang, show them pictures, and end them with the truth."""
+
+import logging
+import netrc
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import wandb
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from src.config.explain import telling
+from src.errors import UserError
+from src.run.commands import is_sweep
+from src.run.environment import can_write
+from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from src.run.run_record import step_of
+
+log = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 3.0
+# W&B's variable for a key, and what its service accepts: how long, and without which characters. Its client leaves most
+# of it to the service, which for a run that was recorded offline answers days later.
+LIMITS = {
+    "project": ("WANDB_PROJECT", 128, "/\\#?%:"),
+    "entity": ("WANDB_ENTITY", 128, "/\\#?%:"),
+    "name": ("WANDB_NAME", 128, ""),
+    "group": ("WANDB_RUN_GROUP", 128, ""),
+    "job_type": ("WANDB_JOB_TYPE", 128, ""),
+    "id": ("WANDB_RUN_ID", 122, "/\\#?%:;,'"),  # 128 for the artifact model-ID
+}
+LONGEST_TAG = 64
+
+
+def check_wandb(config: DictConfig) -> None:
+    """Refuses what W&B would refuse after training, or when the run is uploaded.
+
+    Raises:
+        UserError: names what was typed, or the variable.
+    """
+    part = (config.get("logger") or {}).get("wandb")
+    if part is None:
+        return
+    for key, (variable, longest, refused) in LIMITS.items():
+        value = part.get(key)
+        if not isinstance(value, str):
+            continue
+        if not OmegaConf.is_interpolation(part, key):
+            source = f"logger.wandb.{key}"
+        else:  # from the run's own key, or else from the variable
+            source = variable if key not in config or OmegaConf.is_interpolation(config, key) else key
+        if len(value) > longest or not value.strip():
+            raise UserError(
+                f"{source} must have 1 to {longest} characters for W&B, not {len(value)}: use a shorter one"
+            )
+        if found := [character for character in refused if character in value]:
+            raise UserError(f"{source}={value} must not contain {' '.join(found)}: W&B refuses each of {refused}")
+        if key == "id" and is_sweep():
+            raise UserError(f"{source}={value} is one W&B run, but a sweep makes several: leave it out")
+    for tag in config.tags:
+        if not 1 <= len(tag) <= LONGEST_TAG:
+            raise UserError(
+                f"tags (or else WANDB_TAGS) must have 1 to {LONGEST_TAG} characters each for W&B, not {len(tag)} as in"
+                f" {tag[:20]}...: use shorter ones"
+            )
+    for variable in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        folder = os.environ.get(variable)
+        if folder and not can_write(Path(folder)):
+            raise UserError(f"{variable}={folder} cannot be written: choose another folder, or leave it out")
+
+
+def make_wandb_logger(
+    project: str,
+    save_dir: str,
+    name: str | None = None,
+    tags: Sequence[str] = (),
+    group: str | None = None,
+    job_type: str | None = None,
+    notes: str | None = None,
+    entity: str | None = None,
+    id: str | None = None,
+    mode: str | None = None,
+) -> Logger:
+    """A W&B run that has begun: online where there are a key and a network, else offline, without a prompt.
+
+    Args:
+        project: W&B project.
+        save_dir: the run folder; files go to its `wandb/`.
+        name: shown for the run.
+        tags: shown beside the name.
+        group: puts runs together.
+        job_type: what kind of run it is.
+        notes: free text.
+        entity: W&B user or team; None: the key's default.
+        id: of a run to go on with; None: a new run.
+        mode: online | offline | disabled; None: `WANDB_DISABLED`, else `WANDB_MODE`, else what key and network allow.
+
+    Raises:
+        UserError: W&B refuses the key or an argument.
+    """
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return WandbLogger(project=project, offline=True)  # Lightning never starts it
+    if mode is None and os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        mode = "disabled"  # wandb itself no longer looks at it
+    mode = mode or os.environ.get("WANDB_MODE") or reachable_mode()
+    if mode not in ("online", "offline", "shared", "disabled", "dryrun", "run"):
+        raise ValueError(f"mode (or else WANDB_MODE) must be online, offline or disabled, not {mode!r}")
+    if mode == "disabled":
+        return DummyLogger()  # wandb's own stand-in fails on pictures
+    options: dict[str, Any] = {
+        "project": project,
+        "dir": save_dir,
+        "name": name,
+        "tags": list(tags),
+        "group": group,
+        "job_type": job_type,
+        "notes": notes,
+        "entity": entity,
+        "id": id,
+        "resume": "allow" if id and "WANDB_RESUME" not in os.environ else None,
+    }
+    try:
+        run = _start(options, mode)
+    except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
+        reason = telling(str(error))
+        concerns_key = isinstance(error, wandb.errors.AuthenticationError) or "key" in reason.lower()
+        remedy = "set WANDB_API_KEY in .env, or logger.wandb.mode=offline" if concerns_key else "change it"
+        raise UserError(f"logger.wandb: {reason}: {remedy}") from error
+    except wandb.errors.CommError as error:  # which an AuthenticationError is, too
+        log.warning("W&B could not begin the run (%s): recording offline", telling(str(error)))
+        run = _start(options, "offline")
+    logger = WandbLogger(experiment=run)
+    for best, names in [("min", LOWER_IS_BETTER), ("max", HIGHER_IS_BETTER)]:
+        for name in names:  # the best validation stands in the runs' table, beside the last
+            run.define_metric(f"val/{name}", step_metric="trainer/global_step", summary=f"{best},last")
+    return logger
+
+
+def _start(options: dict[str, Any], mode: Any) -> Any:
+    # The end-of-run table says what wandb would. The console is not captured: a progress bar fills it.
+    settings = wandb.Settings(
+        init_timeout=20,
+        console="off",
+        quiet=True,
+        silent=mode != "online",
+        x_transaction_log_flush_interval=1.0,  # seconds; a run that is killed loses what its file has not
+    )
+    return wandb.init(**options, mode=mode, settings=settings)
+
+
+def reachable_mode() -> str:
+    """`online` if there is a key and W&B answers within seconds, else `offline`; says why where there is a key."""
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    if has_wandb_key(url) and _answers(url):
+        return "online"
+    # For the whole process: what else wandb sends (telemetry) would wait for an answer when the process ends.
+    os.environ["WANDB_MODE"] = "offline"
+    return "offline"
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S)
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError as error:
+        log.warning("W&B does not answer at %s (%s): recording offline", url, error)
+        return False
+    return True
+
+
+def has_wandb_key(url: str) -> bool:
+    """Whether wandb would find a key, in the environment or where `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.path.expanduser(os.environ.get("NETRC", "~/.netrc")))
+    try:
+        return netrc.netrc(path).authenticators(urlparse(url).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step: int, path: Path) -> None:
+    """Shows a picture to a logger that takes pictures; others are left alone.
+
+    Args:
+        logger: any of Lightning's.
+        key: the picture's name.
+        image: uint8 [H, W, C]; floats would be drawn black.
+        caption: shown below it.
+        step: the batch it belongs to.
+        path: the same picture as a file.
+    """
+    if isinstance(logger, WandbLogger):
+        logger.log_image(key, [image], step=step, caption=[caption])
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(key, image, step, dataformats="HWC")
+    elif hasattr(logger, "log_picture"):
+        logger.log_picture(key, image, caption, step, path)
+
+
+def show(trainer: Trainer, key: str, picture: np.ndarray, caption: str, path: str) -> None:
+    """Saves a picture, uint8 [H, W, 3], under `path` in the run folder, and shows it to the loggers as `key`."""
+    file = Path(trainer.default_root_dir) / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(file)
+    for logger in trainer.loggers:
+        log_picture(logger, key, picture, caption, step_of(trainer), file)
+
+
+@rank_zero_only
+def hand_over(
+    trainer: Trainer, loggers: Sequence[Logger], status: str, model: LightningModule, metrics: dict[str, float]
+) -> None:
+    """Lets callbacks and loggers that have a `finish_run` add what a run ends with.
+
+    What cannot be added, be it that a server is gone, is a warning: the run is over, and its files are in its folder.
+
+    Args:
+        trainer: with the callbacks; their `finish_run` takes it.
+        loggers: those that have started; their `finish_run` takes `status`, the run folder, `model` and `metrics`.
+        status: `finished`, `failed`, or `stopped` by a signal.
+        model: as it was tested.
+        metrics: the run's last ones; empty where it did not finish.
+    """
+    run_dir = Path(trainer.default_root_dir)
+    parts: list[tuple[Any, tuple[Any, ...]]] = [(part, (trainer,)) for part in trainer.callbacks]  # type: ignore[attr-defined]
+    parts += [(logger, (status, run_dir, model, metrics)) for logger in loggers]
+    for part, arguments in parts:
+        if hasattr(part, "finish_run"):
+            try:
+                part.finish_run(*arguments)
+            except Exception as error:
+                log.warning("%s could not add what the run ends with: %s", type(part).__name__, telling(str(error)))
+
+
+@rank_zero_only
+def finish(loggers: Sequence[Logger], exit_code: int, best: Mapping[str, Mapping[str, float]]) -> None:
+    """Ends W&B runs as `finished` (exit code 0) or `failed`. Lightning ends the other loggers' runs.
+
+    Args:
+        loggers: those that have started.
+        exit_code: of the run.
+        best: what to put into a run's summary; W&B itself forgets the best of a run that is stopped and resumed.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(best)
+            logger.experiment.finish(exit_code=exit_code)

@@ -1,0 +1,239 @@
+"""Several processes train one model: which of them this is, one run folder for all, and waiting for other machines."""
+
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.config.command_line import as_typed
+from src.config.numbers import is_whole
+from src.errors import UserError
+
+LONGEST_MESSAGE = 65536  # bytes between machines
+agreed: dict[str, str] = {}  # the folder that all processes use, for the one that each would choose for itself
+
+
+def is_first() -> bool:
+    """Whether this is the process that records the run, as far as the environment tells before training."""
+    ranks = ["RANK", "LOCAL_RANK", "NODE_RANK"] + ["SLURM_PROCID"] * by_srun()
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+def by_srun() -> bool:
+    """Whether `srun` started this process as one of several."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+
+
+def by_torchrun() -> bool:
+    """Whether `torchrun` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def let_first_record() -> list[str]:
+    """Overrides with which Hydra writes no files for this process, if another one records the run.
+
+    It also makes `${one_folder:...}` known to configurations.
+    """
+    OmegaConf.register_new_resolver("one_folder", one_folder, replace=True)
+    return [] if is_first() else ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+
+
+def one_folder(folder: str, _root_: DictConfig) -> str:
+    """The folder of the first process: `folder`, or what that process chose instead."""
+    if folder not in agreed:
+        trainer: Mapping[str, Any] = _root_.get("trainer") or {}
+        if by_torchrun() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            agreed[folder] = _from_torchrun(folder)
+        elif by_srun():  # tasks have no means to talk yet
+            step = [os.environ[name] for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT") if name in os.environ]
+            job = os.environ.get("SLURM_JOB_ID", "job")
+            agreed[folder] = str(Path(folder).parents[1] / f"slurm-{job}" / "-".join(["step", *step]))
+        else:
+            agreed[folder] = wait_for_machines(trainer.get("num_nodes"), trainer.get("nodes_timeout"), folder)
+    return agreed[folder]
+
+
+def _from_torchrun(folder: str) -> str:
+    """What rank 0 leaves at the store through which torchrun's processes find each other."""
+    from torch.distributed import TCPStore  # slow to import, but such a process trains
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5))
+    key = f"run_folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if is_first():
+        store.set(key, folder)
+    return str(store.get(key).decode())
+
+
+def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:
+    """Waits until as many machines as train together have been started, each by hand; once in a process.
+
+    Args:
+        n: machines.
+        timeout: seconds.
+        folder: the run folder that this one would use.
+
+    Returns:
+        The run folder of the first machine.
+
+    Raises:
+        UserError: somebody did not come in time, or the machines do not agree.
+    """
+    if "machines" in agreed:
+        return agreed["machines"]
+    by_others = by_torchrun() or by_srun() or "LOCAL_RANK" in os.environ
+    if not is_whole(n, least=2) or not is_positive(timeout) or by_others:
+        return folder
+    rank = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
+    if not rank.isdigit() or int(rank) >= n:
+        raise UserError(f"NODE_RANK={rank} does not fit trainer.num_nodes={n}: number the machines from 0 to {n - 1}")
+    if not os.environ.get("MASTER_PORT", "0").isdigit():
+        raise UserError(f"MASTER_PORT={os.environ['MASTER_PORT']} must be a number such as 29500")
+    meet = _lead if rank == "0" else _follow
+    agreed["machines"] = meet(int(rank), n, timeout, folder)
+    return agreed["machines"]
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value is a number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _lead(rank: int, n: int, timeout: float, folder: str) -> str:
+    try:
+        server = socket.create_server(("", int(os.environ.get("MASTER_PORT", 0))))
+    except OSError as error:
+        port = os.environ.get("MASTER_PORT")
+        raise UserError(
+            f"MASTER_PORT={port} cannot be used on this machine ({error.strerror}): set another, or NODE_RANK=1 if this"
+            " is the second machine"
+        ) from error
+    address = os.environ.setdefault("MASTER_ADDR", _own_address())
+    port = os.environ["MASTER_PORT"] = str(server.getsockname()[1])
+    others = f"1 to {n - 1}" if n > 2 else "1"
+    command = shlex.join(["python", sys.argv[0], *map(as_typed, sys.argv[1:])])
+    _say(
+        f"waiting {timeout:g} s at {address}, port {port}, for {n - 1} more of {n} machines; this one has NODE_RANK=0."
+        f" Type on each of the others, NODE_RANK={others}:\n"
+        f"MASTER_ADDR={address} MASTER_PORT={port} NODE_RANK=1 {command}"
+    )
+    come: dict[int, socket.socket] = {}
+    until = time.monotonic() + timeout
+    with server:
+        while len(come) < n - 1:
+            server.settimeout(max(until - time.monotonic(), 0.001))
+            try:
+                connection, _ = server.accept()
+                connection.settimeout(5)
+                hello = _receive(connection)
+                their_rank, their_n = int(hello["rank"]), int(hello["machines"])
+            except TimeoutError:
+                if time.monotonic() < until:  # one that came and said nothing
+                    continue
+                missing = [str(i) for i in range(1, n) if i not in come]
+                raise UserError(
+                    f"no machine with NODE_RANK={' or '.join(missing)} came to {address}, port {port}, within"
+                    f" {timeout:g} s: start it with MASTER_ADDR={address} MASTER_PORT={port}, or wait longer with"
+                    " trainer.nodes_timeout=SECONDS"
+                ) from None
+            except (OSError, ValueError, KeyError, TypeError):  # not one of ours
+                continue
+            wrong = ""
+            if their_n != n:
+                wrong = f"trainer.num_nodes is {n} on one machine and {their_n} on another: type the same on all"
+            elif their_rank in come or not 1 <= their_rank < n:
+                wrong = f"two machines have NODE_RANK={their_rank}: number them from 0 to {n - 1}"
+            if wrong:
+                for each in [connection, *come.values()]:
+                    _send(each, {"error": wrong})
+                raise UserError(wrong)
+            come[their_rank] = connection
+        for connection in come.values():
+            _send(connection, {"folder": folder})
+        for connection in come.values():
+            _receive_end(connection)  # who closes first blocks the port for a while, and training needs it here
+    return folder
+
+
+def _follow(rank: int, n: int, timeout: float, folder: str) -> str:
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if not address or not port:
+        raise UserError(f"NODE_RANK={rank} needs MASTER_ADDR and MASTER_PORT: type what the machine NODE_RANK=0 prints")
+    _say(
+        f"waiting {timeout:g} s for the machine with NODE_RANK=0 at {address}, port {port};"
+        f" this one has NODE_RANK={rank} of {n} machines"
+    )
+    until = time.monotonic() + timeout
+    answer: dict[str, Any] = {}
+    while not answer:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise UserError(
+                f"the machines did not meet at {address}, port {port}, within {timeout:g} s: start the one with"
+                " NODE_RANK=0, check MASTER_ADDR and MASTER_PORT, or wait longer with trainer.nodes_timeout=SECONDS"
+            )
+        try:
+            with socket.create_connection((address, int(port)), timeout=left) as connection:
+                _send(connection, {"rank": rank, "machines": n})
+                connection.settimeout(left)
+                answer = _receive(connection)
+        except socket.gaierror as error:
+            raise UserError(f"MASTER_ADDR={address} is no address that this machine knows: check it") from error
+        except ValueError as error:
+            raise UserError(
+                f"what answers at {address}, port {port}, is not this program: check MASTER_ADDR and MASTER_PORT"
+            ) from error
+        except OSError:  # not there yet, or not any more
+            time.sleep(min(0.2, left))
+    if "error" in answer:
+        raise UserError(str(answer["error"]))
+    return str(answer["folder"])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(connection: socket.socket) -> dict[str, Any]:
+    """One line of JSON.
+
+    Raises:
+        ConnectionError: nothing came before the other side left.
+        ValueError: it is something else.
+    """
+    with connection.makefile("rb") as file:
+        line = file.readline(LONGEST_MESSAGE)
+    if not line:
+        raise ConnectionError
+    message = json.loads(line)
+    if not isinstance(message, dict) or not message:
+        raise ValueError("not an object")
+    return message
+
+
+def _receive_end(connection: socket.socket) -> None:
+    with connection, suppress(OSError):
+        connection.recv(1)
+
+
+def _own_address() -> str:
+    """The address by which other machines reach this one, as far as it knows."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent; the system chooses the way out
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])

@@ -1,0 +1,207 @@
+"""A checkpoint at an address or in a W&B artifact is fetched once, and then is a file like any other."""
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from pathlib import Path
+from string import punctuation
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+from src.config.explain import explain_os
+from src.errors import UserError
+from src.run.console import plain_console
+
+log = logging.getLogger(__name__)
+
+WANDB = "wandb:"
+ADDRESSES = ("https://", "http://")
+ENDINGS = (".ckpt", ".onnx", ".npz")
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+ANSWERS = {401: "it asks who you are", 403: "you may not read it", 404: "there is no such file", 410: "it is gone"}
+TIMEOUT_S = 30.0  # without a byte
+LARGEST = 8 * 2**30  # bytes of a file
+CHUNK = 2**20
+
+
+def is_remote(ckpt_path: str) -> bool:
+    """Whether `ckpt_path` is an address or a W&B artifact, not a file."""
+    return ckpt_path.lower().startswith((WANDB, *ADDRESSES))
+
+
+def fetch(ckpt_path: str, work_dir: str | Path) -> Path:
+    """The file that an address or an artifact's name stands for, on this machine; what is in it is not trusted.
+
+    Args:
+        ckpt_path: `https://...`, or `wandb:ENTITY/PROJECT/NAME:ALIAS`.
+        work_dir: its `logs/.checkpoints/` keeps what was fetched.
+
+    Raises:
+        UserError: it cannot be fetched, or is no file that a checkpoint can be.
+    """
+    cache = Path(work_dir) / "logs" / ".checkpoints"
+    try:
+        fetcher = _from_wandb if ckpt_path.lower().startswith(WANDB) else _from_address
+        path = fetcher(ckpt_path, cache)
+        with open(path, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        why = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise UserError(
+            f"ckpt_path={ckpt_path} cannot be fetched ({why}): check the address and the network"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"ckpt_path={ckpt_path}: {explain_os(error, 'choose another folder with work_dir=DIR')}"
+        ) from error
+    plain_console().print(f"fetched     {path} (sha256 {sha256})")
+    return path
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows only to where one may begin, and never from an encrypted connection to an open one."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str) -> Any:
+        allowed = ADDRESSES[:1] if req.full_url.lower().startswith(ADDRESSES[0]) else ADDRESSES
+        if not newurl.lower().startswith(allowed):
+            raise UserError(f"ckpt_path={req.full_url} leads to {newurl}, which is not followed: type another address")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    # Python's own refuses other schemes before it asks.
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: HTTPMessage) -> Any:
+        to = headers.get("location", "")
+        if re.match(r"[a-z][a-z0-9+.-]*:", to, re.IGNORECASE):
+            self.redirect_request(req, fp, code, msg, headers, to)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _from_address(address: str, cache: Path) -> Path:
+    parts = urlsplit(address)
+    if not parts.hostname:
+        raise UserError(f"ckpt_path={address} names no server: type https://SERVER/FILE")
+    if parts.username or parts.password:
+        raise UserError("ckpt_path is an address with a password, which the run would keep: type it without")
+    if parts.scheme.lower() == "http" and parts.hostname not in THIS_MACHINE:
+        log.warning("ckpt_path=%s is not encrypted, so that anybody on the way can change the file: use https", address)
+    folder = cache / hashlib.sha256(address.encode()).hexdigest()[:16]
+    kept = next((path for path in sorted(folder.glob("*")) if path.suffix in ENDINGS), None)
+    tag = folder / "etag"
+    plain = quote(address, safe=punctuation)  # a browser shows spaces and umlauts as they are
+    request = urllib.request.Request(plain, headers={"User-Agent": "run.py"})
+    if kept is not None and tag.exists():
+        request.add_header("If-None-Match", tag.read_text(encoding="utf-8"))
+    opener = urllib.request.build_opener(_Redirects)
+    try:
+        answer = opener.open(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == 304 and kept is not None:
+            return kept
+        why = ANSWERS.get(error.code, error.reason)
+        raise UserError(f"ckpt_path={address}: the server answers {error.code} ({why}): check the address") from error
+    with answer:
+        if "html" in answer.headers.get_content_type():
+            raise UserError(
+                f"ckpt_path={address} is a web page, not a file: type the address from which the file is downloaded"
+            )
+        disposition = re.search(r'filename="?([^";]+)', answer.headers.get("Content-Disposition", ""))
+        path = _download(address, answer, folder, disposition[1] if disposition else unquote(parts.path))
+        if kept is not None and kept != path:
+            kept.unlink(missing_ok=True)
+        tag.unlink(missing_ok=True)
+        if etag := answer.headers.get("ETag"):
+            tag.write_text(etag, encoding="utf-8")
+        return path
+
+
+def _download(address: str, answer: HTTPResponse, folder: Path, name: str) -> Path:
+    """Writes the answer to a file in `folder`, whole or not at all."""
+    length = answer.headers.get("Content-Length", "")
+    size = int(length) if length.isdigit() else None
+    _check_size(address, size or 0)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=folder, suffix=".partial")
+    try:
+        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        with open(handle, "wb") as file, Progress(*columns, transient=True) as progress:
+            bar = progress.add_task("", total=size)
+            while chunk := answer.read(CHUNK):
+                file.write(chunk)
+                progress.advance(bar, len(chunk))
+                _check_size(address, file.tell())
+            done = file.tell()
+        if size is not None and done != size:
+            raise UserError(f"ckpt_path={address} ended after {done:,} of {size:,} bytes: try again")
+        path = folder / _safe_name(address, name, Path(partial))
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return path
+
+
+def _check_size(what: str, size: int) -> None:
+    if size > LARGEST:
+        raise UserError(
+            f"ckpt_path={what} is larger than {LARGEST / 2**30:g} GiB: fetch it yourself, and name the file"
+        )
+
+
+def _safe_name(address: str, name: str, content: Path) -> str:
+    """A file name with the ending that the content asks for."""
+    stem, ending = os.path.splitext(re.split(r"[/\\]", name)[-1])
+    if ending.lower() not in ENDINGS:
+        with open(content, "rb") as file:
+            begins = file.read(64).lstrip()
+        if begins[:1] == b"<":
+            raise UserError(f"ckpt_path={address} is a web page, not a file: type the address of the file itself")
+        if zipfile.is_zipfile(content):
+            with zipfile.ZipFile(content) as archive:
+                ending = ".npz" if all(each.endswith(".npy") for each in archive.namelist()) else ".ckpt"
+        else:
+            ending = ".onnx" if begins[:1] == b"\x08" else ".ckpt"  # how a model of ONNX begins
+    return (re.sub(r"[^\w-]", "_", stem).strip("_")[:80] or "model") + ending.lower()
+
+
+def _from_wandb(name: str, cache: Path) -> Path:
+    what = name[len(WANDB) :]
+    if not re.fullmatch(r"[^/:\s]+/[^/:]+/[^/:]+:[^/:]+", what):
+        raise UserError(f"ckpt_path={name} must be wandb:ENTITY/PROJECT/NAME:ALIAS, as W&B's page of the artifact says")
+    try:
+        import wandb
+
+        from src.run.loggers import has_wandb_key
+    except ImportError as error:
+        raise UserError(f"ckpt_path={name} needs {error.name}: pip install -r requirements.txt") from error
+    if not has_wandb_key(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
+        raise UserError(f"ckpt_path={name} needs a key of W&B: set WANDB_API_KEY in .env")
+    try:
+        artifact: Any = wandb.Api(timeout=int(TIMEOUT_S)).artifact(what)
+        entries = artifact.manifest.entries
+        files = ["model.ckpt"] if "model.ckpt" in entries else [each for each in entries if each.endswith(ENDINGS)]
+        if len(files) != 1:
+            raise UserError(
+                f"ckpt_path={name} holds {', '.join(sorted(entries)[:5]) or 'nothing'}, but no model.ckpt: choose"
+                " another artifact"
+            )
+        _check_size(name, entries[files[0]].size or 0)
+        folder = cache / f"wandb-{hashlib.sha256(artifact.digest.encode()).hexdigest()[:16]}"
+        path = folder / Path(files[0]).name
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as partial:
+                os.replace(entries[files[0]].download(root=partial), path)
+        return path
+    except (wandb.errors.Error, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"ckpt_path={name} cannot be fetched from W&B ({why}): check its name and alias") from error

@@ -1,0 +1,255 @@
+"""A run that goes on from its checkpoint, and leaves what it would have left without the break.
+
+A resumed run has a folder of its own, and begins it with a copy of the history up to its checkpoint: several runs may
+go on from one checkpoint, and the first run's files stay as they are. What was logged after the checkpoint is not
+copied, as the resumed run logs it again.
+"""
+
+import csv
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning import LightningModule
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from src.config.text import escaped
+from src.errors import UserError
+from src.run.checkpoints import check_fits, read_checkpoint
+from src.run.commands import find_checkpoint, is_sweep
+
+log = logging.getLogger(__name__)
+
+# What does not change what is learnt.
+WHERE_AND_HOW_FAST = ("data_dir", "num_workers", "pin_memory", "offline_fallback")
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run did before this process; nothing where it begins.
+
+    Attributes:
+        checkpoint: the file that it goes on from; None: it begins.
+        batch: batches before it.
+        epoch: whole epochs before it.
+        validates: whether the validation after the last batch is done again.
+        seconds: wall-clock of the parts before it, each up to its checkpoint.
+        started: when its first part did, ISO 8601 and UTC.
+        folders: the run folders of the parts before it, the oldest first.
+        folder: the last of them, where it can be found.
+    """
+
+    checkpoint: Path | None = None
+    batch: int = 0
+    epoch: int = 0
+    validates: bool = False
+    seconds: float = 0.0
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    folders: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What `run.json` says of it."""
+        if self.checkpoint is None:
+            return None
+        return {"checkpoint": str(self.checkpoint), "batch": self.batch, "folders": list(self.folders)}
+
+
+def resume_from(config: DictConfig, model: LightningModule) -> Past:
+    """The checkpoint to resume, checked; W&B and MLflow runs will go on under their ids.
+
+    Raises:
+        UserError: it cannot be read, is of another model, or has nothing left to train.
+    """
+    path = find_checkpoint(config.ckpt_path, config.work_dir, newest_run=True)
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, model, path)
+    try:
+        loops = checkpoint["loops"]["fit_loop"]
+        epochs = loops["epoch_progress"]["current"]["processed"]
+        validation = loops["epoch_loop.val_loop.batch_progress"]["current"]
+        checkpoint["optimizer_states"], checkpoint["pytorch-lightning_version"]
+        past = Past(
+            path,
+            checkpoint["global_step"],
+            epochs,
+            validation["started"] > validation["completed"],
+            checkpoint["seconds"],
+            checkpoint["started"],
+            tuple(checkpoint["folders"]),
+            _run_folder(path, checkpoint),
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"ckpt_path={path} holds weights only, from which training cannot resume: choose a ckpts/last.ckpt"
+        ) from error
+    _check_limits(config, past)
+    with open_dict(config):
+        config.ckpt_path = escaped(str(path))
+        loggers: Any = config.get("logger") or {}
+        for name, key in [("wandb", "id"), ("mlflow", "run_id")]:
+            if loggers.get(name) is not None and loggers[name].get(key) is None and not is_sweep():
+                loggers[name][key] = checkpoint["loggers"].get(name)
+        if loggers.get("tensorboard") is not None and past.folder is not None:
+            # It leaves out what the files that it goes on with have after the checkpoint, and has the parameters.
+            loggers["tensorboard"].update({"purge_step": past.batch, "default_hp_metric": False})
+    before: Any = checkpoint["config"]
+    now: Any = OmegaConf.to_container(config, resolve=True)
+    differences = changed_keys(before, now)
+    if getattr(model, "follows_progress", False) and config.model.get("schedule_batches") is None:
+        differences += [
+            f"trainer.{k}" for k in ("max_epochs", "max_steps") if before["trainer"][k] != now["trainer"][k]
+        ]
+    if differences:
+        log.warning("not the run that was stopped: the checkpoint had other %s", ", ".join(differences))
+    return past
+
+
+def _check_limits(config: DictConfig, past: Past) -> None:
+    """Refuses a run that has nothing left to do; one that was stopped in its test has that."""
+    ended = past.folder is None or _about(past.folder).get("status") == "finished"
+    to_test = config.test_after_training and not ended
+    for key, what, done in [("max_epochs", "epoch", past.epoch), ("max_steps", "batch", past.batch)]:
+        limit = config.trainer[key]
+        if limit is not None and 0 < limit <= done and not (limit == done and to_test):
+            raise UserError(f"ckpt_path={past.checkpoint} is at {what} {done} already: set trainer.{key} above {done}")
+
+
+def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """The keys of the model, the data and the seed that differ between two configurations."""
+    changed = []
+    for key in before.keys() | now.keys():
+        name, a, b = f"{prefix}{key}", before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict) and (prefix or key in ("model", "datamodule")):
+            changed += changed_keys(a, b, f"{name}.")
+        elif a != b and (prefix or key == "seed") and key not in WHERE_AND_HOW_FAST:
+            changed.append(name)
+    return sorted(changed)
+
+
+def _run_folder(path: Path, checkpoint: dict[str, Any]) -> Path | None:
+    """The folder of the run that wrote a checkpoint: around the file, else where it was; None: it is gone."""
+    around = (path.parent.parent, Path(checkpoint["folders"][-1]))
+    return next((each for each in around if _about(each).get("started") == checkpoint["started"]), None)
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+@rank_zero_only
+def take_over(past: Past, run_dir: Path) -> list[str]:
+    """Copies the pictures of the epochs before a checkpoint. In the same folder, removes those after it.
+
+    Returns:
+        The lines of `metrics.jsonl` before it.
+    """
+    if past.checkpoint is None:
+        return []
+    if past.folder is None:
+        log.warning(
+            "the run folder %s is not there any more: curves and pictures begin at batch %d",
+            *(past.folders[-1], past.batch),
+        )
+        return []
+    in_place = past.folder.resolve() == run_dir.resolve()
+    if in_place:
+        for name in ("results.json", "traceback.txt"):
+            (run_dir / name).unlink(missing_ok=True)
+    try:
+        for kind in ("samples", "pictures"):
+            for picture in sorted((past.folder / kind).rglob("*.png")):
+                number = re.search(r"_(\d+)$", picture.stem)
+                is_past = int(number[1]) < past.epoch if number else picture.stem != "test"
+                copy = run_dir / picture.relative_to(past.folder)
+                if is_past and not in_place:
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(picture, copy)
+                elif in_place and not is_past:
+                    picture.unlink()
+        return list(_lines_before(past.folder / "metrics.jsonl", past))
+    except OSError as error:
+        log.warning("not all of the run so far could be taken over (%s)", error)
+        return []
+
+
+def _lines_before(path: Path, past: Past) -> Iterator[str]:
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            step = row["step"]
+        except (ValueError, KeyError, TypeError):  # cut short by a kill
+            continue
+        if isinstance(step, int) and _is_kept(row, step, past):
+            yield line
+
+
+def _is_kept(row: Iterable[str], step: int, past: Past) -> bool:
+    """Whether what was logged under these names is not logged again."""
+    again = past.validates and step == past.batch - 1 and any(name.startswith("val/") for name in row)
+    return step < past.batch and not again
+
+
+def wandb_folders(past: Past, run: Any) -> list[Path]:
+    """Where earlier parts of an offline W&B run are, the oldest first."""
+    found = [path for each in past.folders for path in sorted(Path(each).glob(f"wandb/offline-run-*-{run.id}"))]
+    return [path for path in dict.fromkeys(found) if path.resolve() != Path(run.dir).resolve().parent]
+
+
+@rank_zero_only
+def go_on(logger: Logger, past: Past, run_dir: Path) -> None:
+    """Gives a logger that cannot ask a server what the run logged before, if anything."""
+    if past.folder is None:
+        return
+    if isinstance(logger, WandbLogger):
+        run = logger.experiment
+        parts = reversed(wandb_folders(past, run)) if run.offline else ()
+        if n_rows := next(filter(None, map(_n_rows, parts)), 0):  # of the last part that came to log something
+            run.log({}, step=n_rows)  # W&B takes no rows behind those it has; a server would say how many these are
+    if not isinstance(logger, (CSVLogger, TensorBoardLogger)):
+        return
+    here = Path(logger.log_dir).resolve()
+    there = past.folder / here.relative_to(run_dir.resolve()) if here.is_relative_to(run_dir.resolve()) else here
+    try:
+        if isinstance(logger, CSVLogger):
+            rows = list(_rows_before(there / "metrics.csv", past))
+            logger.experiment.metrics += rows  # from here on it is as if they had been logged now
+            logger.save()
+        elif there.resolve() != here:
+            here.mkdir(parents=True, exist_ok=True)
+            for events in there.glob("events.out.tfevents.*"):
+                shutil.copyfile(events, here / events.name)
+    except OSError as error:
+        log.warning("%s begins at batch %d (%s)", here, past.batch, error)
+
+
+def _n_rows(folder: Path) -> int:
+    """How many rows an offline W&B run has; 0 where its file cannot be read."""
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder)]
+    done = subprocess.run(inspect, capture_output=True, encoding="utf-8")
+    last = json.loads(done.stdout)["step"] if done.returncode == 0 else None
+    return 0 if last is None else last + 1
+
+
+def _rows_before(path: Path, past: Past) -> Iterator[dict[str, Any]]:
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may cut the last one
+    for row in csv.DictReader(lines):
+        logged = {name: value for name, value in row.items() if value} | {"step": int(row["step"])}
+        if _is_kept(logged, int(row["step"]), past):
+            yield logged

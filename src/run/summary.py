@@ -1,0 +1,147 @@
+"""What a run prints: its configuration at the start, its results and the next commands at the end."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.tree import Tree
+
+from src.config.text import without_zeros
+from src.run.commands import next_command, typed_overrides
+from src.run.console import plain_console
+from src.run.provenance import provenance
+from src.run.resume import Past, wandb_folders
+from src.run.trust import packages_to_trust, trusted_packages
+
+
+@rank_zero_only
+def record_config(config: DictConfig, run_dir: Path) -> None:
+    """Keeps the composed configuration as `config_tree.txt` in the run folder; with `print_config` shows it, too."""
+    tree = Tree("CONFIG", guide_style="dim")
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    for key, value in plain.items():
+        if isinstance(value, dict) and value:
+            tree.add(key, style="bold").add(
+                Syntax(OmegaConf.to_yaml(value).rstrip(), "yaml", background_color="default")
+            )
+        else:
+            tree.add(f"{key}: {value}")
+    if config.print_config:
+        Console(markup=False, emoji=False).print(tree)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / "config_tree.txt", "w", encoding="utf-8", errors="backslashreplace") as file:
+        Console(file=file, width=120, markup=False, emoji=False).print(tree)
+
+
+def origin_of_run() -> dict[str, str]:
+    """Command, commit and machine; to be asked when a run starts, as the commit may change while it goes on."""
+    return provenance(shlex.join(["python", "run.py", *typed_overrides()]))
+
+
+@rank_zero_only
+def record_results(
+    config: DictConfig, run_dir: Path, origin: dict[str, str], metrics: dict[str, float], seconds: float | None
+) -> None:
+    """Keeps the final metrics as `results.json` in the run folder, their origin, and the seconds it took."""
+    record = {
+        "name": config.name,
+        **origin,
+        "seconds": seconds,
+        "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
+    }
+    (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def seconds_so_far(run_dir: Path, before: float = 0.0) -> float | None:
+    """Wall-clock since the command was typed, nearly: Hydra writes a file before anything slow is imported.
+
+    Args:
+        run_dir: the run folder.
+        before: seconds of the parts that the run goes on from.
+    """
+    begun = run_dir / ".hydra" / "overrides.yaml"
+    return round(before + time.time() - begun.stat().st_mtime, 1) if begun.exists() else None
+
+
+@rank_zero_only
+def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float], past: Past) -> None:
+    """Prints final metrics, what lies where, and the commands that come next."""
+    console = plain_console()
+    if metrics:
+        table = Table("metric", "train", "val", "test", "real images", title=str(config.name))
+        names = dict.fromkeys(name.partition("/")[2] for name in metrics if "/" in name)
+        for name in names:
+            if name.endswith("_floor"):  # beside what it is the floor of
+                continue
+            row = [metrics.get(f"{split}/{name}") for split in ("train", "val", "test")]
+            row.append(metrics.get(f"test/{name}_floor", metrics.get(f"val/{name}_floor")))
+            table.add_row(name, *("" if value is None else f"{value:,.4g}" for value in row))
+        console.print(table)
+
+    run_dir = Path(trainer.default_root_dir)
+    checkpoint = run_dir / "ckpts" / "last.ckpt"
+    best_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    best = Path(best_path) if best_path else None  # the one that was tested
+    samples = sorted((run_dir / "samples").glob("epoch_*.png"))
+    made = [
+        ("run folder", run_dir),
+        ("results", run_dir / "results.json"),
+        ("checkpoint", checkpoint),
+        ("best", best),
+        ("samples", samples[-1] if samples else None),
+    ]
+    for label, path in made:
+        if path is not None and path.exists():
+            console.print(f"{label:<11} {path}", markup=False)
+
+    commands = []
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            commands += _wandb_commands(logger, past)
+    if checkpoint.exists():
+        a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
+        classes = [str(name) for name in getattr(trainer.datamodule, "class_names", [])]  # type: ignore[attr-defined]
+        plain = a_class >= len(classes) or classes[a_class] == str(a_class) or not any(map(without_zeros, classes))
+        label = str(a_class) if plain else f'"#{a_class}"'  # which is no class's name
+        trust = []
+        if missing := packages_to_trust(config):
+            trusted = [package.rstrip(".") for package in trusted_packages(config)]
+            trust = [f"trusted_packages=[{','.join([*trusted, *missing])}]"]
+        commands += [
+            ("resume", next_command(*_resume_overrides(config, trainer, checkpoint, ended=bool(metrics)))),
+            ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{label}]", *trust)),
+        ]
+    for label, command in commands:
+        console.print(f"{label:<11} {command}")
+
+
+def _wandb_commands(logger: WandbLogger, past: Past) -> list[tuple[str, str]]:
+    run = logger.experiment
+    if not run.offline:
+        return [("view", run.url)]
+    paths = [str(path) for path in (*wandb_folders(past, run), Path(run.dir).parent)]
+    return [
+        *(("view", shlex.join(["wandb", "leet", path])) for path in paths),
+        ("upload", shlex.join(["wandb", "sync", *paths])),
+    ]
+
+
+def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path, ended: bool) -> list[str]:
+    """What was typed for this run, with the checkpoint, and a higher limit where it has reached its own."""
+    typed = typed_overrides()
+    replaced = {"ckpt_path": str(checkpoint)} | ({"init_from": "null"} if config.init_from else {})
+    for key, done in [("max_epochs", trainer.current_epoch), ("max_steps", trainer.global_step)]:
+        limit = config.trainer[key]
+        if ended and limit is not None and 0 < limit <= done:
+            replaced[f"trainer.{key}"] = str(2 * limit)
+    kept = [override for override in typed if override.partition("=")[0] not in replaced]
+    return kept + [f"{key}={value}" for key, value in replaced.items()]

@@ -1,0 +1,230 @@
+"""Lightning's Trainer, for the arguments people have typed for years."""
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
+
+from src.config.instantiate import check_types
+from src.config.numbers import is_whole
+from src.errors import UserError
+from src.run.ranks import by_torchrun, is_positive, wait_for_machines
+
+log = logging.getLogger(__name__)
+
+Gpus = int | str | Sequence[int] | None
+
+MOST_PROCESSES = 1024
+ENDLESS = "max_epochs", "max_steps"  # -1: no limit
+# Whole numbers from ... to ...
+COUNTS: dict[str, tuple[int, float]] = {
+    "num_nodes": (1, MOST_PROCESSES),
+    "min_epochs": (0, math.inf),
+    "max_epochs": (1, math.inf),
+    "min_steps": (0, math.inf),
+    "max_steps": (1, math.inf),
+    "fast_dev_run": (0, math.inf),
+    "check_val_every_n_epoch": (1, math.inf),
+    "num_sanity_val_steps": (-1, math.inf),
+    "log_every_n_steps": (0, math.inf),
+    "reload_dataloaders_every_n_epochs": (0, math.inf),
+}
+# Batches: how many, or which share of all; whether it may be none.
+BATCHES = {
+    "limit_train_batches": False,
+    "limit_val_batches": True,
+    "limit_test_batches": True,
+    "limit_predict_batches": True,
+    "overfit_batches": True,
+    "val_check_interval": False,
+}
+
+
+def make_trainer(
+    gpus: Any = 0,
+    callbacks: Sequence[Callback] = (),
+    accelerator: str = "auto",
+    devices: Any = 1,
+    strategy: str = "auto",
+    num_nodes: int = 1,
+    nodes_timeout: float = 600,
+    **kwargs: Any,
+) -> Trainer:
+    """A Trainer without loggers: those are started last, when everything else is known to be right.
+
+    Args:
+        gpus: 0: the CPU; n: that many GPUs; -1: all there are; a list: the GPUs with these numbers. Numbers may come
+            as text. None: `accelerator` and `devices` decide, as in Lightning.
+        callbacks: those that `enable_progress_bar` and `enable_model_summary` switch off are left out.
+        accelerator: as in Lightning; `gpus` wins where it names GPUs.
+        devices: processes where `gpus` names no GPUs.
+        strategy: as in Lightning; "ddp", and "auto" on several devices, is DDP with what two optimizers need.
+        num_nodes: machines.
+        nodes_timeout: seconds to wait for machines that are started by hand.
+        **kwargs: Lightning's own arguments; `max_steps` counts batches.
+
+    Raises:
+        ValueError: an argument is of the wrong kind or out of range, or more GPUs are asked for than there are.
+        UserError: a machine did not come in time.
+    """
+    for name, remedy in [
+        ("logger", "logger=csv"),
+        ("enable_checkpointing", "callbacks=none"),
+        ("plugins", "a callback"),
+    ]:
+        if name in kwargs:
+            raise ValueError(f"{name} cannot be set here: use {remedy}")
+    check_types(Trainer, kwargs | {"num_nodes": num_nodes})
+    wanted = parse_gpus(gpus)
+    if wanted is not None and wanted != 0:
+        accelerator, devices = "gpu", check_gpus(wanted)
+    elif wanted == 0 and accelerator == "auto":
+        accelerator = "cpu"
+    if accelerator == "cpu":
+        # Lightning sets this to 1, and torch, which looks for GPUs before every optimizer step, loads NVML each time.
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+    check_ranges(kwargs | {"num_nodes": num_nodes})
+    if not is_positive(nodes_timeout):
+        raise ValueError(f"nodes_timeout must be a number of seconds above 0, not {nodes_timeout!r}")
+    if accelerator == "cpu" and devices != "auto" and not (is_whole(devices, 1) and devices <= MOST_PROCESSES):
+        raise ValueError(f"devices must be a whole number of processes from 1 to {MOST_PROCESSES}, not {devices!r}")
+
+    if by_torchrun() and (num_nodes, devices) == (1, 1):  # nobody chose: as many as it started
+        num_nodes, devices = int(os.environ["GROUP_WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    on_each = len(devices) if isinstance(devices, list) else devices
+    if by_torchrun() and is_whole(on_each, 1) and num_nodes * on_each != int(os.environ["WORLD_SIZE"]):
+        raise UserError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but the trainer was asked for {on_each} on each of"
+            f" {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and trainer.num_nodes"
+        )
+    several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or num_nodes != 1
+    if strategy == "ddp" or (strategy == "auto" and several):
+        # Each optimizer's backward pass leaves the other network's parameters without gradients.
+        strategy = "ddp_find_unused_parameters_true"
+    if not kwargs.get("enable_progress_bar", True):
+        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    if not kwargs.get("enable_model_summary", True):
+        callbacks = [c for c in callbacks if not isinstance(c, ModelSummary)]
+    wait_for_machines(num_nodes, nodes_timeout, str(kwargs.get("default_root_dir")))
+    return Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        num_nodes=num_nodes,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
+        plugins=[AtomicCheckpointIO()],
+        **kwargs,
+    )
+
+
+def parse_gpus(gpus: Gpus) -> int | list[int] | None:
+    """`gpus` as a number or a list of device numbers.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    numbers: Any = gpus
+    if isinstance(gpus, str):
+        parts = [part.strip() for part in gpus.strip("[] ").split(",")]
+        if all(part.lstrip("-").isdigit() for part in parts):
+            numbers = int(parts[0]) if len(parts) == 1 and "[" not in gpus else [int(part) for part in parts]
+    if numbers is None or (is_whole(numbers, least=-1)):
+        return numbers
+    is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) > 0
+    if is_list and all(is_whole(n, least=0) for n in numbers) and len(set(numbers)) == len(numbers):
+        return list(numbers)
+    raise ValueError(
+        f"gpus must be 0 (the CPU), a number of GPUs, -1 (all of them) or a list such as [0,1], not {gpus!r}"
+    )
+
+
+def check_gpus(wanted: int | list[int]) -> int | list[int]:
+    """`wanted`, if this machine has it.
+
+    Raises:
+        ValueError: it does not; says what there is.
+    """
+    names = gpu_names()
+    needed = max(wanted) + 1 if isinstance(wanted, list) else max(wanted, 1)
+    if needed > len(names):
+        shown = str(wanted).replace(" ", "")
+        if not names:
+            raise ValueError(f"gpus is {shown}, but this machine has no GPU: use trainer.gpus=0 for the CPU")
+        listed = ", ".join(f"{i}: {name}" for i, name in enumerate(names))
+        raise ValueError(f"gpus is {shown}, but this machine has {len(names)} ({listed}): use trainer.gpus=-1 for all")
+    return wanted
+
+
+def gpu_names() -> list[str]:
+    """The GPUs of this machine that torch can use."""
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return names or (["Apple GPU"] if torch.backends.mps.is_available() else [])
+
+
+def point_out_gpu(trainer: Trainer, typed: Sequence[str]) -> None:
+    """Says so where a run uses the CPU although there is a GPU, and nobody typed where to run.
+
+    Args:
+        trainer: of the run.
+        typed: the overrides.
+    """
+    chosen = ("trainer=", "trainer.gpus=", "trainer.accelerator=", "debug=")
+    if not isinstance(trainer.accelerator, CPUAccelerator) or any(each.startswith(chosen) for each in typed):
+        return
+    if trainer.is_global_zero and (names := gpu_names()):
+        log.info("training on the CPU, but this machine has a GPU (%s): type trainer.gpus=1 to use it", names[0])
+
+
+def check_ranges(arguments: Mapping[str, Any]) -> None:
+    """Refuses numbers that mean nothing; their types are checked elsewhere.
+
+    Raises:
+        ValueError: begins with the argument's name.
+    """
+    for name, value in arguments.items():
+        if name in COUNTS and value is not None and not isinstance(value, bool):
+            least, most = COUNTS[name]
+            if not least <= value <= most and not (name in ENDLESS and value == -1):
+                limits = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
+                raise ValueError(
+                    f"{name} must be a whole number {limits}{', or -1 for no limit' * (name in ENDLESS)}, not {value!r}"
+                )
+        elif name in BATCHES and isinstance(value, (int, float)):
+            fits = value >= 0 if isinstance(value, int) else 0 <= value <= 1
+            if not fits or (value == 0 and not BATCHES[name]):
+                size = "0 or more" if BATCHES[name] else "above 0"
+                raise ValueError(
+                    f"{name} must be a number of batches, {size}, or a share of them such as 0.5, not {value!r}"
+                )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and then renames: whatever happens, the target is whole, old or new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            # torch hides what the system said, such as that the disk is full, behind a RuntimeError of its own.
+            refused = error if isinstance(error, OSError) else error.__context__
+            if isinstance(refused, OSError) and refused.errno is not None:
+                raise OSError(refused.errno, refused.strerror, str(path)) from error
+            raise

@@ -1,0 +1,158 @@
+"""What a checkpoint may ask us to build: classes of packages that are trusted, and nothing else. No torch is needed."""
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from src.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Our models, and torch's layers and optimizers; our data. Each with a dot at its end.
+MODELS = ("src.models.", "torch.nn.", "torch.optim.")
+DATA = ("src.datamodules.",)
+VARIABLE = "TRUSTED_PACKAGES"
+
+
+def trusted_packages(config: DictConfig) -> tuple[str, ...]:
+    """The packages that the user trusts, each with a dot at its end: those of the key, and of the environment.
+
+    Raises:
+        UserError: one of them is no name of a package, or comes with Python.
+    """
+    typed, key = config.trusted_packages, "trusted_packages"
+    if isinstance(typed, str):
+        typed = typed.split(",")
+    if not isinstance(typed, (list, ListConfig)):
+        raise UserError(f"{key} must be a list of packages such as {key}=[my_package], not {typed!r}")
+    names = [(key, name) for name in typed]
+    names += [(VARIABLE, name) for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
+    found = []
+    for where, name in names:
+        parts = name.strip().removesuffix(".").split(".") if isinstance(name, str) else [""]
+        if not all(part.isidentifier() for part in parts):
+            raise UserError(f"{where} must name packages such as my_package, not {name!r}")
+        if parts[0] in sys.stdlib_module_names:
+            raise UserError(f"{where} cannot name {name}, which comes with Python and can do anything: remove it")
+        found.append(".".join(parts) + ".")
+    return tuple(dict.fromkeys(found))
+
+
+def refuse_untrusted(config: Any, path: Path, trusted: Sequence[str] = MODELS) -> None:
+    """Checks every `_target_` in a stranger's configuration, and that nothing in it is looked up elsewhere.
+
+    Args:
+        config: a part of what the checkpoint holds.
+        path: of the checkpoint.
+        trusted: the packages whose classes may be built, each with a dot at its end.
+
+    Raises:
+        UserError: names what is not trusted.
+    """
+    for key, value in _leaves(config):
+        if key == "_target_":
+            _refuse(value, path, tuple(trusted))
+        elif isinstance(value, str) and "${" in value:
+            raise UserError(
+                f"ckpt_path={path} asks for {value!r} to be looked up; nothing was built: choose another checkpoint"
+            )
+
+
+def _refuse(target: Any, path: Path, trusted: tuple[str, ...]) -> None:
+    *others, last = (package.rstrip(".") for package in trusted)
+    none = f"is no class of {', '.join(others)}{' or ' if others else ''}{last}"
+    module = target.rpartition(".")[0] if isinstance(target, str) else ""
+    if f"{module}.".startswith(trusted):
+        try:
+            # Where a name leads counts, not how it is spelt: `torch.nn.modules.os.system` is not torch's.
+            module = _class_named(target).__module__
+            if f"{module}.".startswith(trusted):
+                return
+        except ImportError as error:
+            module, none = "", f"is no class that can be imported here ({error})"
+    package = _package_of(module)
+    remedy = f", or type trusted_packages=[{package}] if you trust that package" if package else ""
+    raise UserError(
+        f"ckpt_path={path} asks for {target!r}, which {none}; nothing was built: choose another checkpoint{remedy}"
+    )
+
+
+def packages_to_trust(config: DictConfig) -> list[str]:
+    """The packages without which no verb would use the checkpoints of the run that `config` describes."""
+    return sorted({package for _, package in _strangers(config) if package})
+
+
+def warn_of_strangers(config: DictConfig) -> None:
+    """Says before training which parts the verbs would refuse to build from a checkpoint, and what to type then."""
+    strangers = list(_strangers(config))
+    if packages := packages_to_trust(config):
+        listed = ",".join(packages)
+        log.warning(
+            "%s: from elsewhere, so that sample, evaluate and the other verbs will use this run's checkpoints only with"
+            " trusted_packages=[%s], or with %s=%s in .env",
+            *(", ".join(target for target, package in strangers if package), listed, VARIABLE, listed),
+        )
+    if others := [target for target, package in strangers if not package]:
+        log.warning(
+            "%s: not a class, so that no verb will use this run's checkpoints: write a class, and name it in _target_",
+            ", ".join(others),
+        )
+
+
+def _strangers(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Each `_target_` of the model and the data that is not trusted, and the package to trust for it; "": none."""
+    ours = trusted_packages(config)
+    for key, packages in (("model", MODELS), ("datamodule", DATA)):
+        values = OmegaConf.to_container(config[key], resolve=True)
+        for target in dict.fromkeys(str(value) for name, value in _leaves(values) if name == "_target_"):
+            try:
+                module = _class_named(target).__module__
+            except ImportError:
+                yield target, ""
+                continue
+            if not all(f"{each}.".startswith((*packages, *ours)) for each in (target, module)):
+                yield target, _package_of(module)
+
+
+def _leaves(config: Any) -> Iterator[tuple[str, Any]]:
+    """All plain values, with "_target_" beside those that are one."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from [(key, value)] if key == "_target_" else _leaves(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _leaves(value)
+    else:
+        yield "", config
+
+
+def _class_named(target: str) -> type:
+    """The class of this name in a module, which is imported.
+
+    Raises:
+        ImportError: there is none.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # somebody's module may fail in any way
+        raise ImportError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    if not isinstance(found, type):
+        raise ImportError(f"{name} is a {type(found).__name__}")
+    return found
+
+
+def _package_of(module: str) -> str:
+    """The package to trust for a module's sake; "": none that one could name."""
+    parts = module.split(".")
+    if not all(part.isidentifier() for part in parts) or parts[0] in sys.stdlib_module_names:
+        return ""
+    if parts[0] in ("src", "torch"):  # of which some is trusted, and all never should be
+        return ".".join(parts[:2]) if len(parts) > 1 else ""
+    return parts[0]

@@ -1,0 +1,95 @@
+"""A trained generator from a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from src.errors import UserError
+from src.models.image_model import ImageModel
+from src.run.checkpoints import build_model, read_checkpoint
+from src.run.checksum import sha256_of
+from src.sampling.sampler import About, Sampler
+
+
+class CheckpointSampler(Sampler):
+    """Draws with the model that a checkpoint holds.
+
+    Args:
+        path: of the checkpoint.
+        weights: `ema`: the moving average of the weights where there is one; `raw`: the weights themselves.
+        trusted: packages beside ours whose classes it may name, each with a dot at its end.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or its model draws no images of classes.
+    """
+
+    def __init__(self, path: Path, weights: str = "ema", trusted: Sequence[str] = ()) -> None:
+        checkpoint = read_checkpoint(path)
+        model: Any = build_model(checkpoint, path, trusted)
+        if not isinstance(model, ImageModel):
+            raise UserError(
+                f"ckpt_path={path} holds a {type(model).__name__}, which draws no images of classes: choose another one"
+            )
+        self.model = model
+        self.trusted = trusted
+        # As the file has it, not to be trusted: how the data were served, and which they were.
+        self.datamodule, self.data = checkpoint["config"].get("datamodule"), checkpoint.get("data")
+        self._average = weights == "ema"
+        self.about = about_model(
+            model,
+            weights,
+            run=checkpoint["config"].get("name"),
+            data=checkpoint.get("data") or {"source": checkpoint["config"].get("data_source")},
+            commit=checkpoint.get("commit", "unknown"),
+            path=path,
+        )
+
+    def run(
+        self,
+        labels: np.ndarray,
+        noise: np.ndarray,
+        others: np.ndarray | None = None,
+        weight: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Images float32 [N, C, H, W] in [-1, 1]: see `Sampler.run`."""
+        model = self.model
+        start = torch.from_numpy(noise).to(model.dtype), torch.from_numpy(labels)
+        if others is None or weight is None:
+            images = model.generate(start[1], noise=start[0], average=self._average)
+        else:
+            between = torch.from_numpy(others), torch.from_numpy(weight)
+            images = model.interpolate(start[1], *between, noise=start[0], average=self._average)
+        return images.float().cpu().numpy()
+
+
+def about_model(model: ImageModel, weights: str, run: Any, data: Any, commit: Any, path: Path | None) -> About:
+    """What is known of a model.
+
+    Args:
+        model: trained.
+        weights: `ema` or `raw`; the former is the latter where there is no average.
+        run: the name of the run that trained it.
+        data: what `run.json` says of its data: `source` and `classes`, if known.
+        commit: of the code that trained it.
+        path: of the checkpoint; None: there is none.
+    """
+    data = data if isinstance(data, Mapping) else {}
+    names = data.get("classes")
+    if not isinstance(names, list) or len(names) != model.n_classes:
+        names = list(range(model.n_classes))  # checkpoints have not always said it
+    return About(
+        n_classes=model.n_classes,
+        class_names=tuple(map(str, names)),
+        channels=model.channels,
+        img_size=model.img_size,
+        noise_shape=tuple(model.draw_noise(1, torch.Generator()).shape[1:]),
+        weights="ema" if weights == "ema" and model.has_average else "raw",
+        run=str(run),
+        data=str(data.get("source")),
+        commit=str(commit),
+        checkpoint=path.name if path else "none",
+        checkpoint_sha256=sha256_of(path) if path else "none",
+    )

@@ -1,0 +1,65 @@
+"""A trained generator from an ONNX file, without torch."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from src.config.explain import EXTRAS
+from src.errors import UserError
+from src.sampling.sampler import About, Sampler
+
+
+class OnnxSampler(Sampler):
+    """Draws with a file that `task=export` wrote.
+
+    Args:
+        path: of the file.
+        threads: that one image or batch is drawn with; None: as many as there are cores.
+
+    Raises:
+        UserError: onnxruntime is missing, or the file cannot be used.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(f"ckpt_path={path} needs onnxruntime: {EXTRAS}") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what it has to say is raised as well
+        # A stranger's file may name others that hold its weights: they are looked for where nothing can be.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path.read_bytes(), options, providers=onnxruntime.get_available_providers()
+            )
+        except OSError as error:
+            raise UserError(f"ckpt_path={path} cannot be read ({error.strerror}): choose another file") from error
+        except Exception as error:  # of onnxruntime's own kinds, which share no base
+            raise UserError(f"ckpt_path={path} is damaged or no ONNX file: choose another one") from error
+        shapes = {each.name: each.shape for each in self.session.get_inputs()}
+        try:
+            self.about = About.from_metadata(self.session.get_modelmeta().custom_metadata_map)
+            if list(shapes["noise"][1:]) != list(self.about.noise_shape) or len(shapes["labels"]) != 1:
+                raise ValueError("the inputs do not fit what is said of them")
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"ckpt_path={path} is no generator that this project exported: choose a generator.onnx of task=export"
+            ) from error
+        self.can_interpolate = "others" in {each.name for each in self.session.get_overridable_initializers()}
+
+    def run(
+        self,
+        labels: np.ndarray,
+        noise: np.ndarray,
+        others: np.ndarray | None = None,
+        weight: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Images float32 [N, C, H, W] in [-1, 1]: see `Sampler.run`."""
+        given = {"noise": noise, "labels": labels}
+        if others is not None and weight is not None:
+            given |= {"others": others, "weight": weight}
+        return self.session.run(["images"], given)[0]

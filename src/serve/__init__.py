@@ -1,0 +1,1 @@
+from src.serve.command import serve as serve

@@ -1,0 +1,911 @@
+"""The report: what it says of run folders, whole and broken, and the page as a browser shows it."""
+
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from run import main
+from src.errors import UserError
+from src.report.command import find_runs, report
+from src.report.groups import Spread, compare, differing_keys, group_runs, spread
+from src.report.measures import MEASURES
+from src.report.page import render
+from src.report.pictures import Picture, embed
+from src.report.run_folder import read_run
+from src.report.verdict import headline, judge
+from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from tests.conftest import compose_config
+from tests.forked import run_forked
+
+CLASSES = ["zero", "one", "two", "three"]
+FLOORS = {
+    **{
+        "label_accuracy": 0.99,
+        "worst_class_accuracy": 0.98,
+        "fd": 0.1,
+        "kid": 0.001,
+        "precision": 0.86,
+        "recall": 0.87,
+    },
+    **{"density": 0.92, "coverage": 0.95, "within_class_variance": 1.02, "nearest_train": 1.67},
+}
+GOOD = {
+    **{
+        "label_accuracy": 0.985,
+        "worst_class_accuracy": 0.97,
+        "fd": 0.15,
+        "kid": 0.002,
+        "precision": 0.84,
+        "recall": 0.8,
+    },
+    **{"density": 0.95, "coverage": 0.93, "within_class_variance": 0.94, "nearest_train": 1.66},
+}
+COLLAPSED = GOOD | {"label_accuracy": 0.4, "worst_class_accuracy": 0.0, "fd": 9.0, "recall": 0.0}
+COLLAPSED |= {"within_class_variance": 0.02}
+TEXT = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+# Run folders ----------------------------------------------------------------------------------------------------------
+
+
+def grid(path: Path, level: int, size: tuple[int, int] = (42, 52), noise: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((*size, 3), level, np.uint8)
+    if noise:
+        pixels = np.random.default_rng(level).integers(0, 256, pixels.shape, np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def make_run(
+    folder: Path,
+    seed: int = 1,
+    epochs: int = 3,
+    quality: dict[str, float] | None = None,
+    model: dict[str, Any] | None = None,
+    status: str = "finished",
+    alarms: int = 0,
+    **about: Any,
+) -> Path:
+    """A run folder as a run writes it."""
+    quality = GOOD | (quality or {})
+    folder.mkdir(parents=True)
+    config = {
+        "task": "train",
+        "name": folder.name,
+        "seed": seed,
+        "work_dir": str(folder.parent),
+        "trainer": {"max_epochs": epochs, "default_root_dir": str(folder)},
+        "model": {
+            "n_classes": 4,
+            "loss": {"_target_": "src.models.losses.NonSaturatingLoss"},
+            "optimizer_g": {"lr": 1e-3},
+            **(model or {}),
+        },
+        "datamodule": {"_target_": "src.datamodules.mnist_datamodule.MNISTDataModule", "img_size": 8, "seed": seed},
+        "callbacks": {
+            "quality": {"n_val": 500, "n_test": 500},
+            "sample_grid": {"seed": seed},
+            "model_checkpoint": {"monitor": "val/fd", "mode": "min", "dirpath": str(folder / "ckpts")},
+        },
+        "logger": {"csv": {"save_dir": str(folder)}},
+    }
+    record = {
+        "format": 1,
+        "name": folder.name,
+        "status": status,
+        "command": f"python run.py experiment=x seed={seed}",
+        "overrides": ["experiment=x", f"seed={seed}"],
+        "commit": "0123456789ab",
+        "machine": "some CPU, 2 cores, Linux, 1 thread",
+        "versions": {"torch": "2.15.0"},
+        "started": "2026-11-21T08:00:00+00:00",
+        "seconds": None if status == "running" else 784.0,
+        "data": {
+            **{"source": "mnist", "classes": CLASSES, "sha256": "ab" * 32, "train": 5500, "val": 500, "test": 1000},
+            **{"img_size": 8, "channels": 1},
+        },
+        "config": config,
+    } | about
+    (folder / "run.json").write_text(json.dumps(record), encoding="utf-8")
+
+    rows: list[dict[str, Any]] = []
+    for epoch in range(epochs):
+        here = {"epoch": epoch, "seconds": 60.0 * (epoch + 1)}
+        for batch in range(10):
+            rows.append(
+                {
+                    **{"step": 10 * epoch + batch, **here, "train/g_loss": 0.7 + batch / 100, "train/d_loss": 0.6},
+                    **{"train/d_real": 0.2, "train/d_fake": -0.2, "train/grad_norm_g": 1.0, "train/grad_norm_d": 2.0},
+                    "train/images_per_s": 900.0,
+                }
+            )
+        worse = 1 + (epochs - 1 - epoch)
+        values = {f"val/{name}": value for name, value in quality.items()} | {"val/fd": quality["fd"] * worse}
+        values |= {f"val/{name}_floor": value for name, value in FLOORS.items()}
+        step = 10 * epoch + 9
+        rows.append({"step": step, **here, **values, "val/alarms": 0, "val/d_pair_accuracy": 0.7})
+        rows.append({"step": step, **here, "val/d_confusion": [[300, 200], [100, 400]]})
+        grid(folder / "samples" / f"epoch_{epoch:04d}.png", 40 + 50 * epoch % 200)
+        grid(folder / "samples" / f"raw_{epoch:04d}.png", 60 + 50 * epoch % 180)
+        grid(folder / "pictures" / "interpolation" / f"epoch_{epoch:04d}.png", 90)
+    grid(folder / "pictures" / "real_imgs.png", 250)
+    if status == "finished":
+        tested = {f"test/{name}": value for name, value in quality.items()} | {"test/alarms": float(alarms)}
+        tested |= {f"test/{name}_floor": value for name, value in FLOORS.items()}
+        here = {"step": 10 * epochs, "epoch": epochs, "seconds": 60.0 * epochs + 50}
+        confusion = [[500 - 30 * i if i == j else 10 * i for j in range(4)] for i in range(4)]
+        rows.append({**here, **tested})
+        rows.append({**here, "test/label_confusion": confusion})
+        rows.append({**here, "test/d_confusion": [[612, 388], [71, 929]]})
+        final = {"name": record["name"], "metrics": tested, "seconds": 784.0}
+        (folder / "results.json").write_text(json.dumps(final), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def make_old_run(folder: Path) -> Path:
+    """A run folder of the version before there was a run.json."""
+    (folder / ".hydra").mkdir(parents=True)
+    results = {"name": "old-mnist", "command": "python run.py experiment=old", "commit": "1c96a3bba430+changes"}
+    results |= {"machine": "a CPU", "versions": "Python 3.11.7, torch 2.15.0+cu132", "seconds": 692.8}
+    results |= {"metrics": {"test/fd": 0.137, "test/fd_floor": 0.108, "test/label_accuracy": 0.997}}
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (folder / ".hydra" / "overrides.yaml").write_text("- experiment=old\n- seed=7\n", encoding="utf-8")
+    (folder / ".hydra" / "config.yaml").write_text(
+        "task: train\nseed: 7\ndata_dir: ${oc.env:SECRET_FOLDER,data}\nmodel:\n  img_size: ${datamodule.img_size}\n"
+        "  generator:\n    img_size: ${..img_size}\ndatamodule:\n  img_size: 28\n  seed: ${seed}\n",
+        encoding="utf-8",
+    )
+    for epoch in range(2):
+        grid(folder / "samples" / f"epoch_{epoch:04d}.png", 100 + epoch)
+    return folder
+
+
+def lines_of(folder: Path) -> list[str]:
+    return (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+class Words(HTMLParser):
+    """What a page shows as text, its elements, and their attributes; without its style and script."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self._aside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._aside = tag in ("script", "style")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._aside = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._aside:
+            self.text += f" {data}"
+
+
+def words(page: str) -> str:
+    """The page's text in one line."""
+    return " ".join(Words(page).text.split())
+
+
+def page_of(*folders: Path) -> str:
+    return render([read_run(folder) for folder in folders])
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_is_read(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "first", seed=3))
+    assert (run.name, run.status, run.seed, run.seconds, run.epochs) == ("first", "finished", 3, 784.0, 3)
+    assert run.data["classes"] == CLASSES and run.data["train"] == 5500
+    curve = run.curves["val/fd"]
+    assert curve.steps.tolist() == [9, 19, 29] and curve.epochs.tolist() == [0, 1, 2]
+    assert curve.values == pytest.approx([0.45, 0.3, 0.15])
+    assert run.metrics["test/fd"] == 0.15 and run.metrics["test/fd_floor"] == 0.1
+    assert run.tables["test/d_confusion"].counts == [[612, 388], [71, 929]]
+    assert list(run.grids) == list(run.raw_grids) == [0, 1, 2]
+    assert run.missing == run.damaged == []
+
+
+def test_an_older_run_is_read_from_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration's references are followed, but not those to the environment of whoever reads it."""
+    monkeypatch.setenv("SECRET_FOLDER", "/home/secret")
+    run = read_run(make_old_run(tmp_path / "old"))
+    assert (run.name, run.status, run.seed) == ("old-mnist", "finished", 7)
+    assert run.versions == {"Python": "3.11.7", "torch": "2.15.0+cu132"}
+    assert run.config["model"] == {"img_size": 28, "generator": {"img_size": 28}}
+    assert run.config["datamodule"]["seed"] == 7
+    assert run.missing == ["run.json", "metrics.jsonl"]
+    page = render([run])
+    assert "0.137" in page and "uncommitted changes" in page and "/home/secret" not in page
+    assert "missing: run.json, metrics.jsonl (the run is of an older version" in words(page)
+
+
+def test_a_value_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", status="failed", epochs=1)
+    rows = lines_of(folder)
+    (folder / "metrics.jsonl").write_text(
+        "".join(rows) + '{"step": 25, "epoch": 2, "train/g_loss": null}\n', encoding="utf-8"
+    )
+    run = read_run(folder)
+    assert math.isnan(run.curves["train/g_loss"].values[-1])
+    assert any("train/g_loss was no finite number any more, first at batch 25" in each.text for each in judge(run))
+
+
+def test_a_step_that_is_logged_again_replaces_the_first(tmp_path: Path) -> None:
+    """As a resumed run does with the batches that its checkpoint did not have."""
+    folder = make_run(tmp_path / "run")
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 19, "epoch": 1, "seconds": 3.0, "val/fd": 0.25}\n')
+    curve = read_run(folder).curves["val/fd"]
+    assert curve.steps.tolist() == [9, 19, 29] and curve.values == pytest.approx([0.45, 0.25, 0.15])
+
+
+def cut_metrics(folder: Path) -> None:
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(text[: text.index('"test/fd"') - 5], encoding="utf-8")
+
+
+def garble_metrics(folder: Path) -> None:
+    rows = lines_of(folder)
+    rows[3:3] = ["\x00\xff not JSON\n", '["no object"]\n', '{"step": "three"}\n', "[" * 100_000 + "\n"]
+    (folder / "metrics.jsonl").write_text("".join(rows), encoding="utf-8")
+
+
+def endless_line(folder: Path) -> None:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 1, "val/fd": ' + "1" * 3_000_000 + "}\n" + '{"step": 31, "epoch": 3, "val/fd": 0.1}\n')
+
+
+def cut_picture(folder: Path) -> None:
+    path = folder / "samples" / "epoch_0001.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def huge_picture(folder: Path) -> None:
+    Image.new("1", (9_000, 9_000)).save(folder / "samples" / "epoch_0001.png")
+
+
+def other_picture(folder: Path) -> None:
+    Image.new("RGB", (8, 8)).save(folder / "samples" / "epoch_0001.png", "BMP")
+
+
+def no_pictures(folder: Path) -> None:
+    shutil.rmtree(folder / "samples")
+    shutil.rmtree(folder / "pictures")
+
+
+def link_outside(folder: Path) -> None:
+    secret = folder.parent / "secret.png"
+    grid(secret, 7)
+    (folder / "samples" / "epoch_0001.png").unlink()
+    (folder / "samples" / "epoch_0001.png").symlink_to(secret)
+
+
+def pipe(folder: Path) -> None:
+    (folder / "results.json").unlink()
+    os.mkfifo(folder / "results.json")  # opening it would wait for ever
+
+
+def cut_run_json(folder: Path) -> None:
+    text = (folder / "run.json").read_text(encoding="utf-8")
+    (folder / "run.json").write_text(text[: len(text) // 2], encoding="utf-8")
+
+
+def newer_format(folder: Path) -> None:
+    about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(
+        json.dumps(about | {"format": 2, "status": "resting", "data": ["new"]}), encoding="utf-8"
+    )
+
+
+def wrong_types(folder: Path) -> None:
+    about = {"format": "one", "name": 5, "command": ["x"], "seconds": "long", "overrides": "x", "config": 3, "data": 4}
+    (folder / "run.json").write_text(json.dumps(about | {"versions": {"a": []}, "commit": None}), encoding="utf-8")
+
+
+def no_results(folder: Path) -> None:
+    (folder / "results.json").unlink()
+
+
+def yaml_bomb(folder: Path) -> None:
+    (folder / "run.json").unlink()
+    (folder / ".hydra").mkdir()
+    parts = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 40)]
+    (folder / ".hydra" / "config.yaml").write_text("\n".join(parts), encoding="utf-8")
+
+
+DAMAGES = [
+    (cut_metrics, "last line of metrics.jsonl is cut short"),
+    (garble_metrics, "4 lines of metrics.jsonl cannot be read"),
+    (endless_line, "1 line of metrics.jsonl cannot be read"),
+    (cut_picture, "samples/epoch_0001.png is cut short or no PNG"),
+    (huge_picture, "samples/epoch_0001.png has more pixels than any that a run draws"),
+    (other_picture, "samples/epoch_0001.png is cut short or no PNG"),
+    (no_pictures, "missing: samples/epoch_*.png, pictures/real_imgs.png"),
+    (link_outside, "samples/epoch_0001.png is a link that leads out of the run folder"),
+    (pipe, "missing: results.json"),
+    (cut_run_json, "run.json is cut short or no JSON"),
+    (newer_format, "run.json is of a newer format (2; this version knows 1)"),
+    (wrong_types, "run.json is of no known format (one; this version knows 1)"),
+    (no_results, "missing: results.json"),
+    (yaml_bomb, ".hydra/config.yaml is no YAML of plain values"),
+]
+
+
+def reported(work_dir: Path, runs: str, out: str = "null") -> Path:
+    return report(compose_config("report", f"runs={runs}", f"work_dir={work_dir}", f"out={out}", run_dir=work_dir))
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES, ids=[damage.__name__ for damage, _ in DAMAGES])
+def test_a_damaged_run_is_reported_as_far_as_it_goes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: Callable[[Path], None], said: str
+) -> None:
+    """The page and one warning say what is wrong; the rest is shown."""
+    folder = make_run(tmp_path / "hurt")
+    damage(folder)
+
+    page = reported(tmp_path, str(folder)).read_text(encoding="utf-8")
+
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "not everything is there, see the page: hurt" in caplog.text
+    assert said in words(page)
+    assert "0.150" in page  # its FD, whatever else is broken
+    assert "data:image/webp" in page or damage is no_pictures
+
+
+def test_damaged_runs_stand_beside_whole_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for damage, _ in DAMAGES:
+        damage(make_run(tmp_path / "runs" / damage.__name__))
+    make_run(tmp_path / "runs" / "whole")
+
+    text = words(reported(tmp_path, "runs/*").read_text(encoding="utf-8"))
+
+    assert len(caplog.records) == 1
+    assert f"Comparison of {len(DAMAGES) + 1} runs" in text
+    assert all(said.removeprefix("missing: ") in text for _, said in DAMAGES)
+
+
+def test_folders_that_are_no_runs_are_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "logs" / "runs" / "day" / "samples-of-something"
+    (empty / ".hydra").mkdir(parents=True)
+    (empty / ".hydra" / "config.yaml").write_text("task: sample\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"samples-of-something is no run folder.*name one such as logs/runs"):
+        read_run(empty)
+    with pytest.raises(UserError, match=r"runs=nowhere does not exist in .*: check the path, or type runs=last"):
+        find_runs("nowhere", tmp_path)
+    with pytest.raises(UserError, match=r"runs=last finds no run in"):
+        find_runs("last", tmp_path)
+    make_run(tmp_path / "logs" / "runs" / "day" / "one")
+    with pytest.raises(UserError, match=r"holds runs, but is none itself: type runs='.*/day/\*'"):
+        read_run(tmp_path / "logs" / "runs" / "day")
+    with pytest.raises(UserError, match=r"runs='?logs/\*'? matches 1 path, none of which is a run folder"):
+        find_runs("logs/*", tmp_path)
+    with pytest.raises(UserError, match=r"runs must be a run folder, a list"):
+        find_runs([], tmp_path)
+
+
+def test_a_pattern_says_nothing_of_the_folder_that_it_is_looked_for_in(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "work [1] *?" / "logs" / "runs" / "day" / "a")
+    assert find_runs("logs/*/*/[a]", tmp_path / "work [1] *?") == [a]
+
+
+def test_runs_are_named_by_folder_list_pattern_and_last(tmp_path: Path) -> None:
+    day = tmp_path / "logs" / "runs" / "day"
+    a, b, c = (make_run(day / name) for name in "abc")
+    (day / "sampled" / ".hydra").mkdir(parents=True)  # by task=sample, later than all runs
+    (day / "sampled" / ".hydra" / "config.yaml").write_text("task: sample\n", encoding="utf-8")
+    for folder, when in ((a, 300), (b, 500), (c, 400)):
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text("[]", encoding="utf-8")
+        os.utime(folder / ".hydra" / "overrides.yaml", (when, when))
+    assert find_runs("logs/runs/day/a", tmp_path) == [a]
+    assert find_runs(["logs/runs/day/c", str(a)], tmp_path) == [c, a]
+    assert find_runs("logs/runs/*/*", tmp_path) == [a, b, c]
+    assert find_runs(["logs/runs/day/c", "logs/runs/day/[ac]"], tmp_path) == [c, a]  # each once
+    assert find_runs("last", tmp_path) == [b]
+
+
+# What is said ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_directions_are_those_of_the_project() -> None:
+    better = {measure.name: measure.better for measure in MEASURES}
+    assert {name for name in better if better[name] == "higher" and "inception" not in name} == set(HIGHER_IS_BETTER)
+    assert {name for name in better if better[name] == "lower" and "inception" not in name} == set(LOWER_IS_BETTER)
+
+
+@pytest.mark.parametrize(
+    ("options", "mark", "line", "sentence"),
+    [
+        ({}, "good", "Finished: the images are close to real ones", "FD is 0.150, 1.5 times the 0.100 that"),
+        ({"quality": {"fd": 0.35}}, "fair", "with reservations", "FD is 0.350, 3.5 times"),
+        ({"quality": {"recall": 0.3}}, "bad", "not good", "It shows little of the variety there is"),
+        (
+            {"quality": {"label_accuracy": 0.5}},
+            "bad",
+            "not good",
+            "50.0% of the images are of the class that was asked for; the same",
+        ),
+        ({"quality": {"worst_class_accuracy": 0.1}}, "bad", "not good", "In the class that does worst it is 10.0%"),
+        ({"quality": {"nearest_train": 0.2}}, "bad", "not good", "0.20 against 1.67): copies?"),
+        ({"quality": COLLAPSED}, "bad", "and it collapsed", "It collapsed: each class is nearly one image (0.02 of"),
+        ({"alarms": 2}, "bad", "not good", "The test raised 2 alarms"),
+        ({}, "good", "Finished", "Neither the test nor any of 3 validations raised an alarm"),
+        (
+            {"status": "stopped"},
+            "good",
+            r"Stopped: .* \(by the last validation: there was no test\)",
+            "It was stopped after 3 of 3 epochs",
+        ),
+        ({"status": "running"}, "good", "Running or killed: ", "It has not ended, or was killed"),
+        ({"status": "failed"}, "good", "Failed: ", "It failed after 3 of 3 epochs"),
+        ({"commit": "0123456789ab+changes"}, "good", "Finished", "The code had changes that commit 0123456789ab does"),
+        ({"data": {"source": "digits-fallback"}}, "good", "Finished", "stand in for the data that were asked for"),
+    ],
+)
+def test_the_verdict_follows_the_numbers(
+    tmp_path: Path, options: dict[str, Any], mark: str, line: str, sentence: str
+) -> None:
+    run = read_run(make_run(tmp_path / "run", **options))
+    assert headline(run)[0] == mark
+    assert re.search(line, headline(run)[1])
+    assert any(sentence in each.text for each in judge(run))
+
+
+def test_a_run_says_which_alarms_it_raised(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", alarms=1)
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 40, "epoch": 4, "alarm": "the test of x: class bird is lost"}) + "\n")
+        file.write(json.dumps({"step": 40, "epoch": 4, "remark": "not of an alarm"}) + "\n")
+    text = words(page_of(folder))
+    assert "The test raised 1 alarm: “the test of x: class bird is lost”" in text and "not of an alarm" not in text
+
+
+def test_the_page_shows_what_a_reviewer_asks(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "my-run", model={"ema_half_life": 1000})
+    (folder / "diff.patch").write_text("-old = 1\n+new = 2\n", encoding="utf-8")
+    page = page_of(folder)
+    text = words(page)
+    for said in [
+        *("my-run finished", "python run.py experiment=x seed=1", "0123456789ab", "13 min 4 s", "torch 2.15.0"),
+        *("mnist; 4 classes; 8 by 8 pixels, 1 channel; 5,500 train / 500 val / 1,000 test", "sha256 abab", "1 thread"),
+        "Label accuracy 98.50% 99.00% higher ↑",
+        "FD 0.150 0.100 lower ↓",
+        "Variance in class 0.94 1.02 near 1",
+        "on 2,000 generated images",
+        "the checkpoint with the best val/fd, of epoch 2",
+        "real 61 39 generated 7 93",  # percent of each row of [[612, 388], [71, 929]]
+        "Samples of the averaged generator, epoch 2",
+        "Real images, for comparison",
+        "From each class to the next, epoch 2",
+        "Finished: the images are close to real ones. ✓ good: 98.5% of the images are of the class that was asked for",
+        "-old = 1 +new = 2",
+        "optimizer_g: lr: 0.001",
+    ]:
+        assert said in text, said
+    titles = re.findall(r'<title id="f\d+-title">(.*?)</title>', page)
+    assert titles == [
+        *("Fréchet distance", "Label accuracy", "Variety", "Variance within classes", "Losses", "D&#x27;s scores"),
+        *("Pairs that D puts in order", "Gradient norms", "Speed"),
+    ]
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_matrix_of_many_classes_shows_the_worst(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", data={"source": "many", "classes": [f"class{i}" for i in range(30)]})
+    table = [[0] * 30 for _ in range(30)]
+    for i in range(30):
+        table[i][i], table[i][(i + 1) % 30] = 100 - i, i
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 31, "epoch": 3, "test/label_confusion": table}) + "\n")
+    text = words(page_of(folder))
+    assert "class29 71.0% class0 (29.0%)" in text and "class20 80.0%" in text and "class19" not in text
+    assert "The 10 classes of 30 that do worst" in text
+
+
+# Several runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_welchs_interval_is_that_of_the_textbook() -> None:
+    """Student's sleep data, as R's documentation of t.test() has them: -3.3654832 to 0.2054832 for drug 1 - drug 2."""
+    one = Spread((0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0))
+    two = Spread((1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4))
+    found = compare(two, one)
+    assert found is not None and not found.exceeds_spread
+    assert (found.value, found.low, found.high) == pytest.approx((-1.58, -3.3654832, 0.2054832))
+    assert one.std == pytest.approx(1.78901, abs=1e-5)
+    assert compare(Spread((0.1, 0.2)), Spread((0.5,))) is None
+    assert compare(Spread((0.1, 0.1)), Spread((0.1, 0.1))).exceeds_spread is False  # type: ignore[union-attr]
+
+
+def test_runs_that_differ_in_the_seed_and_paths_are_a_group(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / f"a{seed}", seed=seed) for seed in (1, 2)]
+    folders += [make_run(tmp_path / f"b{seed}", seed=seed, model={"optimizer_g": {"lr": 2e-3}}) for seed in (1, 2)]
+    folders.append(make_run(tmp_path / "other-data", data={"source": "digits"}))
+    folders.append(make_run(tmp_path / "unknown", config=None))
+    runs = [read_run(folder) for folder in folders]
+    groups = group_runs(runs)
+    assert [group.members for group in groups] == [(0, 1), (2, 3), (4,), (5,)]
+    assert [group.title for group in groups[:2]] == ["mnist, lr=0.001", "mnist, lr=0.002"]
+    matter, aside, equal = differing_keys(runs)
+    assert matter == ["model.optimizer_g.lr"]
+    assert {"seed", "datamodule.seed", "callbacks.sample_grid.seed", "trainer.default_root_dir", "name"} <= set(aside)
+    assert "model.n_classes" in equal
+
+
+def test_a_seed_that_ran_twice_counts_once(tmp_path: Path) -> None:
+    made = [("a", 1, 0.2), ("b", 1, 0.4), ("c", 2, 0.5)]
+    runs = [read_run(make_run(tmp_path / name, seed=seed, quality={"fd": fd})) for name, seed, fd in made]
+    (group,) = group_runs(runs)
+    found = spread(runs, group, "test/fd")
+    assert found is not None and found.values == pytest.approx((0.3, 0.5))
+
+
+def several(tmp_path: Path, *groups: tuple[float, ...], **options: Any) -> list[Path]:
+    """Groups of runs by their FDs, seeds from 1."""
+    folders = []
+    for g, fds in enumerate(groups):
+        for seed, fd in enumerate(fds, 1):
+            model = {"optimizer_g": {"lr": 1e-3 * (g + 1)}}
+            folders.append(
+                make_run(tmp_path / f"group{g}-seed{seed}", seed=seed, quality={"fd": fd}, model=model, **options)
+            )
+    return folders
+
+
+def test_only_what_exceeds_the_spread_between_seeds_is_called_a_difference(tmp_path: Path) -> None:
+    text = words(page_of(*several(tmp_path / "clear", (0.20, 0.21, 0.22), (0.15, 0.14, 0.16))))
+    assert (
+        "Group 2 (lr=0.002) differs from Group 1 (lr=0.001) by more than the spread between seeds: better in FD."
+        in text
+    )
+    assert "0.210 ± 0.010" in text and "-0.060 (-0.083 to -0.037): better" in text.replace(
+        "\N{MINUS SIGN}", "-"
+    )  # Welch: 4 degrees of freedom
+    text = words(page_of(*several(tmp_path / "unclear", (0.20, 0.30, 0.25), (0.15, 0.26, 0.20))))
+    assert "Group 2 (lr=0.002) differs from Group 1 (lr=0.001) in nothing by more than the spread" in text
+    assert "within the spread" in text and "better in" not in text
+
+
+def test_of_single_seeds_nothing_is_said(tmp_path: Path) -> None:
+    text = words(page_of(*several(tmp_path / "single", (0.2,), (0.1,))))
+    assert "No configuration was run with two seeds" in text and "cannot be said" in text
+    text = words(page_of(*several(tmp_path / "half", (0.2, 0.21), (0.1,))))
+    assert "Only one configuration was run with two seeds or more" in text
+    text = words(page_of(*several(tmp_path / "third", (0.2, 0.21), (0.1,), (0.2, 0.22))))
+    assert (
+        "Group 2 has one seed: of it nothing can be said" in text and "Group 3 (lr=0.003) differs from Group 1" in text
+    )
+
+
+def test_the_best_is_marked_where_runs_compare(tmp_path: Path) -> None:
+    def best(page: str) -> list[str]:
+        return re.findall(r'<td class="number best">([\d.%]+)<', page)
+
+    a, b = several(tmp_path / "same", (0.2,), (0.1,))
+    assert best(page_of(a, b)) == ["0.100"]  # all else is equal
+    c = make_run(tmp_path / "c", quality={"fd": 0.05}, data={"source": "digits", "sha256": "cd" * 32})
+    page = page_of(a, b, c)
+    assert best(page) == [] and "do not compare between all of them" in words(page)
+    running = make_run(tmp_path / "d", status="running")
+    page = page_of(a, running)  # the last validation of both
+    assert "Numbers of the last validation, as not all runs were tested" in words(page)
+
+
+def test_the_configuration_shows_what_differs(tmp_path: Path) -> None:
+    page = page_of(*several(tmp_path, (0.2, 0.2), (0.1,)))
+    shown = re.search(r"<p>Keys that differ.*?</table>", page, re.DOTALL)
+    assert shown is not None
+    rows = re.findall(r"<tr><th scope=\"row\"><code>(.*?)</code></th>(.*?)</tr>", shown[0])
+    assert rows == [
+        ("model.optimizer_g.lr", "<td><span>0.001</span></td><td><span>0.001</span></td><td><mark>0.002</mark></td>")
+    ]
+
+
+# Trust ----------------------------------------------------------------------------------------------------------------
+
+
+def hostile(folder: Path) -> Path:
+    """A run whose every text tries to become part of the page."""
+    make_run(
+        folder,
+        name=TEXT,
+        command=f"python run.py {TEXT}",
+        overrides=[TEXT],
+        commit=TEXT,
+        machine=f'"{TEXT}',
+        versions={TEXT: TEXT},
+        started=TEXT,
+        data={"source": TEXT, "classes": [TEXT] * 4, "sha256": TEXT},
+        config={TEXT: {TEXT: TEXT}, "seed": 1, "callbacks": {"model_checkpoint": {"monitor": TEXT}}},
+    )
+    (folder / "diff.patch").write_text(f"</pre>{TEXT}", encoding="utf-8")
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 40, "epoch": 4, f"val/{TEXT}": 1.0, "val/alarms": 1.0}) + "\n")
+        file.write(json.dumps({"step": 40, "epoch": 4, "alarm": TEXT}) + "\n")
+    return folder
+
+
+def test_nothing_of_a_run_becomes_part_of_the_page(tmp_path: Path) -> None:
+    folder = hostile(tmp_path / "evil")
+    for folders in ([folder], [folder, make_run(tmp_path / "good")]):
+        found = Words(page_of(*folders))
+        assert [tag for tag, _ in found.elements].count("script") == 1
+        assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
+        assert found.text.count(TEXT) > 5  # shown as it was written
+        links = [a[key] for _, a in found.elements for key in ("href", "src") if a.get(key)]
+        assert all(str(link).startswith(("#", "data:")) for link in links)
+
+
+def test_letters_that_hide_or_turn_others_are_replaced(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", name="good\u202egnp.exe\x00\ud800", command="x" * 20_000)
+    run = read_run(folder)
+    assert run.name == "good\ufffdgnp.exe\ufffd\ufffd"
+    assert len(run.command or "") <= 10_001
+    (tmp_path / "page.html").write_text(render([run]), encoding="utf-8")
+
+
+def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
+    folders = several(tmp_path, (0.2, 0.3), (0.1, 0.2))
+    assert page_of(*folders) == page_of(*folders)
+    assert page_of(folders[0]) == page_of(folders[0])
+
+
+def test_a_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pictures that cannot be compressed: noise in colour, 342 pixels wide, as CIFAR-10's grids are."""
+    known: dict[tuple[bytes, int], Picture] = {}
+
+    def embed_once(image: Image.Image, n_bytes: int) -> Picture:  # ten runs have the same pictures
+        key = image.tobytes(), n_bytes
+        if key not in known:
+            known[key] = embed(image, n_bytes)
+        return known[key]
+
+    monkeypatch.setattr("src.report.parts.embed", embed_once)
+    folder = make_run(tmp_path / "run", epochs=20)
+    for path in [*folder.glob("samples/*.png"), *folder.glob("pictures/**/*.png")]:
+        grid(path, int(re.sub(r"\D", "", path.name) or 0), (342, 342), noise=True)
+    run = read_run(folder)
+    page = render([run])
+    assert len(page) < 5_000_000
+    assert page.count('class="frame') == 40 and "compressed with loss" in page
+    assert len(render([run] * 10)) < 30_000_000
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_one_file_and_says_where(tmp_path: Path) -> None:
+    make_run(tmp_path / "logs" / "runs" / "day" / "a=1")
+    make_run(tmp_path / "logs" / "runs" / "day" / "b", seed=2)
+    before = sorted(tmp_path.rglob("*"))
+
+    done = run_forked("task=report", "runs=logs/runs/day/a=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = tmp_path / "logs" / "runs" / "day" / "a=1" / "report.html"
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, page])
+    assert f"{page} (1 run, " in done.stdout and page.as_uri() in done.stdout
+
+
+def test_a_pattern_is_taken_as_typed_and_a_wrong_folder_costs_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path / "logs" / "runs" / "day" / "a")
+    monkeypatch.chdir(tmp_path)
+
+    def typed(*arguments: str) -> int:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr(sys, "argv", ["run.py", "task=report", *arguments])
+        return main()
+
+    assert typed("runs=logs/runs/d*/[ab]", "out=page.html") == 0
+    assert (tmp_path / "page.html").exists()
+    capsys.readouterr()
+    assert typed("runs=logs") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    folder = tmp_path / "logs"
+    assert line == f"error: {folder} holds runs, but is none itself: type runs='{folder}/*/*/*'"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_it_is_touched(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    for out, said in [
+        ("page.pdf", "out=page.pdf must end in .html"),
+        ("file/page.html", "type another place with out="),
+    ]:
+        with pytest.raises(UserError, match=said):
+            reported(tmp_path, str(folder), out)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "kept"
+    secret = tmp_path / "secret"
+    secret.write_text("kept", encoding="utf-8")
+    for name in ("report.html", ".report.html.partial"):  # links in somebody else's run folder
+        (folder / name).symlink_to(secret)
+    path = reported(tmp_path, str(folder))
+    assert (
+        secret.read_text(encoding="utf-8") == "kept"
+        and "<h1>" in path.read_text(encoding="utf-8")
+        and not path.is_symlink()
+    )
+
+
+def test_several_runs_are_written_under_logs_each_choice_to_its_own_file(tmp_path: Path) -> None:
+    a, b, c = (make_run(tmp_path / name, seed=i) for i, name in enumerate("abc"))
+
+    def written(*folders: Path) -> Path:
+        return reported(tmp_path, f"[{','.join(map(str, folders))}]")
+
+    assert written(a, b).parent == tmp_path / "logs"
+    assert written(a, b) == written(a, b) != written(a, c)
+
+
+# In a browser ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Written pages about one run, two and ten."""
+    folder = tmp_path_factory.mktemp("pages")
+    runs = [
+        make_run(
+            folder / f"a-long-name-of-an-experiment-mnist-hold=0.{g}-seed{seed}",
+            seed=seed,
+            epochs=epochs,
+            quality={"fd": 0.1 + seed / 100, "cas": 0.9 + seed / 100},
+        )
+        for g, seeds, epochs in (("3", 4, 3), ("5", 4, 3), ("7", 2, 5))
+        for seed in range(1, seeds + 1)
+    ]
+    chosen = {"one": runs[:1], "two": runs[:2], "ten": runs, "evil": [hostile(folder / "evil")]}
+    written = {}
+    for name, folders in chosen.items():
+        written[name] = folder / f"{name}.html"
+        written[name].write_text(page_of(*folders), encoding="utf-8")
+    return written
+
+
+@pytest.fixture
+def look(browser: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]:
+    """Opens a page from disk; afterwards nothing may have been asked for and nothing complained about."""
+    trouble: list[str] = []
+    contexts = []
+
+    def open_page(name: str, **options: Any) -> Any:
+        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("dialog", lambda dialog: trouble.append(dialog.message))
+        asked = [pages[name].as_uri()]
+        page.on(
+            "request",
+            lambda request: trouble.append(request.url) if not request.url.startswith((asked[0], "data:")) else None,
+        )
+        page.goto(asked[0], wait_until="networkidle")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+SHOWN = "() => [...document.querySelectorAll('#samples .frame')].filter(f => f.offsetParent).map(f => f.dataset.epoch)"
+
+
+def test_the_slider_moves_the_grids(look: Callable[..., Any]) -> None:
+    page = look("one")
+    assert page.evaluate(SHOWN) == ["2", "2"]  # the averaged generator's and the raw one's
+    slider = page.get_by_role("slider", name="Epoch")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(SHOWN) == ["1", "1"] and page.locator("output").inner_text() == "1"
+    assert page.locator("#samples figcaption").first.inner_text().endswith("epoch 1")
+    page.keyboard.press("Home")
+    assert page.evaluate(SHOWN) == ["0", "0"] and slider.get_attribute("aria-valuetext") == "epoch 0"
+    broken = "() => [...document.images].filter(i => !(i.complete && i.naturalWidth)).length"
+    assert page.evaluate(broken) == 0
+
+
+def test_ten_grids_follow_one_slider(look: Callable[..., Any]) -> None:
+    page = look("ten")
+    assert page.evaluate(SHOWN) == ["2"] * 8 + ["4"] * 2  # two runs went on for longer
+    page.get_by_role("slider", name="Epoch").fill("3")
+    assert page.evaluate(SHOWN) == ["2"] * 8 + ["3"] * 2
+    page.get_by_role("slider", name="Epoch").fill("0")
+    assert page.evaluate(SHOWN) == ["0"] * 10
+
+
+def test_without_javascript_the_last_grid_shows(look: Callable[..., Any]) -> None:
+    page = look("one", java_script_enabled=False)
+    assert page.locator(".frame:visible").count() == 2
+    assert page.locator(".frame:visible").first.get_attribute("data-epoch") == "2"
+    assert not page.locator(".slider").is_visible()
+
+
+@pytest.mark.parametrize("name", ["one", "two", "ten", "evil"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_a_page_fits_its_window(look: Callable[..., Any], name: str, width: int) -> None:
+    page = look(name, viewport={"width": width, "height": 800})
+    page.evaluate("() => { for (const each of document.querySelectorAll('details')) each.open = true; }")
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+    assert page.title() != "owned"
+
+
+def test_a_page_prints_with_everything_unfolded(look: Callable[..., Any]) -> None:
+    page = look("one")
+    page.get_by_role("slider", name="Epoch").fill("0")
+    pdf = page.pdf(format="A4")
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 2
+    page.emulate_media(media="print")
+    assert page.evaluate(SHOWN) == ["2", "2"]  # the last, wherever the slider stands
+    assert page.locator("h1").is_visible() and not page.locator(".slider").is_visible()
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    assert page.get_by_text("default_root_dir").is_visible()
+    page.evaluate("() => dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG's contrast of two colours `rgb(r, g, b)`."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
+        r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    lighter, darker = sorted((luminance(a), luminance(b)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_lines_can_be_told_from_the_paper(look: Callable[..., Any], scheme: str) -> None:
+    page = look("one", color_scheme=scheme)
+    paper = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+    assert (contrast(paper, "rgb(0, 0, 0)") > 10) == (scheme == "light")
+    for selector, what, least in [
+        ("p, dd, dt, td, th", "color", 4.5),
+        (".chart text", "fill", 4.5),
+        (".chart [id*='line2d'] > path", "stroke", 3.0),
+    ]:
+        computed = "([s, what]) => [...document.querySelectorAll(s)].map(e => getComputedStyle(e)[what])"
+        colours = {each for each in page.evaluate(computed, [selector, what]) if each.startswith("rgb(")}
+        # Numbers on a dark cell have the paper's own colour, and grid lines are faint on purpose.
+        seen = [colour for colour in colours if contrast(paper, colour) > 2]
+        assert len(seen) > 1
+        assert all(contrast(paper, colour) >= least for colour in seen), (selector, seen)
+
+
+def test_the_command_can_be_copied(look: Callable[..., Any]) -> None:
+    page = look("one", permissions=["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.evaluate("() => navigator.clipboard.readText()") == "python run.py experiment=x seed=1"
+
+
+def test_curves_are_there_for_those_who_cannot_see_them(look: Callable[..., Any]) -> None:
+    page = look("one")
+    figure = page.get_by_role("img", name="Fréchet distance")
+    assert figure.is_visible()
+    described = figure.evaluate("(e) => e.querySelector('desc').textContent")
+    assert described == "FD: from 0.33 at 0 to 0.11 at 2 (epoch, from 0); real: 0.1."

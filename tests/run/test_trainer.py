@@ -1,0 +1,235 @@
+"""What people type for `gpus` becomes Lightning's arguments, and a checkpoint is whole or absent."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary
+from pytorch_lightning.strategies import DDPStrategy
+
+from src.callbacks.progress import ProgressBar
+from src.errors import UserError
+from src.run import trainer as module
+from src.run.trainer import AtomicCheckpointIO, check_gpus, make_trainer, parse_gpus, point_out_gpu
+
+DDP = "ddp_find_unused_parameters_true"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (-1, -1),
+        ([0, 1], [0, 1]),
+        ((2,), [2]),
+        ("0", 0),
+        ("1", 1),
+        ("-1", -1),
+        ("0,1", [0, 1]),
+        ("[0,1]", [0, 1]),
+        ("[ 0, 3 ]", [0, 3]),
+        ("[0]", [0]),
+        (None, None),
+    ],
+)
+def test_gpus_as_people_type_it(typed: Any, meant: Any) -> None:
+    parsed = parse_gpus(typed)
+    assert parsed == meant and type(parsed) is type(meant)
+
+
+@pytest.mark.parametrize("typed", [True, False, "abc", "", "1.5", 1.0, [0, 0], "1,1", -2, "-2", [-1], [], [True], {}])
+def test_gpus_that_cannot_be_meant(typed: Any) -> None:
+    with pytest.raises(ValueError, match=r"gpus must be .* not ") as error:
+        parse_gpus(typed)
+    assert repr(typed) in str(error.value)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """This machine has `n` GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card{i}")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("wanted", [1, 2, -1, [0], [1], [0, 1]])
+def test_gpus_that_are_there(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
+    pretend(monkeypatch, 2)
+    assert check_gpus(wanted) == wanted
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "message"),
+    [
+        (0, 1, "gpus is 1, but this machine has no GPU: use trainer.gpus=0"),
+        (0, -1, "gpus is -1, but this machine has no GPU: use trainer.gpus=0"),
+        (0, [0], r"gpus is \[0\], but this machine has no GPU: use trainer.gpus=0"),
+        (2, 3, r"gpus is 3, but this machine has 2 \(0: Card0, 1: Card1\): use trainer.gpus=-1"),
+        (2, [0, 2], r"gpus is \[0,2\], but this machine has 2 \(0: Card0, 1: Card1\): use trainer.gpus=-1"),
+    ],
+)
+def test_gpus_that_are_not_there(monkeypatch: pytest.MonkeyPatch, there: int, wanted: Any, message: str) -> None:
+    pretend(monkeypatch, there)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(gpus=wanted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "accelerator", "devices", "strategy"),
+    [
+        ({"gpus": 0}, "cpu", 1, "auto"),
+        ({"gpus": "0"}, "cpu", 1, "auto"),
+        ({"gpus": 1}, "gpu", 1, "auto"),
+        ({"gpus": "2"}, "gpu", 2, DDP),
+        ({"gpus": -1}, "gpu", -1, DDP),
+        ({"gpus": [0, 1]}, "gpu", [0, 1], DDP),
+        ({"gpus": [1]}, "gpu", [1], "auto"),
+        ({"gpus": 2, "strategy": "ddp"}, "gpu", 2, DDP),
+        ({"gpus": 2, "strategy": "ddp_spawn"}, "gpu", 2, "ddp_spawn"),
+        ({"gpus": 1, "num_nodes": 2}, "gpu", 1, DDP),
+        ({"gpus": 1, "accelerator": "cpu", "devices": 4}, "gpu", 1, "auto"),
+        ({"gpus": 0, "accelerator": "cpu", "devices": 2}, "cpu", 2, DDP),
+        ({"gpus": None}, "auto", 1, "auto"),
+        ({"gpus": None, "accelerator": "gpu", "devices": 2}, "gpu", 2, DDP),
+    ],
+)
+def test_gpus_in_lightnings_terms(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], accelerator: str, devices: Any, strategy: str
+) -> None:
+    pretend(monkeypatch, 4)
+    monkeypatch.setattr(module, "Trainer", dict)
+    monkeypatch.setattr(module, "wait_for_machines", lambda *_: "")
+    made: Any = make_trainer(**arguments)
+    assert (made["accelerator"], made["devices"], made["strategy"]) == (accelerator, devices, strategy)
+    assert made.get("num_nodes", 1) == arguments.get("num_nodes", 1)
+
+
+@pytest.mark.parametrize(
+    ("there", "typed", "says"),
+    [
+        (2, [], True),
+        (2, ["seed=1", "experiment=train_mnist_gan"], True),
+        (2, ["trainer.gpus=0"], False),
+        (2, ["trainer.accelerator=cpu"], False),
+        (2, ["trainer=ddp_cpu"], False),
+        (0, [], False),
+    ],
+)
+def test_a_gpu_that_is_not_used_is_pointed_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, there: int, typed: list[str], says: bool
+) -> None:
+    pretend(monkeypatch, there)
+    trainer = make_trainer()
+    with caplog.at_level("INFO", "src"):
+        point_out_gpu(trainer, typed)
+    said = "training on the CPU, but this machine has a GPU (Card0): type trainer.gpus=1 to use it"
+    assert [line for line in caplog.messages if "Card" in line] == ([said] if says else [])
+
+
+def test_two_processes_on_the_cpu_as_lightning_sees_them() -> None:
+    trainer = make_trainer(gpus=0, accelerator="cpu", devices=2)
+    assert trainer.world_size == 2
+    assert isinstance(trainer.strategy, DDPStrategy)
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_what_is_switched_off_is_left_out(shown: bool) -> None:
+    checkpoint = ModelCheckpoint()
+    callbacks = [ProgressBar(), RichModelSummary(), checkpoint]
+    trainer = make_trainer(callbacks=callbacks, enable_progress_bar=shown, enable_model_summary=shown)
+    assert (trainer.progress_bar_callback is not None) == shown
+    assert any(isinstance(c, RichModelSummary) for c in trainer.callbacks) == shown
+    assert trainer.checkpoint_callback is checkpoint
+
+
+def test_nothing_is_written_unless_a_callback_writes_it() -> None:
+    trainer = make_trainer()
+    assert trainer.checkpoint_callback is None and trainer.loggers == []
+
+
+@pytest.mark.parametrize("name", ["max_epochs", "max_steps"])
+@pytest.mark.parametrize("value", [-3, 0, 1.5, True, "many"])
+def test_limits_are_whole_numbers(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        make_trainer(**{name: value})
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_written_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(3)}, path)
+    AtomicCheckpointIO().save_checkpoint({"x": torch.arange(4)}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["x"], torch.arange(4))
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("before", [b"the old checkpoint", None])
+def test_a_failed_write_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], before: bytes | None
+) -> None:
+    path = tmp_path / "last.ckpt"
+    if before:
+        path.write_bytes(before)
+
+    def write_half(checkpoint: object, file: Any) -> None:
+        file.write(b"half of")
+        raise error(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(error) as raised:
+        AtomicCheckpointIO().save_checkpoint({}, path)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == ([("last.ckpt", before)] if before else [])
+    if error is OSError:
+        assert raised.value.filename == str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("log_every_n_steps", -5, "at least 0"),
+        ("num_sanity_val_steps", -2, "at least -1"),
+        ("check_val_every_n_epoch", -1, "at least 1"),
+        ("min_epochs", -1, "at least 0"),
+        ("min_steps", -7, "at least 0"),
+        ("max_epochs", -2, "or -1 for no limit"),
+        ("num_nodes", 0, "from 1 to 1024"),
+        ("num_nodes", 10**9, "from 1 to 1024"),
+        ("num_nodes", True, "a whole number"),
+        ("devices", 0, "from 1 to 1024"),
+        ("devices", 10**24, "from 1 to 1024"),
+        ("devices", 1.5, "from 1 to 1024"),
+        ("devices", None, "from 1 to 1024"),
+        ("devices", [1, 2], "from 1 to 1024"),
+        ("limit_train_batches", 0, "above 0"),
+        ("limit_train_batches", float("nan"), "a share of them"),
+        ("limit_val_batches", -1, "0 or more"),
+        ("limit_test_batches", 1.5, "a share of them such as 0.5"),
+        ("limit_test_batches", 1e30, "a share of them"),
+        ("overfit_batches", float("inf"), "a share of them"),
+        ("val_check_interval", 0, "above 0"),
+        ("fast_dev_run", -1, "at least 0"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(name: str, value: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be .*{says}"):
+        make_trainer(**{name: value})
+
+
+@pytest.mark.parametrize("ok", [{"log_every_n_steps": 0}, {"min_epochs": 0}, {"limit_val_batches": 0.5}])
+def test_numbers_at_the_edge_are_taken(ok: dict[str, Any]) -> None:
+    assert [getattr(make_trainer(**ok), name) for name in ok] == [*ok.values()]
+
+
+def test_what_torchrun_started_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    for typed in ({"devices": 3}, {"num_nodes": 2, "devices": 2}, {"num_nodes": 3}):
+        with pytest.raises(UserError, match=r"torchrun started 2 processes.*leave out trainer\.devices"):
+            make_trainer(accelerator="cpu", **typed)

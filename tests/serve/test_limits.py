@@ -1,0 +1,39 @@
+"""How often one client may ask."""
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs pip install -r requirements-serve.txt")
+pytest.importorskip("prometheus_client", reason="needs pip install -r requirements-serve.txt")
+from src.serve.limits import MAX_CLIENTS, RateLimit
+
+pytestmark = pytest.mark.extras
+
+
+def test_a_pause_saves_up_twice_the_rate_and_no_more() -> None:
+    limit = RateLimit(5)
+    for now in (0.0, 1000.0):
+        waits = [limit.wait("10.0.0.1", now) for _ in range(12)]
+        assert waits[:10] == [0.0] * 10 and waits[10:] == [pytest.approx(0.2)] * 2
+    assert limit.wait("10.0.0.1", 1000.21) == 0 and limit.wait("10.0.0.1", 1000.21) > 0
+
+
+def test_a_slow_rate_lets_one_through() -> None:
+    limit = RateLimit(0.1)
+    assert limit.wait("a", 0.0) == 0
+    assert limit.wait("a", 1.0) == pytest.approx(9.0)
+    assert limit.wait("a", 10.1) == 0
+
+
+def test_clients_do_not_pay_for_each_other_unless_they_are_one() -> None:
+    limit = RateLimit(0.5)
+    assert limit.wait("10.0.0.1", 0.0) == 0 and limit.wait("10.0.0.2", 0.0) == 0
+    # Whoever has one address of an IPv6 network has them all.
+    assert limit.wait("2001:db8::1", 0.0) == 0 and limit.wait("2001:db8::2", 0.0) > 0
+    assert limit.wait("2001:db8:0:1::1", 0.0) == 0
+
+
+def test_no_more_clients_are_remembered_than_fit() -> None:
+    limit = RateLimit(1)
+    for i in range(MAX_CLIENTS + 100):
+        limit.wait(str(i), 0.0)
+    assert len(limit._clients) == MAX_CLIENTS
