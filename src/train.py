@@ -81,7 +81,7 @@ def train(config: DictConfig) -> float | None:
     origin = origin_of_run()
     record_diff(run_dir)
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    about = describe(config, plain, datamodule, origin, past)
+    about = describe(config, plain, model, datamodule, origin, past)
     seconds = partial(seconds_so_far, run_dir, past.seconds)
     trainer.callbacks.insert(0, RunState(about, [*past.folders, str(run_dir.resolve())], seconds))
     monitors = {f"callbacks.{name}.monitor": each.get("monitor") for name, each in config.callbacks.items() if each}
@@ -236,9 +236,14 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
 
 
 def describe(
-    config: DictConfig, plain: dict[str, Any], datamodule: LightningDataModule, origin: dict[str, str], past: Past
+    config: DictConfig,
+    plain: dict[str, Any],
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    origin: dict[str, str],
+    past: Past,
 ) -> dict[str, Any]:
-    """What `run.json` says of a run: what it is called, what was typed, and on which data it trains."""
+    """What `run.json` says of a run: its name, what was typed, on which data it trains, and how to show its metrics."""
     data: dict[str, Any] = {"source": config.data_source}
     if isinstance(datamodule, ImageDataModule):
         sets = datamodule.sets | {"train": datamodule.whole_train}
@@ -259,6 +264,8 @@ def describe(
         "machine": origin["machine"],
         "versions": versions(),
         "data": data,
+        "curves": getattr(model, "curves", []),
+        "tables": getattr(model, "tables", {}),
         "config": plain,
     }
 

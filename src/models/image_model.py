@@ -1,6 +1,7 @@
 """What every model that makes images can do. Verbs and callbacks know no more of it than this."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -21,6 +22,25 @@ class ImageModel(LightningModule):
     channels: int
     img_size: int
     has_average: bool = False
+
+    @property
+    def curves(self) -> list[dict[str, Any]]:
+        """How a report draws the model's own metrics, one dict of plain values a panel.
+
+        `title`, `unit` of the vertical axis, `lines` (metric with its split -> label; those under `val/` are drawn over
+        epochs, others over batches). Where wanted also `note` (how to read it), `levels` (label -> height of a
+        horizontal line), `log` (logarithmic axis), `percent` (values are shares), and `compare` (a comparison of
+        several runs shows it, each line by itself).
+        """
+        return []
+
+    @property
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """How a report shows the model's own tables of counts [N, N], by the name they are logged under.
+
+        Plain values: `title`, `rows` and `columns` (what they stand for), `names` of both, and where wanted `note`.
+        """
+        return {}
 
     @abstractmethod
     def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:

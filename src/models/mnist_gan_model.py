@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm, parametrizations, pa
 from torch.optim import Adam, Optimizer
 
 from src.errors import DivergedError, UserError
+from src.models.gan_curves import gan_curves, gan_tables
 from src.models.image_model import ImageModel
 from src.models.losses import LSGANLoss
 from src.models.modules.ema import EMA
@@ -190,6 +191,14 @@ class MNISTGANModel(ImageModel):
     def start_average(self) -> None:
         if self.ema is not None:
             self.ema.network.load_state_dict(self.generator.state_dict())
+
+    @property
+    def curves(self) -> list[dict[str, Any]]:
+        return gan_curves(getattr(self.loss, "threshold", None))
+
+    @property
+    def tables(self) -> dict[str, dict[str, Any]]:
+        return gan_tables(getattr(self.loss, "threshold", None))
 
     # Use ------------------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,11 @@ def test_a_run_without_loggers_can_be_judged_from_its_folder(train_here: Train) 
     judged = torch.tensor(next(row["test/d_confusion"] for row in rows if "test/d_confusion" in row))
     assert judged.sum(dim=1).tolist() == [257, 257]
     assert float(judged.trace() / judged.sum()) == pytest.approx(tested["test/d_accuracy"])
+    # What the model says of its curves and tables is about metrics that exist.
+    logged = {name for row in rows for name in row}
+    assert {name for panel in about["curves"] for name in panel["lines"]} <= logged
+    assert {f"test/{name}" for name in about["tables"]} <= logged
+    assert [panel.get("levels") for panel in about["curves"]] == [None, {"limit": 0.5}, None, None]
 
 
 def test_a_run_that_fails_says_so(tmp_path: Path) -> None:
