@@ -1,4 +1,4 @@
-"""Writes docs/evaluations.md, what README says of int8 and of truncation, from what `task=evaluate` found.
+"""Writes docs/evaluations.md, the numbers for int8 and truncation, from the files of `task=evaluate`.
 
 python benchmarks/evaluations.py FOLDER/evaluation.json ...
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# Evaluations
 
-Written by `python benchmarks/evaluations.py` from the files of `task=evaluate`. FD and KID are those of our own small
-classifier of the data set (docs/results.md says what the rows are), and compare only where its checksum is the same. A
-star: better than the others by more than two standard errors of the difference.
+Written by `python benchmarks/evaluations.py` from the files of `task=evaluate`. [results.md](results.md) explains the
+rows. FD and KID use our own small classifier of the data set: compare them only where its checksum is the same. A star
+marks what is better than the others by more than two standard errors of the difference.
 """
 
 
@@ -39,7 +39,7 @@ def section(found: dict) -> str:
 
 def main(paths: list[Path]) -> None:
     if not paths:
-        sys.exit("error: name the evaluation.json files that the page shows")
+        sys.exit("error: name the evaluation.json files that the page should show")
     out = ROOT / "docs" / "evaluations.md"
     out.write_text(
         "\n".join([HEAD, *(section(json.loads(path.read_text(encoding="utf-8"))) for path in paths)]), encoding="utf-8"

@@ -2,8 +2,8 @@
 
     python benchmarks/latency.py CHECKPOINT [--seconds 3] [--threads 2] [--out docs/latency.md]
 
-Every way draws the same images of the same checkpoint in one process on as many threads, all in turn, so that a busy
-machine hits all alike.
+Each way draws the same images from the same checkpoint, in one process, with the same number of threads. The ways take
+turns, so a busy machine slows all of them alike.
 """
 
 import argparse
@@ -32,12 +32,12 @@ PAGE = """# Latency
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions}, onnxruntime {onnxruntime}.
 
 The generator of {about.run} ({about.checkpoint}, sha256 {about.checkpoint_sha256:.12}): {about.channels} x
-{about.img_size} x {about.img_size} pixels, {parameters:,} weights. Medians of a batch of 1, 16 and 256 images, {rounds}
-rounds, all in turn; timings on a shared machine are noisy, so compare the ratios.
+{about.img_size} x {about.img_size} pixels, {parameters:,} weights. Medians over {rounds} rounds for a batch of 1, 16
+and 256 images; all take turns in each round. Timings on a shared machine are noisy, so compare the ratios.
 
 {latency}
 
-One image takes ONNX Runtime {single:.2f} ms in float32. At 256 images it is {onnx_speed:.2f} times as fast as eager
+ONNX Runtime draws one image in {single:.2f} ms in float32. At 256 images it is {onnx_speed:.2f} times as fast as eager
 torch, and int8 is {int8_speed:.2f} times as fast as float32. The int8 file is {smaller:.1f} times smaller.
 
 | file | bytes | images differ (range -1 to 1) |
@@ -51,7 +51,7 @@ torch, and int8 is {int8_speed:.2f} times as fast as float32. The int8 file is {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--seconds", type=float, default=3, help="each way is timed for at each batch size")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds of timing for each way and batch size")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="also write the report to this file, such as docs/latency.md")
     args = parser.parse_args()

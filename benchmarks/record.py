@@ -1,4 +1,4 @@
-"""What was typed to start a benchmark."""
+"""The command that started a benchmark."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def command_line() -> str:
-    """What was typed to start this script."""
+    """The command that started this script."""
     script = Path(sys.argv[0]).resolve().relative_to(ROOT)
     return " ".join(["python", str(script), *sys.argv[1:]])

@@ -1,11 +1,11 @@
 """Writes docs/results.md, README's table and the grids in images/ from run folders, one row a run.
 
     python benchmarks/results.py logs/runs/<date>/<time> ...   # add runs, replacing those of the same name
-    python benchmarks/results.py                               # write the page again from the records it has
+    python benchmarks/results.py                               # write the page again from the stored records
 
-Runs of one experiment that differ in more than the seed need a name of their own: `name=...-64px`. A run's record is
-its `results.json`, with the curve of its validations from its `metrics.jsonl`. Records are kept in docs/results/, and a
-page is nothing but its records.
+Runs of one experiment that differ in more than the seed need different names: `name=...-64px`. A run's record is its
+`results.json`, plus the curve of its validations from `metrics.jsonl`. docs/results/ stores the records, and the page
+shows nothing else.
 """
 
 import json
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 RECORDS = ROOT / "docs" / "results"
 CURVE = ("val/seconds", "val/label_accuracy", "val/worst_class_accuracy", "val/fd")
-# What a column shows: its title, its metric, and whether its floor stands beside it.
+# Each column's title, metric and number format.
 COLUMNS = [
     ("label accuracy", "label_accuracy", "{:.2%}"),
     ("worst class", "worst_class_accuracy", "{:.2%}"),
@@ -38,29 +38,29 @@ IN_README = ("label_accuracy", "worst_class_accuracy", "fd", "recall", "cas")
 MARKERS = ("<!-- written by benchmarks/results.py -->\n", "<!-- end -->")
 HEAD = """# Results
 
-Written by `python benchmarks/results.py` from the runs' own files (docs/results/*.json). Each number is of the test
-that ends a run, on images drawn by the checkpoint with the best `val/fd`, and beside it in brackets is its floor: the
-same number of as many real images that neither the classifier nor the reference has seen. The test draws other images
-than the validations that chose the checkpoint, and compares them with the same real ones.
+Written by `python benchmarks/results.py` from the runs' own files (docs/results/*.json). Each number comes from the
+test that ends a run, on images that the checkpoint with the best `val/fd` draws. Its floor stands beside it in
+brackets: the same number for as many real images, which neither the classifier nor the reference has seen. The test
+draws other images than the validations that chose the checkpoint, and compares them with the same real images.
 
-- Features and labels come from our own small classifier of each data set, so that **FD and KID here are not the FID
-  and KID of papers**, and compare only within a data set. References are the test split.
-- *label accuracy*: images that the classifier takes for what was asked for; *worst class*: of the class that does
-  worst.
-- *variance*: within classes, over that of real images. *nearest*: mean distance to the nearest training image; far
-  below its floor, a model copies.
-- *CAS*: accuracy on real test images of a classifier trained on nothing but samples (Ravuri & Vinyals 2019); its floor
-  is the same classifier trained on the real training images.
-- *seconds*: wall-clock of the whole command, from composing the configuration to the last number, with validation,
-  sample grids, checkpoints and the test.
+- Features and labels come from our own small classifier of each data set. So **FD and KID here are not the FID and KID
+  of papers**: compare them only within a data set. The reference is the test split.
+- *label accuracy*: share of images in which the classifier sees the class that was asked for. *worst class*: the same
+  for the class that does worst.
+- *variance*: within classes, divided by that of real images. *nearest*: mean distance to the nearest training image.
+  Far below its floor, the model copies.
+- *CAS*: accuracy on real test images of a classifier trained on samples alone (Ravuri & Vinyals 2019). Its floor is the
+  same classifier trained on the real training images.
+- *seconds*: wall-clock time of the whole command, from composing the configuration to the last number, including
+  validation, sample grids, checkpoints and the test.
 """
 
 
 def record(run_dir: Path) -> dict:
-    """What is kept of a run: its results, and the curve of its validations."""
+    """A run's record: its results, and the curve of its validations."""
     path = run_dir / "results.json"
     if not path.exists():
-        sys.exit(f"error: {run_dir} has no results.json: name the folder of a run that ended")
+        sys.exit(f"error: {run_dir} has no results.json: name the folder of a run that has ended")
     results = json.loads(path.read_text(encoding="utf-8"))
     rows = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     results["curve"] = [{key.partition("/")[2]: row[key] for key in CURVE} for row in rows if row.keys() >= set(CURVE)]
@@ -110,7 +110,7 @@ def section(experiment: str, runs: list[dict]) -> str:
 
 
 def readme_table(experiments: dict[str, list[dict]]) -> str:
-    """Each experiment's first run in a row."""
+    """The first run of each experiment, one a row."""
     shown = [column for column in COLUMNS if column[1] in IN_README]
     titles = ["experiment", *(title for title, _, _ in shown), "minutes"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
@@ -145,13 +145,13 @@ def main(run_dirs: list[Path]) -> None:
 
 
 def experiment_of(run: dict) -> str:
-    """A run's name without data and seed: its experiment, and what was changed in it."""
+    """The experiment and its changes: a run's name without data and seed."""
     experiment, *others = run["name"].rpartition("-seed")[0].split("-")
     return " ".join([experiment, *(each for each in others if "=" in each)])
 
 
 def picture_of(experiment: str) -> Path:
-    """Where its samples are shown."""
+    """The file with its samples."""
     return ROOT / "images" / f"{re.sub(r'[^A-Za-z0-9_]+', '-', experiment)}.png"
 
 

@@ -1,9 +1,9 @@
-"""What serving costs: a request against raw ONNX Runtime and against an empty answer, and memory over many requests.
+"""What serving costs: requests against raw ONNX Runtime and empty answers, and memory over many requests.
 
     python benchmarks/serving.py generator.onnx [--rounds 5] [--seconds 5] [--out docs/serving.md]
 
-The service runs as `python run.py task=serve` starts it, in a process of its own; its clients are another process, on
-the same cores. What is compared is measured in turns, so that a busy machine hits all alike.
+The service runs as `python run.py task=serve` starts it, in a process of its own. Its clients are another process on
+the same cores. The measurements take turns, so a busy machine slows all of them alike.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from src.sampling.onnx_sampler import OnnxSampler
 from src.sampling.sampler import Noise
 
 CLIENTS = 64
-# What the clients ask for.
+# The clients' requests.
 KINDS = {
     "empty": None,  # GET /health
     "png": {"labels": 5, "n": 1, "format": "png"},
@@ -40,8 +40,8 @@ KINDS = {
 TABLE = """# Serving
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions},
-onnxruntime {onnxruntime}. Medians of {rounds} rounds of {each:g} s, each round all in turn. The service and its
-{clients} clients share the cores. The model: {model}.
+onnxruntime {onnxruntime}. Medians of {rounds} rounds of {each:g} s; all take turns in each round. The service and
+its {clients} clients share the cores. The model: {model}.
 
 | ONNX Runtime in this process | |
 |---|---|
@@ -54,14 +54,14 @@ onnxruntime {onnxruntime}. Medians of {rounds} rounds of {each:g} s, each round 
 |---|---|---|---|---|---|---|
 {rows}
 
-"Raw" is the faster of the two at 64 images at a time; it takes {raw_cpu:.2f} ms of CPU time for 64 images. The service
-answers {empty_share:.2f} as many requests for a PNG as empty ones. One client alone gets a PNG in {alone_p50:.2f} ms
-(p99 {alone_p99:.2f} ms), and an empty answer in {alone_empty:.2f} ms.
+"Raw" is the faster of the two at 64 images at a time. It uses {raw_cpu:.2f} ms of CPU time for 64 images. The service
+answers {empty_share:.2f} times as many requests for a PNG as empty ones. A single client gets a PNG in
+{alone_p50:.2f} ms (p99 {alone_p99:.2f} ms), and an empty answer in {alone_empty:.2f} ms.
 
-{total:,} requests for one PNG each, from {clients} clients: {errors} errors. Memory of the service:
-{memory_before:.1f} MiB after the first tenth of them, {memory_after:.1f} MiB after the last.
+{total:,} requests for one PNG each, from {clients} clients: {errors} errors. The service uses
+{memory_before:.1f} MiB of memory after the first tenth of them, {memory_after:.1f} MiB after the last.
 
-Made up by `schemathesis run openapi.json --mode=all --max-examples={examples}`: {fuzzed}.
+Requests made up by `schemathesis run openapi.json --mode=all --max-examples={examples}`: {fuzzed}.
 """
 ROW = "| {what} | {rate:,.0f} | {images:,.0f} | {p50:.1f} ms | {p99:.1f} ms | {ratio:.2f} | {cpu:.2f} ms |"
 WORDS = {"empty": "nothing (`GET /health`)", "png": "one PNG", "grid": "64 images, a PNG", "npz": "64 images, npz"}
@@ -71,7 +71,7 @@ WORDS = {"empty": "nothing (`GET /health`)", "png": "one PNG", "grid": "64 image
 
 
 class Client(asyncio.Protocol):
-    """A connection that asks again as soon as it is answered, while `goes_on`."""
+    """A connection that sends the next request as soon as it has an answer, while `goes_on()`."""
 
     def __init__(self, request: bytes, goes_on, seconds: list[float], done: asyncio.Future[None]) -> None:
         self.request, self.goes_on, self.seconds, self.done = request, goes_on, seconds, done
@@ -110,7 +110,7 @@ class Client(asyncio.Protocol):
 
 
 async def load(port: int, kind: str, clients: int, seconds: float, requests: int) -> dict[str, float]:
-    """Asks for `seconds`, or where they are 0 `requests` times."""
+    """Sends requests for `seconds`, or `requests` of them if `seconds` is 0."""
     asked = json.dumps(KINDS[kind]).encode()
     head = (
         f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(asked)}\r\n\r\n"
@@ -135,7 +135,7 @@ async def load(port: int, kind: str, clients: int, seconds: float, requests: int
 
 
 def clients(port: int, kind: str, clients: int = CLIENTS, seconds: float = 0, requests: int = 0) -> dict[str, float]:
-    """The same, from a process of its own."""
+    """Runs `load` in a process of its own."""
     command = [sys.executable, __file__, "-", "--load", json.dumps([port, kind, clients, seconds, requests])]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout)
 
@@ -159,18 +159,18 @@ def start(path: Path) -> tuple[subprocess.Popen[str], int]:
 
 
 def cpu(process: subprocess.Popen[str]) -> float:
-    """Seconds of CPU time that a process has had."""
+    """Seconds of CPU time that a process has used."""
     fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def fuzz(port: int, examples: int) -> str:
-    """What became of requests that were made up from the service's own description."""
+    """Sends requests made up from openapi.json, and counts the answers by status."""
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{url}/openapi.json", "--mode=all", "--seed=1"]
     command += [f"--max-examples={examples}", "--checks=not_a_server_error"]
     before = statuses(url)
-    with tempfile.TemporaryDirectory() as folder:  # it leaves a cache where it runs
+    with tempfile.TemporaryDirectory() as folder:  # schemathesis leaves a cache where it runs
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
     made = {status: n - before.get(status, 0) for status, n in statuses(url).items() if n > before.get(status, 0)}
     each = ", ".join(f"{n:,} with {status}" for status, n in sorted(made.items()))
@@ -178,7 +178,7 @@ def fuzz(port: int, examples: int) -> str:
 
 
 def statuses(url: str) -> dict[str, int]:
-    """How many requests were answered with each status."""
+    """The number of answers so far with each status."""
     text = urllib.request.urlopen(f"{url}/metrics").read().decode()
     counts: dict[str, int] = {}
     for status, n in re.findall(r'^serve_requests_total\{.*status="(\d+)"\} (\S+)$', text, re.MULTILINE):
@@ -187,7 +187,7 @@ def statuses(url: str) -> dict[str, int]:
 
 
 def memory(process: subprocess.Popen[str]) -> float:
-    """MiB that a process has in memory."""
+    """Resident memory of a process in MiB."""
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))[1]) / 1024
 
 
@@ -199,7 +199,7 @@ def inputs(sampler: OnnxSampler, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def latency(sampler: OnnxSampler, n: int = 2000) -> float:
-    """Median ms of one image."""
+    """Median time of one image in ms."""
     given = inputs(sampler, 1)
     took = []
     for _ in range(n):
@@ -210,7 +210,7 @@ def latency(sampler: OnnxSampler, n: int = 2000) -> float:
 
 
 def cpu_of_64(sampler: OnnxSampler, n: int = 200) -> float:
-    """Mean ms of CPU time of 64 images."""
+    """Mean CPU time of 64 images in ms."""
     given = inputs(sampler, 64)
     start = time.process_time()
     for _ in range(n):
@@ -219,7 +219,7 @@ def cpu_of_64(sampler: OnnxSampler, n: int = 200) -> float:
 
 
 def throughput(sampler: OnnxSampler, threads: int, seconds: float) -> float:
-    """Images/s at 64 at a time, from as many threads."""
+    """Images/s of `threads` threads that draw 64 images at a time."""
     given = inputs(sampler, 64)
     end = time.perf_counter() + seconds
     counts = [0] * threads

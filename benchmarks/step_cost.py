@@ -1,9 +1,9 @@
-"""What a step of the recommended recipe costs, and what the alternatives would: docs/step_cost.md.
+"""What a step of the recommended recipe costs, and what the alternatives cost: docs/step_cost.md.
 
     python benchmarks/step_cost.py [--steps 24] [--rounds 5] [--out docs/step_cost.md]
 
-Each variant is timed in turns, so that a busy machine hits all alike; the median of the rounds counts. Only the step is
-run, on random images: no Lightning, no loader, no logging (benchmarks/training_speed.py has those).
+The variants take turns, so a busy machine slows all of them alike. The median of the rounds counts. Only the step runs,
+on random images, without Lightning, loader and logging (benchmarks/training_speed.py has those).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from src.config.instantiate import instantiate
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
 from src.run.provenance import provenance
 
-# Its name, what is changed in the configuration, threads (None: all), and what else is done to it.
+# Name, changed keys, threads (None: all), and another change.
 VARIANTS: list[tuple[str, list[str], int | None, str]] = [
     ("as in the recipe", [], None, ""),
     ("one thread", [], 1, ""),
@@ -48,7 +48,7 @@ TABLE = """# What a step costs
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine},
 with {versions}. A step is one update of G and one of D on a batch of 64 images of 28 pixels, without
-loading, logging and Lightning. Medians of {rounds} rounds in turns of {steps} steps.
+loading, logging and Lightning. Medians of {rounds} rounds in which all take turns of {steps} steps.
 
 | step | ms | images/s | / recipe |
 |---|---|---|---|
@@ -113,7 +113,7 @@ def main() -> None:
             start = time.perf_counter()
             for i in range(args.steps):
                 step(i)
-            if round_:  # the first compiles, and fills caches
+            if round_:  # the first round compiles, and fills caches
                 times[name].append((time.perf_counter() - start) / args.steps)
         print(f"round {round_}/{args.rounds}", flush=True)
     torch.set_num_threads(threads)

@@ -1,18 +1,18 @@
-"""Training speed against bare PyTorch, as ratios of one run.
+"""Training speed against bare PyTorch, as ratios within one run.
 
     python benchmarks/training_speed.py [--batches 400] [--rounds 7] [--threads 2] [--out docs/speed.md]
 
-Ways to train the same two networks on the same images, each in a process of its own, in turns, so that a busy machine
-hits all alike. MNIST must be in `DATA_DIR` or `data/`:
+Trains the same two networks on the same images in several ways, each in a process of its own. The ways take turns, so a
+busy machine slows all of them alike. MNIST must be in `DATA_DIR` or `data/`:
 
 - project:     `src.train.train` as `python run.py experiment=train_mnist_gan.yaml` runs it, with its default logging
 - bare:        a plain loop over the same tensors with the same arithmetic and fused Adam
-- template:    the way it is usually written: PIL transforms an image in a DataLoader, plain Adam, two G forwards
-- recipe:      as `project`, of `experiment=train_mnist_cnn_gan.yaml`
+- template:    the usual way: PIL transforms one image at a time in a DataLoader, plain Adam, two G forwards
+- recipe:      as `project`, with `experiment=train_mnist_cnn_gan.yaml`
 - recipe_bare: a plain loop with that recipe's arithmetic
 
-A validation with its metrics is compared with an epoch of training, and the time to the first batch with the time to
-import torch, Lightning and wandb.
+Also compares a validation with an epoch of training, and the time to the first batch with the time to import torch,
+Lightning and wandb.
 """
 
 import argparse
@@ -53,21 +53,21 @@ EXPERIMENTS = {"project": "train_mnist_gan", "recipe": "train_mnist_cnn_gan"}
 TABLE = """# Speed
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions}.
-Medians of {rounds} rounds of {batches} batches, each round all in turn; timings on a shared machine are noisy, so
+Medians of {rounds} rounds of {batches} batches; all take turns in each round. Timings on a shared machine are noisy, so
 compare the ratios.
 
 | training the baseline | images/s | project / this |
 |---|---|---|
 | this project, as `experiment=train_mnist_gan.yaml` runs it, with its default logging | {project_speed:,.0f} | |
 | a bare PyTorch loop: same tensors, same arithmetic, fused Adam | {bare_speed:,.0f} | {bare_ratio:.2f} |
-| the usual way: PIL transforms an image, plain Adam, two G forwards | {template_speed:,.0f} | {template_ratio:.2f} |
+| the usual way: PIL transforms each image, plain Adam, two G forwards | {template_speed:,.0f} | {template_ratio:.2f} |
 
 | training the recommended recipe | images/s | project / this |
 |---|---|---|
 | this project, as `experiment=train_mnist_cnn_gan.yaml` runs it, with its default logging | {recipe_speed:,.0f} | |
 | a bare PyTorch loop: same tensors, same arithmetic | {recipe_bare_speed:,.0f} | {recipe_bare_ratio:.2f} |
 
-| a validation, with the quality of 4,000 samples | seconds | / an epoch of training |
+| a validation that measures 4,000 samples | seconds | / an epoch of training |
 |---|---|---|
 | `experiment=train_mnist_gan.yaml` | {project_validation:.2f} | {project_share:.1%} |
 | `experiment=train_mnist_cnn_gan.yaml` | {recipe_validation:.2f} | {recipe_share:.1%} |
@@ -77,17 +77,17 @@ compare the ratios.
 | `experiment=train_mnist_gan.yaml` | {project_logging:.2f} | {project_logging_share:.1%} |
 | `experiment=train_mnist_cnn_gan.yaml` | {recipe_logging:.2f} | {recipe_logging_share:.1%} |
 
-| from typing the command | seconds | / imports |
+| start | seconds | / imports |
 |---|---|---|
 | importing torch, pytorch_lightning and wandb | {imports:.2f} | |
-| to the first training batch on MNIST | {first:.2f} | {start_ratio:.2f} |
+| from the command to the first training batch on MNIST | {first:.2f} | {start_ratio:.2f} |
 
-Peak memory of the training process: {memory:,.0f} MiB; of the bare loop's: {bare_memory:,.0f} MiB.
+Peak memory: {memory:,.0f} MiB in training, {bare_memory:,.0f} MiB in the bare loop.
 """
 
 
 def bare_loop(data: ImageSet, batches: int) -> float:
-    """Images/s of the same arithmetic without a framework around it."""
+    """Images/s of the same arithmetic without a framework."""
     generator, discriminator = Generator(10, 100, 1, 32), Discriminator(10, 1, 32)
     adam = {"lr": 2e-4, "betas": (0.5, 0.999), "fused": True}
     opt_g = torch.optim.Adam(generator.parameters(), **adam)
@@ -113,7 +113,7 @@ def bare_loop(data: ImageSet, batches: int) -> float:
 
 
 def recipe_bare_loop(data: ImageSet, batches: int) -> float:
-    """Images/s of the recommended recipe's arithmetic, written out by hand for its settings."""
+    """Images/s of the recommended recipe's arithmetic, written by hand for its settings."""
     config = composed("recipe")
     model, adam = config.model, config.model.optimizer_d
     generator, discriminator = instantiate(config, "model.generator"), instantiate(config, "model.discriminator")
@@ -155,7 +155,7 @@ def recipe_bare_loop(data: ImageSet, batches: int) -> float:
 
 
 class PILImages(Dataset):
-    """An image at a time through PIL and torchvision, as most code does it."""
+    """One image at a time through PIL and torchvision, as most code does it."""
 
     def __init__(self, data: ImageSet) -> None:
         from torchvision import transforms
@@ -201,7 +201,7 @@ def template_loop(data: ImageSet, batches: int) -> float:
 
 
 def composed(kind: str, *overrides: str) -> DictConfig:
-    """The configuration of a kind's experiment."""
+    """Composes the experiment of a kind."""
     data_dir = Path(os.environ.get("DATA_DIR") or ROOT / "data").resolve()
     always = [f"experiment={EXPERIMENTS[kind]}.yaml", f"data_dir={data_dir}", f"work_dir={ROOT}"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -209,7 +209,7 @@ def composed(kind: str, *overrides: str) -> DictConfig:
 
 
 def time_logging(seconds: dict[str, float]) -> None:
-    """Adds up what calls of loggers cost `often`, in training, and what pictures cost `once` an epoch."""
+    """Adds up the seconds of logging: `often` in training, and `once` an epoch for pictures."""
     from src.callbacks import quality, wandb_callbacks
     from src.run.run_record import RunRecord
 
@@ -234,7 +234,7 @@ def time_logging(seconds: dict[str, float]) -> None:
 
 
 def project(kind: str, batches: int) -> tuple[float, ...]:
-    """A real run, with everything that happens between its first batch and its last.
+    """Times a real run, with everything that happens between its first batch and its last.
 
     Returns:
         Images/s; seconds of a validation and its share in an epoch of training; the same of logging in an epoch.
@@ -281,7 +281,7 @@ def project(kind: str, batches: int) -> tuple[float, ...]:
 
 def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
     """Seconds to import torch, Lightning and wandb; seconds from the command to the first batch; their ratio."""
-    code = "import os, torch, pytorch_lightning, wandb; os._exit(0)"  # both end without tidying up
+    code = "import os, torch, pytorch_lightning, wandb; os._exit(0)"  # both end without cleaning up
     probe = (
         "import sys, os, runpy; sys.argv = sys.argv[1:];"
         "import pytorch_lightning as pl; pl.Callback.on_train_batch_start = lambda self, *a: os._exit(0);"
@@ -302,7 +302,7 @@ def first_batch_ratio(rounds: int) -> tuple[float, float, float]:
 
 
 def measure_one(kind: str, batches: int) -> None:
-    """Prints images/s and the process's peak memory in MiB; of a run also what `project` returns besides."""
+    """Prints images/s and peak memory in MiB; for a run also the other results of `project`."""
     more: tuple[float, ...] = ()
     if kind in EXPERIMENTS:
         speed, *more = project(kind, batches)
@@ -332,7 +332,7 @@ def main() -> None:
     memory: dict[str, float] = {}
     costs: dict[str, list[list[float]]] = {kind: [] for kind in EXPERIMENTS}
     for round_ in range(args.rounds):
-        for kind in KINDS:  # each in a process of its own, as they would run
+        for kind in KINDS:  # each in a process of its own, as users run them
             command = [
                 sys.executable,
                 __file__,
