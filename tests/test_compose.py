@@ -1,4 +1,4 @@
-"""What docker-compose.yaml promises, as far as it shows without Docker; tests/test_mlflow.py runs its commands."""
+"""What docker-compose.yaml promises, as far as it shows without Docker; test_mlflow.py runs its commands."""
 
 import re
 import subprocess

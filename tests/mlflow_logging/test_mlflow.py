@@ -191,7 +191,7 @@ def sending(stack: Stack, **epochs: int) -> list[str]:
     typed = []
     for name, epoch in epochs.items():
         values = {"group": stack.server.process.pid, "epoch": epoch, "signum": int(getattr(signal, name))}
-        typed += [f"+callbacks.{name}._target_=tests.test_mlflow.SendSignal"]
+        typed += [f"+callbacks.{name}._target_=tests.mlflow_logging.test_mlflow.SendSignal"]
         typed += [f"+callbacks.{name}.{key}={value}" for key, value in values.items()]
     return typed
 

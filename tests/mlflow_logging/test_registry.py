@@ -1,4 +1,4 @@
-"""Which version is better, and which settings cannot be meant; tests/test_mlflow.py registers for real."""
+"""Which version is better, and which settings cannot be meant; test_mlflow.py registers for real."""
 
 from typing import Any
 

@@ -56,7 +56,7 @@ def test_tensorboard_has_curves_and_grids(train_here: Train) -> None:
     assert events.Images("gen_imgs")[0].width == 342
 
 
-# MLflow without a server; tests/test_mlflow.py has one
+# MLflow without a server; tests/mlflow_logging/test_mlflow.py has one
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_mlflow_without_a_server_has_record_files_and_champion(
 @pytest.mark.usefixtures("database")
 def test_an_mlflow_run_ends_as_it_did(train_here: Train, tmp_path: Path, by_signal: bool, status: str) -> None:
     interrupt = [
-        "+callbacks.stop._target_=tests.utils.test_loggers.Interrupting",
+        "+callbacks.stop._target_=tests.run.test_loggers.Interrupting",
         f"+callbacks.stop.by_signal={by_signal}",
     ]
     with pytest.raises(SystemExit if by_signal else RuntimeError):
