@@ -7,11 +7,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 from rich import print as rich_print
 
-SHOWN = {"train/g_loss": "g_loss", "train/d_loss": "d_loss", "train/images_per_s": "images/s"}
-
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar with losses and images/s; a line an epoch where the output is no terminal.
+    """Lightning's rich progress bar with the model's metrics and images/s; outside a terminal one line an epoch.
 
     Args:
         refresh_rate: updates a second; 0: none.
@@ -37,8 +35,9 @@ class ProgressBar(RichProgressBar):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        shown = {name: trainer.callback_metrics.get(key) for key, name in SHOWN.items()}
-        return {name: f"{float(value):,.4g}" for name, value in shown.items() if value is not None}
+        keys = [*getattr(pl_module, "progress_metrics", ()), "train/images_per_s"]
+        names = {key: key.rpartition("/")[2].replace("_per_", "/") for key in keys if key in trainer.callback_metrics}
+        return {name: f"{float(trainer.callback_metrics[key]):,.4g}" for key, name in names.items()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)

@@ -16,12 +16,14 @@ class ImageModel(LightningModule):
         channels: image channels.
         img_size: height and width of the images in pixels.
         has_average: whether there is a moving average of the weights.
+        progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
     """
 
     n_classes: int
     channels: int
     img_size: int
     has_average: bool = False
+    progress_metrics: tuple[str, ...] = ()
 
     @property
     def curves(self) -> list[dict[str, Any]]:

@@ -80,6 +80,8 @@ class MNISTGANModel(ImageModel):
         ValueError: a number is out of range, an optimizer refuses its arguments, or options contradict each other.
     """
 
+    progress_metrics = ("train/g_loss", "train/d_loss")
+
     def __init__(
         self,
         generator: nn.Module,
