@@ -228,7 +228,7 @@ def time_logging(seconds: dict[str, float]) -> None:
     for logger in (WandbLogger, RunRecord):
         timed(logger, "log_metrics", "often")
     timed(wandb_callbacks.PictureCallback, "on_train_epoch_end", "once")
-    timed(wandb_callbacks.LogDiscriminatorConfusion, "on_validation_end", "once")
+    timed(wandb_callbacks.LogConfusions, "on_validation_end", "once")
     for name in ("draw_label_confusion", "show"):
         timed(quality, name, "once")
 

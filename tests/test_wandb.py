@@ -114,7 +114,7 @@ def test_the_best_of_each_metric_stands_beside_the_last(two_epochs: Path) -> Non
 
 
 def test_each_part_can_be_left_out(train_here: Train) -> None:
-    parts = ["sample_grid", "interpolation", "real_images", "discriminator_confusion"]
+    parts = ["sample_grid", "interpolation", "real_images", "confusions"]
     parts += ["model_artifact", "code_artifact"]
     off = [f"callbacks.{part}=null" for part in parts]
     run_dir = train_here("bare", *off, "callbacks.quality.picture=false", "trainer.max_epochs=1")

@@ -162,29 +162,29 @@ class LogRealImages(Callback):
         self._shown = state["shown"]  # a resumed run shows them again where it could not take them over
 
 
-class LogDiscriminatorConfusion(Callback):
-    """After each validation and after the test, what D takes for real and for generated: `d_confusion`.
+class LogConfusions(Callback):
+    """After each validation and after the test: what the model itself took for what, as its `confusions` say.
 
-    A D that is right about all is one that G learns nothing from; one that is right about half of them sees no
-    difference any more.
+    Of a GAN that is `d_confusion`. A D that is right about all images is one that G learns nothing from; one that is
+    right about half of them sees no difference any more.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._show(
-                trainer, pl_module, "val", f"epoch_{trainer.current_epoch:04d}", f"epoch {trainer.current_epoch}"
-            )
+            epoch = trainer.current_epoch
+            self._show(trainer, pl_module, "val", f"epoch_{epoch:04d}", f"epoch {epoch}")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._show(trainer, pl_module, "test", "test", "the test")
 
-    def _show(self, trainer: Trainer, model: LightningModule, split: str, name: str, when: str) -> None:
-        counts = getattr(model, "d_confusion", None)
-        if counts is None or not trainer.is_global_zero:
+    def _show(self, trainer: Trainer, model: Any, split: str, file: str, when: str) -> None:
+        if not trainer.is_global_zero:
             return
-        log_table(trainer, f"{split}/d_confusion", counts)
-        picture = draw_confusion(counts.numpy(), ["real", "generated"], "% of images (rows)\ntaken for (columns)")
-        show(trainer, "d_confusion", picture, f"{when}: what D takes images for", f"pictures/d_confusion/{name}.png")
+        for name, counts in getattr(model, "confusions", {}).items():
+            log_table(trainer, f"{split}/{name}", counts)
+            about = model.tables[name]
+            picture = draw_confusion(counts.numpy(), about["names"], "% of images (rows)\ntaken for (columns)")
+            show(trainer, name, picture, f"{when}: {about['caption']}", f"pictures/{name}/{file}.png")
 
 
 class LogModelArtifact(Callback):

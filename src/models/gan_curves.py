@@ -48,6 +48,7 @@ def gan_curves(threshold: float | None) -> list[dict[str, Any]]:
 def gan_tables(threshold: float | None) -> dict[str, dict[str, Any]]:
     """The confusion matrix of the discriminator; `threshold` as in `gan_curves`."""
     table = {"title": "Discriminator", "rows": "image is", "columns": "judged", "names": ["real", "generated"]}
+    table["caption"] = "what D takes images for"
     if threshold is None:
         table["note"] = "The loss sets no limit between the two: midway between D's mean scores is taken."
     return {"d_confusion": table}

@@ -1,6 +1,7 @@
 """What every model that makes images can do. Verbs and callbacks know no more of it than this."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ class ImageModel(LightningModule):
         img_size: height and width of the images in pixels.
         has_average: whether there is a moving average of the weights.
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
+        confusions: of the last validation or test, by a name in `tables`: int64 [N, N], how often the model took images
+            of the row's kind for the column's.
     """
 
     n_classes: int
@@ -24,6 +27,7 @@ class ImageModel(LightningModule):
     img_size: int
     has_average: bool = False
     progress_metrics: tuple[str, ...] = ()
+    confusions: Mapping[str, Tensor] = {}
 
     @property
     def curves(self) -> list[dict[str, Any]]:
@@ -40,7 +44,8 @@ class ImageModel(LightningModule):
     def tables(self) -> dict[str, dict[str, Any]]:
         """How a report shows the model's own tables of counts [N, N], by the name they are logged under.
 
-        Plain values: `title`, `rows` and `columns` (what they stand for), `names` of both, and where wanted `note`.
+        Plain values: `title`, `rows` and `columns` (what they stand for), `names` of both, `caption` (below
+        its picture), and where wanted `note`.
         """
         return {}
 

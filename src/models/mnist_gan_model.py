@@ -133,9 +133,6 @@ class MNISTGANModel(ImageModel):
             bound("spectral_norm_g", "generator", generator, (nn.Linear, _ConvNd))
         self.ema = None if ema_half_life is None else EMA(generator, ema_half_life)
         self.configure_optimizers()  # would otherwise be refused only after the data is loaded
-        self.d_confusion: Tensor | None = (
-            None  # of the last validation or test: rows real, generated; columns judged so
-        )
         self._scored: Tensor | None = None  # D's scores of real and generated images in the last step, [2, N]
         self._judged: list[Tensor] = []  # the same of each batch of a validation
         self._fakes: Batch | None = None  # G's step leaves its images here for D's step on the same batch
@@ -541,8 +538,9 @@ class MNISTGANModel(ImageModel):
         threshold = getattr(self.loss, "threshold", scores.mean())
         taken_for_real = (scores > threshold).sum(dim=(0, 2))
         n = scores.shape[0] * scores.shape[2]
-        self.d_confusion = torch.stack([taken_for_real, n - taken_for_real], dim=1).cpu()
-        accuracy = float(self.d_confusion.trace()) / (2 * n)
+        counts = torch.stack([taken_for_real, n - taken_for_real], dim=1).cpu()
+        self.confusions = {"d_confusion": counts}
+        accuracy = float(counts.trace()) / (2 * n)
         self.log(f"{split}/d_accuracy", accuracy, batch_size=n, sync_dist=True)
 
     def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:

@@ -20,7 +20,7 @@ ASIDE |= {
     f"trainer.{name}" for name in ("log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler")
 }
 ASIDE |= {"callbacks.quality.picture", "callbacks.quality.cas"}
-SHOWING = ("sample_grid", "interpolation", "real_images", "discriminator_confusion", "model_artifact", "code_artifact")
+SHOWING = ("sample_grid", "interpolation", "real_images", "confusions", "model_artifact", "code_artifact")
 ASIDE_PARTS = ("logger", "hydra", *(f"callbacks.{name}" for name in ("progress_bar", "model_summary", *SHOWING)))
 PATHS = {"data_dir", "work_dir", "cache_dir", "save_dir", "dirpath", "default_root_dir"}
 ABSENT = object()  # a key that a configuration does not have

@@ -366,5 +366,5 @@ def test_what_d_takes_for_real(tmp_path: Path, loss, scores: list[float], expect
     trainer = quiet_trainer(tmp_path, limit_val_batches=1.0)
     (metrics,) = trainer.validate(model, loader(), verbose=False)
     counts = torch.tensor(expected) * BATCHES * BATCH // 2
-    assert torch.equal(model.d_confusion, counts)
+    assert torch.equal(model.confusions["d_confusion"], counts)
     assert metrics["val/d_accuracy"] == pytest.approx(float(counts.trace() / counts.sum()))
