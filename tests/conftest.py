@@ -2,7 +2,7 @@
 
 Choose the cheapest that tests what is meant (seconds of CPU time):
 
-- `compose_config(...)` composes without running: 0.1.
+- `compose_config(...)` composes without running: 0.1. `build(...)` makes one part.
 - `typed(...)` types a command in this process; returns exit code and stderr, for mistakes: 0.2.
 - `checkpoint` is a trained model, shared by all tests and workers: nothing. Copy it before changing it.
 - `train_here(...)` trains in this process: 1 for two epochs of `trainer.limit_train_batches=2`, 3 of whole epochs.
@@ -45,10 +45,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from wandb.util import get_core_path
 
 import run
+from src.config.instantiate import instantiate
 from src.export.to_onnx import REQUIRED
 from tests.forked import run_forked as run_forked  # for all tests
 
@@ -133,6 +134,12 @@ def compose_config(task: str, *overrides: str, run_dir: Path | None = None) -> D
     config.hydra.runtime.cwd = str(run_dir)
     HydraConfig.instance().set_config(config)
     return config
+
+
+def build(kind: type, **arguments: Any) -> Any:
+    """A part as it is built from a configuration, with its arguments checked."""
+    part = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **arguments}
+    return instantiate(OmegaConf.create({"part": part}), "part")
 
 
 @pytest.fixture

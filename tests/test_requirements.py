@@ -13,9 +13,11 @@ from tests.conftest import ROOT
 
 OURS = {"src", "tests", "run", "benchmarks"}
 FILES = [ROOT / "run.py", *sorted((ROOT / "src").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
-CARRIED = ROOT / "src" / "utils" / "registered_model.py"  # nothing imports it: MLflow runs it, with what it needs
+CARRIED = (
+    ROOT / "src" / "mlflow_logging" / "registered_model.py"
+)  # nothing imports it: MLflow runs it, with what it needs
 BY_HAND = {"tensorrt"}  # is of use on an NVIDIA GPU alone, and a message says how to install it
-SERVING = ROOT / "src" / "serving"  # imported by task=serve alone, which may find nothing else installed
+SERVING = ROOT / "src" / "serve"  # imported by task=serve alone, which may find nothing else installed
 DISTRIBUTIONS = packages_distributions() | {"hydra_plugins": ["hydra-optuna-sweeper"]}  # not in a core install
 
 

@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 import run
 from src.config.command_line import as_typed, in_hydras_grammar
-from src.config.instantiate import fits, instantiate
+from src.config.instantiate import instantiate
 from src.config.keys import KEYS
 from src.config.text import escaped
+from src.config.types import check
 from src.run.commands import a_list
 from tests.conftest import QUICK, ROOT, Typed, compose_config
 from tests.forked import run_forked
@@ -160,7 +161,7 @@ def test_each_verb_states_the_types_of_its_keys(task: str) -> None:
     for key in KEYS[task]:
         value = config[key]
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        assert fits(plain, KEYS[task][key]), key
+        check(key, plain, KEYS[task][key])
 
 
 def test_what_was_typed_is_what_is_told() -> None:

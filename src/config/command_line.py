@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from inspect import Parameter, signature
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
@@ -19,9 +18,9 @@ from omegaconf import OmegaConf
 
 from src.config.keys import KEYS
 from src.config.text import escaped, existing, same
+from src.config.types import LISTS, alternatives
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-LISTS = (list, tuple, Sequence)
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][^=\s'\"]*)=(.*)", re.DOTALL)
 PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_/][\w/.\-]*", re.ASCII | re.IGNORECASE)
 QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?=,|$)""", re.DOTALL)
@@ -185,16 +184,6 @@ def split(text: str) -> list[str]:
             depth = max(0, depth + (text[i] in "([{") - (text[i] in ")]}"))
         i += 1
     return parts if depth == 0 else text.split(",")  # a bracket that nothing closes is text
-
-
-def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The types that a hint allows; a choice of words counts as text."""
-    kind = get_origin(hint) or hint
-    if kind in (Union, UnionType):
-        return tuple(each for inner in get_args(hint) for each in alternatives(inner))
-    if kind is Literal:
-        return tuple({type(each) for each in get_args(hint)})
-    return (hint,)
 
 
 def _parts(value: str, kinds: Sequence[Any]) -> list[str]:

@@ -2,13 +2,11 @@
 
 import inspect
 from collections import abc
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from enum import Enum
 from functools import partial
-from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -16,19 +14,9 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.loggers import Logger
 
 from src.config.explain import RENAMED, begins_with_argument, explain_os, explain_part
+from src.config.types import check
 from src.errors import UserError
 
-LISTS = (list, tuple, Sequence, Iterable, Collection)
-WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-    NoneType: "null",
-    **dict.fromkeys(LISTS, "a list"),
-}
-PART = "a part with a _target_"
 # What each part of a run must be, and each of a group.
 KINDS = {"model": LightningModule, "datamodule": LightningDataModule, "trainer": Trainer}
 KINDS_IN = {"callbacks": Callback, "logger": Logger}
@@ -160,7 +148,7 @@ def check_types(target: Callable[..., Any], arguments: Mapping[str, Any]) -> Non
     Raises:
         ValueError: begins with the argument's name.
     """
-    hints = _hints(target)
+    hints = _hints(target, include_extras=True)
     try:
         parameters = inspect.signature(_function(target)).parameters
     except Exception:  # builtins have none
@@ -174,19 +162,18 @@ def check_types(target: Callable[..., Any], arguments: Mapping[str, Any]) -> Non
             raise ValueError(f"{name} is not an option of {target.__name__}: remove it, or choose one of {others}")
         default = parameters[name].default  # need not be of the type that it states
         is_default = value == default and isinstance(value, bool) == isinstance(default, bool)  # true is not 1
-        if name in hints and not is_default and not fits(value, hints[name]):
-            shown = "null" if value is None else repr(value)
-            raise ValueError(f"{name} must be {in_words(hints[name])}, not {shown}")
+        if not is_default:
+            check(name, value, hints.get(name, Any))
 
 
 def _function(target: Callable[..., Any]) -> Any:
     return target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def _hints(target: Callable[..., Any], include_extras: bool = False) -> dict[str, Any]:
     """The types of a function's or a class's arguments, as far as they are known."""
     try:
-        return get_type_hints(_function(target))
+        return get_type_hints(_function(target), include_extras=include_extras)
     except Exception:  # not every library's annotations can be resolved, and builtins have none
         return {}
 
@@ -258,42 +245,3 @@ def _named(hint: Any) -> str:
 
 def _article(name: str) -> str:
     return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value, as YAML has it, can be what a type hint asks for; in doubt it can."""
-    kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        return any(fits(value, each) for each in inner)
-    if kind is Literal:
-        return value in inner
-    if kind in (None, NoneType) or value is None:
-        return value is None and kind in (None, NoneType, Any, object)
-    if kind in (int, float):
-        return not isinstance(value, bool) and isinstance(value, int if kind is int else (int, float))
-    if kind in (bool, str):
-        return isinstance(value, kind)
-    if isinstance(value, dict) or kind in (Any, object) or not isinstance(kind, type):
-        return True
-    if isinstance(value, list):
-        if kind is tuple and inner and inner[-1] is not Ellipsis:
-            return len(value) == len(inner) and all(map(fits, value, inner))
-        return kind in LISTS and (not inner or all(fits(each, inner[0]) for each in value))
-    # A number or text can be a path or an option's name, but no network and no list.
-    return issubclass(kind, Enum) or (issubclass(kind, Path) and isinstance(value, (str, Path)))
-
-
-def in_words(hint: Any) -> str:
-    """A type hint for people who write YAML."""
-    kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        words = dict.fromkeys(in_words(each) for each in inner if not (each is int and float in inner))
-        if len(words.keys() - {PART, "null"}) > 0:
-            words.pop(PART, None)
-        return " or ".join(words)
-    if kind is Literal:
-        return "one of " + ", ".join(str(each) for each in inner)
-    if kind in LISTS and inner:
-        length = f" of {len(inner)}" if kind is tuple and Ellipsis not in inner else ""
-        return f"a list{length}, each {in_words(inner[0])}"
-    return WORDS.get(kind, PART)

@@ -3,9 +3,14 @@
 G is never asked to draw the distortions, as D sees real images distorted alike.
 """
 
+from typing import Annotated
+
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
+
+from src.config.types import Positive, Share
 
 
 class InstanceNoise:
@@ -14,18 +19,11 @@ class InstanceNoise:
     Args:
         std: its standard deviation at the start; pixels are in [-1, 1].
         until: share of the run's batches after which it is gone.
-
-    Raises:
-        ValueError: `std` is not positive, or `until` is not a share.
     """
 
     follows_progress = True
 
-    def __init__(self, std: float = 0.1, until: float = 0.5) -> None:
-        if not std > 0:
-            raise ValueError(f"std must be a positive number, not {std}: set the augmentation to null for none")
-        if not 0 < until <= 1:
-            raise ValueError(f"until must be a share of the run above 0 and up to 1, not {until}")
+    def __init__(self, std: Positive = 0.1, until: Annotated[float, Field(gt=0, le=1)] = 0.5) -> None:
         self.std = std
         self.until = until
 
@@ -38,7 +36,7 @@ class InstanceNoise:
 class DiffAugment:
     """Random shifts, cut-outs and changes of colour, drawn for each image (Zhao et al. 2020).
 
-    It never mirrors an image: a mirrored digit is none. An amount of 0 leaves a distortion out.
+    It never mirrors an image: a mirrored digit is not a digit. An amount of 0 leaves a distortion out.
 
     Args:
         translation: largest shift, as a share of the image's size; what comes in from outside is background (-1).
@@ -48,28 +46,18 @@ class DiffAugment:
         saturation: largest change of the factor by which colours differ from grey; for colour images.
 
     Raises:
-        ValueError: an amount is negative or too large, or all are 0.
+        ValueError: all amounts are 0.
     """
 
     def __init__(
         self,
-        translation: float = 0.125,
-        cutout: float = 0.0,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
+        translation: Share = 0.125,
+        cutout: Share = 0.0,
+        brightness: Share = 0.0,
+        contrast: Share = 0.0,
+        saturation: Share = 0.0,
     ) -> None:
-        amounts = {
-            "translation": translation,
-            "cutout": cutout,
-            "brightness": brightness,
-            "contrast": contrast,
-            "saturation": saturation,
-        }
-        for name, value in amounts.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be a number from 0 to 1, not {value}")
-        if not any(amounts.values()):
+        if not any((translation, cutout, brightness, contrast, saturation)):
             raise ValueError("translation is 0, and so are all others: set one, or the augmentation to null")
         self.translation = translation
         self.cutout = cutout

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from src.config.types import Count, Positive
+
 # images [N, C, H, W], labels [N] -> scores [N, 1]
 Scores = Callable[[Tensor, Tensor], Tensor]
 
@@ -26,17 +28,9 @@ class Penalty(ABC):
 
     Args:
         every: in batches; the value is `every` times as strong on those.
-
-    Raises:
-        ValueError: a number is not positive.
     """
 
-    def __init__(self, every: int, **weight: float) -> None:
-        if every < 1:
-            raise ValueError(f"every must be a whole number of at least 1, in batches, not {every}")
-        for name, value in weight.items():
-            if not value > 0:
-                raise ValueError(f"{name} must be a positive number, not {value}: set the penalty to null for none")
+    def __init__(self, every: Count) -> None:
         self.every = every
 
     @abstractmethod
@@ -59,8 +53,8 @@ class R1(Penalty):
         every: in batches.
     """
 
-    def __init__(self, gamma: float = 1.0, every: int = 1) -> None:
-        super().__init__(every, gamma=gamma)
+    def __init__(self, gamma: Positive = 1.0, every: Count = 1) -> None:
+        super().__init__(every)
         self.gamma = gamma
 
     def __call__(self, discriminator: Scores, real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
@@ -87,8 +81,8 @@ class GradientPenalty(Penalty):
         every: in batches.
     """
 
-    def __init__(self, weight: float = 10.0, every: int = 1) -> None:
-        super().__init__(every, weight=weight)
+    def __init__(self, weight: Positive = 10.0, every: Count = 1) -> None:
+        super().__init__(every)
         self.weight = weight
 
     def __call__(self, discriminator: Scores, real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:

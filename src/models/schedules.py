@@ -3,6 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 
+from src.config.types import Share
+
 
 class Schedule(ABC):
     """A rise, a plateau and a fall. Shares are of the run's batches.
@@ -13,13 +15,10 @@ class Schedule(ABC):
         final: the factor at the end.
 
     Raises:
-        ValueError: a share is not between 0 and 1, or `warmup` ends after `hold`.
+        ValueError: `warmup` ends after `hold`.
     """
 
-    def __init__(self, warmup: float = 0.0, hold: float = 0.5, final: float = 0.0) -> None:
-        for name, value in [("warmup", warmup), ("hold", hold), ("final", final)]:
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be a number from 0 to 1, not {value}")
+    def __init__(self, warmup: Share = 0.0, hold: Share = 0.5, final: Share = 0.0) -> None:
         if warmup > hold:
             raise ValueError(f"warmup is {warmup}, after hold, which is {hold}: set hold to {warmup} or more")
         self.warmup = warmup

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from src.models.augment import DiffAugment, InstanceNoise
+from tests.conftest import build
 
 IMAGES = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 PLAIN = {"translation": 0.0}
@@ -86,9 +87,9 @@ def test_gradients_pass_through(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: InstanceNoise(std=0.0), "std must be a positive number"),
-        (lambda: InstanceNoise(until=0.0), "until must be a share"),
-        (lambda: DiffAugment(translation=2.0), "translation must be a number from 0 to 1"),
+        (lambda: build(InstanceNoise, std=0.0), "std must be a positive number"),
+        (lambda: build(InstanceNoise, until=0.0), "until must be a number above 0 and up to 1"),
+        (lambda: build(DiffAugment, translation=2.0), "translation must be a number from 0 to 1"),
         (lambda: DiffAugment(translation=0.0), "translation is 0, and so are all others"),
         (lambda: DiffAugment(saturation=0.5)(IMAGES[:, :1], 0.0), "saturation is 0.5, but the images have no colour"),
     ],

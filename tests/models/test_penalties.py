@@ -7,7 +7,7 @@ from torch import Tensor
 from src.config.instantiate import instantiate
 from src.models.mnist_gan_model import DISCRIMINATOR
 from src.models.penalties import R1, R2, GradientPenalty
-from tests.conftest import compose_config
+from tests.conftest import build, compose_config
 
 LABELS = torch.tensor([0, 1, 2])
 REAL, FAKE = (torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -65,10 +65,10 @@ def test_descent_flattens_the_discriminator(penalty) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: R1(gamma=0.0), "gamma must be a positive number"),
-        (lambda: R2(gamma=-1.0), "gamma must be a positive number"),
-        (lambda: GradientPenalty(weight=0.0), "weight must be a positive number"),
-        (lambda: R1(every=0), "every must be a whole number of at least 1"),
+        (lambda: build(R1, gamma=0.0), "gamma must be a positive number"),
+        (lambda: build(R2, gamma=-1.0), "gamma must be a positive number"),
+        (lambda: build(GradientPenalty, weight=0.0), "weight must be a positive number"),
+        (lambda: build(R1, every=0), "every must be a whole number of at least 1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(make, message: str) -> None:

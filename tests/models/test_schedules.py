@@ -3,6 +3,7 @@
 import pytest
 
 from src.models.schedules import CosineSchedule, LinearSchedule
+from tests.conftest import build
 
 
 @pytest.mark.parametrize("kind", [LinearSchedule, CosineSchedule])
@@ -36,4 +37,4 @@ def test_a_plateau_to_the_end() -> None:
 )
 def test_shares_out_of_range_are_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LinearSchedule(**arguments)
+        build(LinearSchedule, **arguments)

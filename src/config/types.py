@@ -1,0 +1,119 @@
+"""What a declared type says of a value that somebody typed: whether it can be, and in words what it must be.
+
+`gamma: Annotated[float, Field(gt=0)]` states a range where the argument is declared. A `description` takes the place of
+the words that are made from the type: it completes the sentence `gamma must be ...`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, description="a positive number")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+LISTS = (list, tuple, Sequence, Iterable, Collection)
+WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    NoneType: "null",
+    **dict.fromkeys(LISTS, "a list"),
+}
+RANGES = {
+    ("ge",): "of at least {}",
+    ("gt",): "above {}",
+    ("ge", "le"): "from {} to {}",
+    ("ge", "lt"): "from {} to below {}",
+    ("gt", "le"): "above {} and up to {}",
+}
+PART = "a part with a _target_"
+INT64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what NumPy and torch can count with
+
+
+def check(name: str, value: Any, hint: Any) -> None:
+    """Refuses a plain value that cannot be what a type hint asks for; in doubt it can.
+
+    Args:
+        name: what the value is of, for the message.
+        value: as YAML has it. A part, which has a `_target_`, fits: what it makes is checked when it is made.
+        hint: the type.
+
+    Raises:
+        ValueError: begins with the name.
+    """
+    options = alternatives(hint)
+    if isinstance(value, dict):
+        named = next((get_args(each)[-1] for each in options if get_origin(each) in (dict, Mapping)), Any)
+        for key, inner in value.items() if "_target_" not in value else ():
+            check(f"{name}.{key}", inner, named)
+    try:
+        TypeAdapter(_in_yaml(hint), config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as error:
+        shown = "null" if value is None else repr(value)
+        raise ValueError(f"{name} must be {in_words(hint)}, not {shown}") from error
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows, without their ranges; a choice of words counts as text."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is Annotated:
+        return alternatives(inner[0])
+    if kind in (Union, UnionType):
+        return tuple(each for option in inner for each in alternatives(option))
+    if kind is Literal:
+        return tuple({type(each) for each in inner})
+    return (hint,)
+
+
+def in_words(hint: Any) -> str:
+    """A type hint for people who write YAML."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is Annotated:
+        field = FieldInfo.from_annotation(hint)
+        return field.description or in_words(inner[0]) + _range(field.metadata)
+    if kind in (Union, UnionType):
+        words = dict.fromkeys(in_words(each) for each in inner if not (each is int and float in inner))
+        if len(words.keys() - {PART, "null"}) > 0:
+            words.pop(PART, None)
+        return " or ".join(words)
+    if kind is Literal:
+        choices = [str(each) for each in inner]
+        return " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
+    if kind in LISTS and inner:
+        length = f" of {len(inner)}" if kind is tuple and Ellipsis not in inner else ""
+        return f"a list{length}, each {in_words(inner[0])}"
+    return WORDS.get(kind, PART)
+
+
+def _range(metadata: Iterable[Any]) -> str:
+    """The range that a type is annotated with: ` from 0 to 1`."""
+    ends = {name: getattr(each, name) for each in metadata for name in ("ge", "gt", "le", "lt") if hasattr(each, name)}
+    return f" {RANGES[tuple(ends)].format(*ends.values())}" if ends else ""
+
+
+def _in_yaml(hint: Any) -> Any:
+    """The type that a plain value of YAML must have, where a constructor states `hint`."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is Annotated:
+        return Annotated[_in_yaml(inner[0]), *inner[1:]]
+    if kind in (Union, UnionType):
+        return Union[tuple(_in_yaml(each) for each in inner)]  # noqa: UP007
+    if kind is tuple and inner and Ellipsis not in inner:
+        return Annotated[list[_in_yaml(inner[0])], Field(min_length=len(inner), max_length=len(inner))]  # type: ignore[misc]
+    if kind in LISTS:
+        return list[_in_yaml(inner[0])] if inner else list  # type: ignore[misc]
+    if kind is int:
+        return INT64
+    if kind in (bool, float, str, NoneType, None, Literal):
+        return hint
+    if not isinstance(kind, type) or kind in (Any, object) or issubclass(kind, Enum):
+        return Any
+    return str if issubclass(kind, Path) else dict  # a dict is a part that is yet to be built
