@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.loggers import Logger
 
-from run import as_option
+from src.config.arguments import as_option
 from src.config.explain import explain
 from src.config.instantiate import instantiate, instantiate_each
 from src.errors import UserError

@@ -119,6 +119,7 @@ def test_a_configuration_that_is_not_utf8_is_named(
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs" / "experiment" / "mine.yaml").write_bytes("# Größe\n".encode("latin-1"))
     monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr("src.run.failures.CONFIGS", tmp_path / "configs")
     code, said = typed("experiment=mine")
     assert code == 2 and len(said.splitlines()) == 1
     assert f"{tmp_path / 'configs' / 'experiment' / 'mine.yaml'} cannot be read" in said and "UTF-8" in said

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 import run
+from src.config.arguments import VERBS
 from src.config.command_line import as_typed, in_hydras_grammar
 from src.config.instantiate import instantiate
 from src.config.keys import KEYS
@@ -239,7 +240,7 @@ def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: 
     for experiment in (ROOT / "configs" / "experiment").glob("*.yaml"):
         header = next(line for line in experiment.read_text(encoding="utf-8").splitlines()[1:] if line)
         assert f"{experiment.stem} {header.removeprefix('# ')}" in text
-    assert all(f" {verb} " in text for verb in run.VERBS)
+    assert all(f" {verb} " in text for verb in VERBS)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
-"""What the machine, the container or the cluster around a run lacks, made up for. No torch is needed for it."""
+"""Prepares the process for a run: folders that libraries can write, warnings, plugins. No torch is needed for it."""
 
 import getpass
+import logging
 import os
 import tempfile
+import warnings
 from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 # Where libraries keep what they want to find again (wandb, torch, matplotlib, Hugging Face, MLflow).
 FOLDERS = {"XDG_CACHE_HOME": ".cache", "XDG_DATA_HOME": ".local/share", "XDG_CONFIG_HOME": ".config"}
@@ -41,3 +46,22 @@ def can_write(folder: Path) -> bool:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def quieten() -> None:
+    """Hides the libraries' warnings and tips; our own go through the logger or the console."""
+    import pytorch_lightning  # noqa: F401  (it sets its loggers' levels when it is imported)
+
+    warnings.filterwarnings("ignore")
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def let_searches_go_on() -> None:
+    """Makes Optuna's sweeper record a trial that failed and go on, as other sweeps do, where nothing else is set."""
+    Plugins.instance()  # registers them, with defaults of their own
+    try:
+        from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
+    except ImportError:
+        return
+    ConfigStore.instance().store("optuna", OptunaSweeperConf(max_failure_rate=1.0), group="hydra/sweeper")
