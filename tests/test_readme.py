@@ -1,4 +1,4 @@
-"""README's own examples: each file is written as shown, and each command does what it says."""
+"""The examples of README and docs/: each file is written as shown, and each command does what it says."""
 
 import re
 import shlex
@@ -10,16 +10,24 @@ import pytest
 from tests.conftest import ROOT, load
 from tests.forked import run_forked
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-FILES = re.findall(r"^```\w+ title=(\S+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-COMMANDS = re.findall(r"^```bash test\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TEXT = "".join(PAGES.values())
+FILES = re.findall(r"^```\w+ title=(\S+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+COMMANDS = re.findall(r"^```bash test\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+LINKS = {  # of each page: the file, and the heading in it or ""
+    page: [
+        ((page.parent / path).resolve() if path else page, heading)
+        for path, heading in re.findall(r"\]\((?!\w+://)([^)#\s]*)#?([^)\s]*)\)", text)
+    ]
+    for page, text in PAGES.items()
+}
 QUICK = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=none", "hydra.run.dir=run"]
 QUICK += ["callbacks.quality.cas=false"]
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project with README's files added."""
+    """The project with the files of the examples added."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("configs", "src"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -32,8 +40,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_there_is_an_example_of_each_kind() -> None:
     folders = {str(Path(name).parent) for name, _ in FILES}
 
-    assert {"configs/experiment", "src/models/modules", "src/models", "src/datamodules"} <= folders
-    assert len(COMMANDS) == 5
+    assert {"configs/experiment", "src/models/modules", "src/models", "src/datamodules", "src/callbacks"} <= folders
+    assert len(COMMANDS) == 6
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -49,12 +57,30 @@ def test_an_example_runs(copy: Path, command: str) -> None:
     changed = [word.partition("=")[::2] for word in words[1:] if "._target_=" in word or word.startswith("model.")]
     for key, value in changed:
         node = config
-        for part in key.split("."):
+        for part in key.removeprefix("+").split("."):
             node = node[part]
         assert str(node) == value
     assert (copy / "run" / "samples" / "epoch_0000.png").exists()
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(((?!https?://)[^)#]+)\)", README))))
-def test_what_readme_shows_or_links_exists(path: str) -> None:
-    assert (ROOT / path).is_file()
+def test_readme_is_short() -> None:
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 250
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, heading in LINKS[page]:
+        assert path.is_file()
+        titles = [
+            re.sub(r"[^\w -]", "", title.lower())
+            for title in re.findall(r"^#+ (.*)$", PAGES.get(path, ""), re.MULTILINE)
+        ]
+        assert not heading or heading in [title.replace(" ", "-") for title in titles]
+
+
+def test_every_page_can_be_reached_from_readme() -> None:
+    found, new = set(), {ROOT / "README.md"}
+    while new:
+        found |= new
+        new = {path for page in new for path, _ in LINKS[page] if path in PAGES} - found
+    assert found == PAGES.keys()
