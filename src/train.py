@@ -26,6 +26,7 @@ from src.errors import DivergedError, UserError
 from src.models.image_model import ImageModel
 from src.run.checksum import splits_sha256
 from src.run.commands import is_sweep, typed_overrides
+from src.run.follow_data import follow_data
 from src.run.init_from import read_start, take_weights
 from src.run.loggers import LONGEST_TAG, check_wandb, finish, hand_over
 from src.run.resume import Past, go_on, resume_from, take_over
@@ -60,6 +61,7 @@ def train(config: DictConfig) -> float | None:
     check_wandb(config)
     seed_everything(config.seed, verbose=False)
     datamodule = instantiate(config, "datamodule")
+    follow_data(config, datamodule)
     model = instantiate(config, "model")
     callbacks = list(instantiate_each(config, "callbacks"))
     arrange([each for each in callbacks if isinstance(each, ModelCheckpoint)], Path(config.trainer.default_root_dir))
@@ -85,7 +87,7 @@ def train(config: DictConfig) -> float | None:
     seconds = partial(seconds_so_far, run_dir, past.seconds)
     trainer.callbacks.insert(0, RunState(about, [*past.folders, str(run_dir.resolve())], seconds))
     monitors = {f"callbacks.{name}.monitor": each.get("monitor") for name, each in config.callbacks.items() if each}
-    for key, metric in [*monitors.items(), ("optimized_metric", config.optimized_metric)]:
+    for key, metric in [("optimized_metric", config.optimized_metric), *monitors.items()]:
         if metric:
             trainer.callbacks.insert(0, RequiredMetric(key, metric))
     record = RunRecord(run_dir, about, take_over(past, run_dir) or ())

@@ -51,6 +51,7 @@ from wandb.util import get_core_path
 import run
 from src.config.instantiate import instantiate
 from src.export.to_onnx import REQUIRED
+from src.run.follow_data import follow_data
 from tests.forked import run_forked as run_forked  # for all tests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +141,12 @@ def build(kind: type, **arguments: Any) -> Any:
     """A part as it is built from a configuration, with its arguments checked."""
     part = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **arguments}
     return instantiate(OmegaConf.create({"part": part}), "part")
+
+
+def build_model(config: DictConfig) -> Any:
+    """The model of a training run."""
+    follow_data(config, instantiate(config, "datamodule"))
+    return instantiate(config, "model")
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("trainer.profiler=banana", "trainer.profiler", "simple"),
     ("trainer.limit_train_batches=abc", "trainer.limit_train_batches", "a number"),
     ("trainer.limit_train_batches=0", "trainer.limit_train_batches", "above 0"),
-    ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0", "set optimized_metric=null"),
+    ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0", "set callbacks.model_checkpoint.monitor=null"),
     ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch", "at least 1"),
     ("trainer.log_every_n_steps=abc", "trainer.log_every_n_steps", "a whole number"),
     ("trainer.deterministic=abc", "trainer.deterministic", "true or false"),

@@ -21,7 +21,7 @@ from src.models.image_model import ImageModel
 from src.run import trainer as trainer_module
 from src.run.loggers import finish
 from src.train import name_run, train
-from tests.conftest import ROOT, compose_config, load
+from tests.conftest import ROOT, build_model, compose_config, load
 from tests.datamodules.test_cifar10_datamodule import HAS_CIFAR10
 from tests.datamodules.test_fashion_mnist_datamodule import HAS_FASHION
 from tests.datamodules.test_mnist_datamodule import HAS_MNIST
@@ -124,7 +124,7 @@ def test_trainers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @options("model")
 def test_models(name: str) -> None:
-    model = instantiate(compose_config("train", f"model={name}"), "model")
+    model = build_model(compose_config("train", f"model={name}"))
     assert isinstance(model, ImageModel)
     images = model.generate(torch.arange(model.n_classes), torch.Generator().manual_seed(0))
     assert images.shape == (model.n_classes, model.channels, model.img_size, model.img_size)
@@ -145,7 +145,7 @@ def test_datamodules(name: str, tmp_path: Path) -> None:
     assert isinstance(datamodule, LightningDataModule)
     assert (datamodule.img_size, datamodule.seed) == (config.model.img_size, 7)
     kind = (datamodule.channels, datamodule.n_classes)
-    assert kind == {"cifar10": (3, 10), "folder": (3, 3)}.get(name, (config.model.channels, config.model.n_classes))
+    assert kind == {"cifar10": (3, 10), "folder": (3, 3)}.get(name, (1, 10))
     assert len(set(datamodule.class_names)) == datamodule.n_classes
     assert getattr(datamodule, "data_dir", tmp_path) == tmp_path
 
@@ -183,7 +183,7 @@ def test_experiments_train_and_test(name: str, tmp_path: Path) -> None:
     few = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
     quick = ["trainer.max_epochs=1", "trainer.enable_model_summary=false", "optimized_metric=test/g_loss"]
     has_data = {"cifar10": HAS_CIFAR10, "fashion": HAS_FASHION}.get(name.split("_")[1], HAS_MNIST)
-    data = [] if has_data else ["datamodule=digits", "model.channels=1"]
+    data = [] if has_data else ["datamodule=digits"]
     if name != "train_mnist_gan":  # one feature net of real size is enough, and they take a minute each
         quick += ["callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
     else:
@@ -296,6 +296,7 @@ def test_the_grid_tries_every_pair() -> None:
         ([], 10, 100, 1, 32),
         (["model.latent_dim=7"], 10, 7, 1, 32),
         (["datamodule.img_size=28"], 10, 100, 1, 28),
+        (["datamodule=cifar10", "datamodule.img_size=16"], 10, 100, 3, 16),
         (["model.n_classes=3"], 3, 100, 1, 32),
         (["model.channels=3"], 10, 100, 3, 32),
     ],
@@ -304,7 +305,7 @@ def test_a_number_is_written_once(
     overrides: list[str], n_classes: int, latent_dim: int, channels: int, img_size: int
 ) -> None:
     config = compose_config("train", *overrides)
-    model = instantiate(config, "model").eval()
+    model = build_model(config).eval()
     assert config.datamodule.img_size == img_size
 
     labels = torch.arange(n_classes)

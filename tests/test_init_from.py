@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from src.config.instantiate import instantiate
 from src.errors import UserError
 from src.run.checkpoints import read_checkpoint
 from src.run.init_from import take_weights
-from tests.conftest import QUICK, Typed, assert_same, compose_config, load
+from tests.conftest import QUICK, Typed, assert_same, build_model, compose_config, load
 
 Train = Callable[..., Path]
 TEN = [str(label) for label in range(10)]
@@ -20,7 +19,7 @@ TEN = [str(label) for label in range(10)]
 
 def model_of(*overrides: str) -> Any:
     torch.manual_seed(1)
-    return instantiate(compose_config("train", *QUICK[:1], *overrides), "model")
+    return build_model(compose_config("train", *QUICK[:1], *overrides))
 
 
 def embeddings(model: Any) -> list[str]:

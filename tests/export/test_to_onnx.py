@@ -7,17 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from src.config.instantiate import instantiate
 from src.export.to_onnx import draw_with, export_generator, generator_of, plain_copy
 from src.models.image_model import ImageModel
 from src.models.mnist_gan_model import MNISTGANModel
 from src.sampling.checkpoint_sampler import about_model
-from tests.conftest import compose_config, needs_onnx
+from tests.conftest import build_model, compose_config, needs_onnx
 
 
 def model_with(*overrides: str) -> MNISTGANModel:
     """A small model whose BatchNorm has seen something, so that evaluation mode makes a difference."""
-    model = instantiate(compose_config("train", "model.latent_dim=8", *overrides), "model")
+    model = build_model(compose_config("train", "model.latent_dim=8", *overrides))
     labels = torch.arange(32) % 10
     for _ in range(3):
         model.generator(torch.randn(32, 8, generator=torch.Generator().manual_seed(1)) * 3 + 1, labels)

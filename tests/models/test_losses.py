@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from src.config.instantiate import instantiate
 from src.models.losses import HingeLoss, LSGANLoss, NonSaturatingLoss, RelativisticLoss, WassersteinLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
-from tests.conftest import compose_config
+from tests.conftest import build_model, compose_config
 
 LOSSES = [LSGANLoss(), NonSaturatingLoss(), HingeLoss(), WassersteinLoss()]
 REAL = torch.tensor([[0.5], [-2.0], [3.0]])
@@ -64,7 +63,7 @@ def test_relativistic_compares_each_pair() -> None:
 
 def test_relativistic_pairs_share_a_label_and_train_one_network_each() -> None:
     torch.manual_seed(0)
-    model = instantiate(compose_config("train", "model/objective=relativistic"), "model").eval()
+    model = build_model(compose_config("train", "model/objective=relativistic")).eval()
     images, labels = torch.rand(4, 1, 32, 32) * 2 - 1, torch.tensor([3, 1, 4, 1])
     seen = []
     model.discriminator.register_forward_hook(lambda _, inputs, scores: seen.append((inputs[1], scores)))
@@ -89,7 +88,7 @@ def test_label_smoothing_moves_the_best_score_for_real_images(loss) -> None:
     smoothing = 0.2
     target = f"model.loss._target_=src.models.losses.{type(loss).__name__}"
     config = compose_config("train", target, f"model.label_smoothing={smoothing}")
-    model = instantiate(config, "model")
+    model = build_model(config)
     best = 1 - smoothing if isinstance(loss, LSGANLoss) else torch.logit(torch.tensor(1 - smoothing)).item()
     scores = torch.tensor([best - 0.1, best, best + 0.1])
     costs = []
@@ -124,7 +123,7 @@ def test_a_line_of_yaml_changes_what_is_trained() -> None:
     for kind in (LSGANLoss, HingeLoss):
         torch.manual_seed(0)
         target = f"model.loss._target_=src.models.losses.{kind.__name__}"
-        model = instantiate(compose_config("train", target), "model").eval()
+        model = build_model(compose_config("train", target)).eval()
         torch.manual_seed(1)
         fake = model.generator(model.draw_noise(4), batch[1])
         expected = kind().generator(model.discriminator(fake, batch[1]))

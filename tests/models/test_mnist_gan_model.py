@@ -14,13 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.checkpoint import Checkpoint
-from src.config.instantiate import instantiate
 from src.models.losses import LSGANLoss, NonSaturatingLoss, RelativisticLoss, WassersteinLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR, DivergedError, MNISTGANModel
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
 from src.run.trainer import make_trainer
-from tests.conftest import compose_config
+from tests.conftest import build_model, compose_config
 
 D_KEYS = {"d_loss", "d_real_loss", "d_fake_loss", "d_real", "d_fake", "d_pair_accuracy"}
 N_CLASSES, LATENT_DIM, IMG_SIZE, BATCH, BATCHES = 3, 5, 8, 8, 5
@@ -71,12 +70,12 @@ class Spy:
 
 
 def test_the_baseline_has_exactly_this_many_parameters() -> None:
-    model = instantiate(compose_config("train"), "model")
+    model = build_model(compose_config("train"))
     assert sum(p.numel() for p in model.parameters()) == 2_813_257
 
 
 def test_batch_norm_keeps_the_templates_eps() -> None:
-    model = instantiate(compose_config("train"), "model")
+    model = build_model(compose_config("train"))
     assert [m.eps for m in model.modules() if isinstance(m, nn.BatchNorm1d)] == [0.8, 0.8, 0.8]
 
 

@@ -13,7 +13,7 @@ from src.config.instantiate import instantiate
 from src.errors import UserError
 from src.models.losses import NonSaturatingLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, MNISTGANModel
-from tests.conftest import ROOT, assert_same, compose_config, load
+from tests.conftest import ROOT, assert_same, build_model, compose_config, load
 from tests.models.test_mnist_gan_model import BATCH, BATCHES, Spy, loader, make_batch, make_model, quiet_trainer
 
 R1 = "model.penalties.r1={_target_: src.models.penalties.R1, gamma: 1.0, every: 1}"
@@ -85,7 +85,7 @@ def drawn_after_five_batches(folder: Path, *overrides: str) -> torch.Tensor:
     """What the trained model draws."""
     config = composed(*overrides)
     torch.manual_seed(0)
-    model, datamodule = instantiate(config, "model"), instantiate(config, "datamodule")
+    model, datamodule = build_model(config), instantiate(config, "datamodule")
     torch.manual_seed(1)
     quiet_trainer(folder, max_steps=5).fit(model, datamodule)
     return model.generate(torch.arange(10), torch.Generator().manual_seed(0))
@@ -165,7 +165,7 @@ def leaves(part: dict, prefix: str = "") -> list[str]:
 )
 def test_what_cannot_be_is_refused_by_name(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        instantiate(composed(*overrides), "model")
+        build_model(composed(*overrides))
 
 
 def test_penalties_refuse_a_discriminator_whose_scores_depend_on_other_images() -> None:
@@ -188,13 +188,13 @@ def test_spectral_norm_is_not_put_on_twice(option: str, network: str) -> None:
 def test_a_run_that_may_end_before_its_schedule_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     limits = {"max_epochs": 1, "limit_train_batches": 1, "max_time": "00:00:10:00"}
     for option, n_warnings in [("model.schedule_batches=100", 0), ("model.schedule_batches=null", 1)]:
-        model = instantiate(composed("model.schedule=linear", option), "model")
+        model = build_model(composed("model.schedule=linear", option))
         quiet_trainer(tmp_path, **limits).fit(model, instantiate(composed(), "datamodule"))
         assert caplog.text.count("trainer.max_time may end the run before model.schedule") == n_warnings
 
 
 def test_what_follows_the_progress_of_a_run_needs_its_end(tmp_path: Path) -> None:
-    model = instantiate(composed("model.schedule=linear"), "model")
+    model = build_model(composed("model.schedule=linear"))
     datamodule = instantiate(composed(), "datamodule")
     with pytest.raises(UserError, match=r"model\.schedule .* no end: set trainer\.max_epochs"):
         quiet_trainer(tmp_path, max_epochs=-1).fit(model, datamodule)
@@ -219,7 +219,7 @@ def test_what_is_not_computed_on_every_batch_is_logged_all_the_same(tmp_path: Pa
 )
 def test_spectral_norm_bounds_every_layer(option: str, network: str, n: int) -> None:
     torch.manual_seed(0)
-    model = instantiate(composed(f"model.{option}=true"), "model").train()
+    model = build_model(composed(f"model.{option}=true")).train()
     for _ in range(50):  # the estimate gets better with each pass
         images = model.generator(torch.randn(8, 100), torch.arange(8))
         model.discriminator(images, torch.arange(8))

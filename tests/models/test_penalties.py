@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.config.instantiate import instantiate
 from src.models.mnist_gan_model import DISCRIMINATOR
 from src.models.penalties import R1, R2, GradientPenalty
-from tests.conftest import build, compose_config
+from tests.conftest import build, build_model, compose_config
 
 LABELS = torch.tensor([0, 1, 2])
 REAL, FAKE = (torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -78,7 +77,7 @@ def test_numbers_out_of_range_are_refused(make, message: str) -> None:
 
 def test_a_lazy_penalty_is_as_many_times_as_strong() -> None:
     torch.manual_seed(0)
-    model = instantiate(compose_config("train", R1_EVERY_4), "model").eval()
+    model = build_model(compose_config("train", R1_EVERY_4)).eval()
     batch = torch.rand(4, 1, 32, 32) * 2 - 1, torch.arange(4)
     losses, objective = model.step(batch, 0, DISCRIMINATOR)
     expected = R1(gamma=3.0)(model.discriminator, batch[0], batch[0], batch[1])

@@ -79,7 +79,7 @@ def test_the_printed_command_draws_a_class_whose_name_is_another_ones_number(
         for i in range(3):
             Image.new("L", (8, 8), 20 * name).save(tmp_path / "data" / str(name) / f"{i}.png")
     typed = ["datamodule=folder", "datamodule.img_size=8", "datamodule.channels=1", "datamodule.batch_size=4"]
-    typed += [f"datamodule.folder={tmp_path}/data", "model.n_classes=12", "logger=none", "callbacks.quality=null"]
+    typed += [f"datamodule.folder={tmp_path}/data", "logger=none", "callbacks.quality=null"]
     typed += ["callbacks.model_checkpoint.monitor=null", "trainer.max_steps=1", "test_after_training=false"]
     train_here("twelve", *typed, "optimized_metric=null")
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sample ")]
