@@ -29,11 +29,11 @@ from src.run.commands import is_sweep, typed_overrides
 from src.run.follow_data import follow_data
 from src.run.init_from import read_start, take_weights
 from src.run.loggers import LONGEST_TAG, check_wandb, finish, hand_over
+from src.run.provenance import origin_of_run, record_diff, versions
 from src.run.resume import Past, go_on, resume_from, take_over
-from src.run.run_record import RunRecord, as_recorded, record_diff, versions
+from src.run.run_record import RunRecord, as_recorded
 from src.run.signals import StopRequest, stop_on_signals
 from src.run.summary import (
-    origin_of_run,
     print_summary,
     record_config,
     record_results,

@@ -23,7 +23,7 @@ from src.models.image_model import ImageModel
 from src.pictures.confusion import draw_label_confusion
 from src.pictures.pixels import to_pixels
 from src.run.loggers import show
-from src.run.run_record import log_alarm, log_table
+from src.run.run_record import log_record
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -148,7 +148,7 @@ class LogQuality(Callback):
                 self._seen, self._said = list(found), list(raised)
         when = "the test" if split == "test" else f"epoch {trainer.current_epoch}"
         if not quick and trainer.is_global_zero:
-            log_table(trainer, f"{split}/label_confusion", quality.confusion)
+            log_record(trainer, f"{split}/label_confusion", quality.confusion.tolist())
             if self.picture:
                 names = trainer.datamodule.class_names  # type: ignore[attr-defined]
                 picture = draw_label_confusion(quality.confusion.numpy(), names)
@@ -159,7 +159,7 @@ class LogQuality(Callback):
         if new:
             sentence = f"{when} of {self._references.name}: {'; '.join(new.values())}"
             warn(sentence)
-            log_alarm(trainer, sentence)
+            log_record(trainer, "alarm", sentence)
         logged = {f"{split}/{name}": value for name, value in quality.metrics.items()}
         if not quick:
             logged |= {f"{split}/{name}_floor": value for name, value in metrics.floor.metrics.items()}

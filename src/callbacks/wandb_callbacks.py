@@ -17,7 +17,7 @@ from src.pictures.confusion import draw_confusion
 from src.pictures.pixels import to_grid
 from src.run.loggers import show
 from src.run.provenance import ROOT
-from src.run.run_record import log_table
+from src.run.run_record import log_record
 
 SOURCE = ("run.py", "src", "configs")
 
@@ -181,7 +181,7 @@ class LogConfusions(Callback):
         if not trainer.is_global_zero:
             return
         for name, counts in getattr(model, "confusions", {}).items():
-            log_table(trainer, f"{split}/{name}", counts)
+            log_record(trainer, f"{split}/{name}", counts.tolist())
             about = model.tables[name]
             picture = draw_confusion(counts.numpy(), about["names"], "% of images (rows)\ntaken for (columns)")
             show(trainer, name, picture, f"{when}: {about['caption']}", f"pictures/{name}/{file}.png")

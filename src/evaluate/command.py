@@ -38,7 +38,7 @@ from src.run.checksum import splits_sha256
 from src.run.commands import a_list, next_command, typed_overrides
 from src.run.files import atomic_write
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from src.run.summary import origin_of_run
+from src.run.provenance import origin_of_run
 from src.run.trust import trusted_packages
 from src.sampling.options import out_folder
 

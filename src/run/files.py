@@ -10,18 +10,30 @@ from src.errors import UserError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     """A place beside `path` to write to, which takes its name when the block has ended well.
+
+    Args:
+        path: of the file that is made or replaced.
+        ending: that the name has until then, for libraries that choose the format by it.
+    """
+    partial = path.with_name(f".{path.name}.partial{ending}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A verb's output: as `replacing`, with the ending of `path`.
 
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
     try:
-        try:
+        with replacing(path, path.suffix) as partial:
             yield partial
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(explain_os(error, "choose another folder with out=DIR")) from error

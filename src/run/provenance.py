@@ -1,23 +1,24 @@
-"""Where a figure comes from: command, commit and machine."""
+"""Where a figure comes from: command, commit, machine and versions."""
 
 import os
 import platform
+import shlex
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from src.run.commands import typed_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
 
 
 def provenance(command: str) -> dict[str, str]:
     """What has to stand beside every figure; the commit is marked where the tree had changes."""
-    describe = ["git", "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"]
-    try:
-        done = subprocess.run(describe, cwd=ROOT, check=True, capture_output=True, encoding="utf-8")
-        commit = done.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or the project was downloaded without its history
-        commit = "unknown"
+    commit = _git("describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*")
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -26,7 +27,38 @@ def provenance(command: str) -> dict[str, str]:
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": command,
-        "commit": commit,
+        "commit": commit.decode().strip() or "unknown",
         "machine": ", ".join([*cards, cpu, f"{threads} thread{'s' if threads > 1 else ''}"]),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
+
+
+def origin_of_run() -> dict[str, str]:
+    """The provenance of this command; ask for it when a run starts, as the commit may change while it goes on."""
+    return provenance(shlex.join(["python", "run.py", *typed_overrides()]))
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@rank_zero_only
+def record_diff(folder: Path) -> None:
+    """Keeps what is not committed as `diff.patch`, for the commit alone would not say what ran."""
+    if patch := _git("diff", "HEAD", "--", "run.py", "src", "configs"):
+        (folder / "diff.patch").write_bytes(patch)
+
+
+def _git(*arguments: str) -> bytes:
+    """What git prints about this project; nothing where there is no git, or no history."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return b""

@@ -18,7 +18,6 @@ from rich.tree import Tree
 from src.config.text import without_zeros
 from src.run.commands import next_command, typed_overrides
 from src.run.console import plain_console
-from src.run.provenance import provenance
 from src.run.resume import Past, wandb_folders
 from src.run.trust import packages_to_trust, trusted_packages
 
@@ -40,11 +39,6 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / "config_tree.txt", "w", encoding="utf-8", errors="backslashreplace") as file:
         Console(file=file, width=120, markup=False, emoji=False).print(tree)
-
-
-def origin_of_run() -> dict[str, str]:
-    """Command, commit and machine; to be asked when a run starts, as the commit may change while it goes on."""
-    return provenance(shlex.join(["python", "run.py", *typed_overrides()]))
 
 
 @rank_zero_only

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 from src.config.instantiate import check_types
 from src.config.numbers import is_whole
 from src.errors import UserError
+from src.run.files import replacing
 from src.run.ranks import by_torchrun, is_positive, wait_for_machines
 
 log = logging.getLogger(__name__)
@@ -214,15 +215,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            with open(partial, "wb") as file:
+            with replacing(path) as partial, open(partial, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException as error:
-            partial.unlink(missing_ok=True)
+        except Exception as error:
             # torch hides what the system said, such as that the disk is full, behind a RuntimeError of its own.
             refused = error if isinstance(error, OSError) else error.__context__
             if isinstance(refused, OSError) and refused.errno is not None:

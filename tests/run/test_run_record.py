@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from src.run.checksum import splits_sha256
-from src.run.run_record import RunRecord, record_diff
+from src.run.provenance import record_diff
+from src.run.run_record import RunRecord
 from tests.conftest import QUICK
 from tests.forked import run_forked
 
@@ -66,7 +67,7 @@ def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
     again = RunRecord(
         tmp_path, {"name": "a"}, (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(True)
     )
-    again.log_table("val/d_confusion", [[1, 2], [3, 4]], step=9)
+    again.add({"val/d_confusion": [[1, 2], [3, 4]]}, step=9)
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in lines(tmp_path)]
     assert rows == [
         {"step": 7, "epoch": 3, "train/g_loss": 0.5},
@@ -95,7 +96,7 @@ def test_uncommitted_changes_are_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "configs").mkdir()
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr("src.run.run_record.ROOT", tmp_path)
+    monkeypatch.setattr("src.run.provenance.ROOT", tmp_path)
     record_diff(tmp_path)
     assert not (tmp_path / "diff.patch").exists()
     (tmp_path / "src" / "a.py").write_text("new = 2\n", encoding="utf-8")
