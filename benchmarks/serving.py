@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from benchmarks.record import command_line
+from src.models.request import Request
 from src.sampling.onnx_sampler import OnnxSampler
 from src.sampling.sampler import Noise
 
@@ -194,8 +195,8 @@ def memory(process: subprocess.Popen[str]) -> float:
 # ONNX Runtime ---------------------------------------------------------------------------------------------------------
 
 
-def inputs(sampler: OnnxSampler, n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.arange(n) % sampler.about.n_classes, Noise(sampler.about.noise_shape, 0)(n)
+def inputs(sampler: OnnxSampler, n: int) -> Request[np.ndarray]:
+    return Request(Noise(sampler.about.noise_shape, 0)(n), np.arange(n) % sampler.about.n_classes)
 
 
 def latency(sampler: OnnxSampler, n: int = 2000) -> float:
@@ -204,7 +205,7 @@ def latency(sampler: OnnxSampler, n: int = 2000) -> float:
     took = []
     for _ in range(n):
         start = time.perf_counter()
-        sampler.run(*given)
+        sampler.run(given)
         took.append(time.perf_counter() - start)
     return 1000 * statistics.median(took[n // 10 :])
 
@@ -214,7 +215,7 @@ def cpu_of_64(sampler: OnnxSampler, n: int = 200) -> float:
     given = inputs(sampler, 64)
     start = time.process_time()
     for _ in range(n):
-        sampler.run(*given)
+        sampler.run(given)
     return 1000 * (time.process_time() - start) / n
 
 
@@ -226,7 +227,7 @@ def throughput(sampler: OnnxSampler, threads: int, seconds: float) -> float:
 
     def work(i: int) -> None:
         while time.perf_counter() < end:
-            sampler.run(*given)
+            sampler.run(given)
             counts[i] += 64
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(threads)]

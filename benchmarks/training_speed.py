@@ -127,7 +127,7 @@ def recipe_bare_loop(data: ImageSet, batches: int) -> float:
     start = time.perf_counter()
     for i in range(batches):
         real, labels = data.__getitems__(order[i % len(order)])
-        fake = generator(torch.randn(size, model.latent_dim), labels)
+        fake = generator(torch.randn(size, *model.noise_shape), labels)
         discriminator.requires_grad_(False)
         g_loss = softplus(-discriminator(fake, labels)).mean()
         opt_g.zero_grad()

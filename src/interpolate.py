@@ -9,6 +9,7 @@ from PIL import Image
 from rich.progress import track
 
 from src.errors import UserError
+from src.models.request import Request
 from src.pictures.grid import grid
 from src.run.commands import next_command, typed_overrides
 from src.run.console import plain_console
@@ -44,7 +45,7 @@ def interpolate(config: DictConfig) -> None:
     weights = np.linspace(0, 1, config.steps, dtype=np.float32)
     console = plain_console()
     made = []
-    cells = sampler.draw(np.tile(labels, len(noises)), noises.repeat(len(labels), axis=0))
+    cells = sampler.draw(Request(noises.repeat(len(labels), axis=0), np.tile(labels, len(noises))))
     made.append(save([grid(cells, len(labels))], out / "table.png"))
 
     ways = list(zip(noises, np.roll(noises, -1, axis=0), strict=True))
@@ -78,17 +79,16 @@ def interpolate(config: DictConfig) -> None:
 
 def between_noises(sampler: Sampler, label: int, a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Images uint8 [len(weights), H, W, C] of a class from noise `a` (weight 0) to noise `b` (1)."""
-    return sampler.draw(np.full(len(weights), label), np.stack([slerp(a, b, weight) for weight in weights]))
+    noises = np.stack([slerp(a, b, weight) for weight in weights])
+    return sampler.draw(Request(noises, np.full(len(weights), label)))
 
 
 def between_classes(sampler: Sampler, a: int, b: int, noises: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Images uint8 [len(weights), len(noises), H, W, C] from class `a` (weight 0) to class `b` (1)."""
-    shape = (len(weights), len(noises))
     n = len(weights) * len(noises)
-    drawn = sampler.draw(
-        np.full(n, a), np.concatenate([noises] * len(weights)), np.full(n, b), weights.repeat(len(noises))
-    )
-    return drawn.reshape(*shape, *drawn.shape[1:])
+    every_noise = np.concatenate([noises] * len(weights))
+    drawn = sampler.draw(Request(every_noise, np.full(n, a), np.full(n, b), weights.repeat(len(noises))))
+    return drawn.reshape(len(weights), len(noises), *drawn.shape[1:])
 
 
 def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:

@@ -10,6 +10,7 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from src.errors import UserError
+from src.models.request import Request
 from src.pictures.grid import grid
 from src.run.commands import next_command, typed_overrides
 from src.run.console import plain_console
@@ -79,7 +80,7 @@ def draw_all(sampler: Sampler, config: DictConfig, labels: np.ndarray) -> Iterat
     step = -(-config.batch_size // BLOCK) * BLOCK
     for start in range(0, total, step):
         its_labels = labels[np.arange(start, min(start + step, total)) // config.n_per_label]
-        yield start, sampler.draw(its_labels, noise(len(its_labels))), its_labels
+        yield start, sampler.draw(Request(noise(len(its_labels)), its_labels)), its_labels
 
 
 class Kept:

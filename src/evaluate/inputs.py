@@ -24,6 +24,7 @@ from src.datamodules.picture_pixels import decode, size_of
 from src.errors import UserError
 from src.metrics.drawn import DRAW_BATCH, SEEDS
 from src.metrics.quality import choice
+from src.models.request import Request
 from src.run.checksum import sha256_of
 from src.run.commands import find_checkpoint
 from src.sampling.checkpoint_sampler import CheckpointSampler
@@ -112,9 +113,9 @@ class ModelInput(Input):
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
         """Drawn from the noise that a run's own test draws them from."""
         noise = noise_of_test(len(labels), self.sampler.about.noise_shape, SEEDS[kind])
-        asked = labels.numpy()
+        request = Request(noise, labels.numpy())
         drawn = [
-            self.sampler.draw(asked[start : start + STEP], noise[start : start + STEP])
+            self.sampler.draw(request[start : start + STEP])
             for start in track(range(0, len(labels), STEP), f"drawing {escape(self.name)}", console=console)
         ]
         return torch.from_numpy(np.concatenate(drawn)).permute(0, 3, 1, 2).contiguous()

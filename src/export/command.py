@@ -15,9 +15,10 @@ from src.config.explain import EXTRAS
 from src.errors import UserError
 from src.export.latency import latencies, threads, to_table, ways_to_draw
 from src.export.to_int8 import quantise
-from src.export.to_onnx import REQUIRED, export_generator, generator_of
+from src.export.to_onnx import REQUIRED, export_generator
 from src.export.to_tensorrt import build_engine, check_tensorrt
 from src.export.to_torch import export_program
+from src.models.request import Request
 from src.run.commands import a_list, next_command
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
@@ -113,16 +114,12 @@ def missing_packages(formats: list[str]) -> list[str]:
 
 
 def check_generator(sampler: CheckpointSampler, path: Path) -> None:
-    """Refuses a model that has nothing to export.
+    """Refuses a model that draws nothing.
 
     Raises:
-        UserError: it has no generator, or draws nothing.
+        UserError: its images are not finite.
     """
-    try:
-        generator_of(sampler.model)
-    except ValueError as error:
-        raise UserError(f"ckpt_path={path} cannot be exported: {error}: choose another checkpoint") from error
-    images = sampler.run(np.zeros(1, np.int64), Noise(sampler.about.noise_shape, 0)(1))
+    images = sampler.run(Request(Noise(sampler.about.noise_shape, 0)(1), np.zeros(1, np.int64)))
     if not np.isfinite(images).all():
         raise UserError(
             f"ckpt_path={path} draws images that are not finite, as its training has diverged: choose another"

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from src.config.explain import telling
 from src.errors import UserError
-from src.export.to_onnx import generator_of, plain_copy
+from src.export.to_onnx import plain_copy
+from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.onnx_sampler import OnnxSampler
 from src.sampling.sampler import Noise
@@ -22,7 +23,7 @@ BATCHES = (1, 16, 256)
 ROUNDS = 5
 MIN_CALLS = 3  # of each way in a round
 
-Way = Callable[[np.ndarray, np.ndarray], object]  # labels int64 [N], noise float32 [N, ...] -> images
+Way = Callable[[Request[np.ndarray]], object]
 
 
 def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled: bool) -> dict[str, Way]:
@@ -36,12 +37,12 @@ def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled:
     Raises:
         UserError: torch cannot compile it.
     """
-    network = plain_copy(generator_of(sampler.model, sampler.about.weights == "ema"))
+    network = plain_copy(sampler.model.sampler(sampler.about.weights == "ema"))
 
     def by_torch(draw: Callable[..., Any]) -> Way:
         @torch.inference_mode()
-        def way(labels: np.ndarray, noise: np.ndarray) -> object:
-            return draw(torch.from_numpy(noise), torch.from_numpy(labels))
+        def way(request: Request[np.ndarray]) -> object:
+            return draw(torch.from_numpy(request.noise), torch.from_numpy(request.condition))
 
         return way
 
@@ -49,7 +50,7 @@ def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled:
     if compiled:
         way = ways["torch compiled"] = by_torch(torch.compile(network, dynamic=False))
         try:
-            way(np.zeros(1, np.int64), Noise(sampler.about.noise_shape, 0)(1))
+            way(Request(Noise(sampler.about.noise_shape, 0)(1), np.zeros(1, np.int64)))
         except Exception as error:  # of many kinds, and long
             reason = telling(str(error))
             raise UserError(
@@ -83,17 +84,17 @@ def latencies(
     """
     found: dict[str, dict[int, float]] = {name: {} for name in ways}
     for batch in BATCHES:
-        labels, noise = np.arange(batch) % n_classes, Noise(noise_shape, 0)(batch)
+        request = Request(Noise(noise_shape, 0)(batch), np.arange(batch) % n_classes)
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for draw in ways.values():
-            draw(labels, noise)  # the first time, memory is allocated and what is compiled is compiled
+            draw(request)  # the first time, memory is allocated and what is compiled is compiled
         for _ in range(ROUNDS):
             for name, draw in ways.items():
-                draw(labels, noise)  # threads of the way before may still be busy
+                draw(request)  # threads of the way before may still be busy
                 end, calls = time.perf_counter() + seconds / ROUNDS, 0
                 while calls < MIN_CALLS or time.perf_counter() < end:
                     start = time.perf_counter()
-                    draw(labels, noise)
+                    draw(request)
                     taken[name].append(time.perf_counter() - start)
                     calls += 1
         for name, each in taken.items():

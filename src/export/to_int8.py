@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from src.models.request import Request
 from src.sampling.onnx_sampler import OnnxSampler
 from src.sampling.sampler import BLOCK, Noise, Sampler
 
@@ -51,9 +52,10 @@ def quantise(source: Path, path: Path, images: int, seed: int, more: Mapping[str
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     exact = OnnxSampler(source)
-    labels = np.arange(N_COMPARED) % exact.about.n_classes
-    noise = Noise(exact.about.noise_shape, seed + 1)(N_COMPARED)
-    expected = exact.run(labels, noise)
+    request = Request(
+        Noise(exact.about.noise_shape, seed + 1)(N_COMPARED), np.arange(N_COMPARED) % exact.about.n_classes
+    )
+    expected = exact.run(request)
     model = onnx.load_model(source)
     metadata = {each.key: each.value for each in model.metadata_props} | dict(more)
     weights = {each.name: math.prod(each.dims) for each in model.graph.initializer}
@@ -82,7 +84,7 @@ def quantise(source: Path, path: Path, images: int, seed: int, more: Mapping[str
         quantised = onnx.load_model(path)
         onnx.helper.set_model_props(quantised, metadata)
         onnx.save_model(quantised, path)
-        difference = np.abs(OnnxSampler(path).run(labels, noise) - expected)
+        difference = np.abs(OnnxSampler(path).run(request) - expected)
         if difference.mean() <= LARGEST_MEAN:
             return float(difference.max()), float(difference.mean())
     raise ValueError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from src.models.image_model import ImageModel
-from src.models.mnist_gan_model import between_classes
+from src.models.modules.mixing import mixed_embeddings
 from src.sampling.sampler import About
 
 # What export needs besides torch; only onnxruntime is needed to draw.
@@ -25,29 +25,29 @@ EXACT, COARSE = 1e-4, 5e-2
 
 
 def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[str, str] | None = None) -> float:
-    """Writes what `model.generate` draws with to a file, and tries the file.
+    """Writes a model's sampler to a file, and tries the file.
 
     Its inputs are `noise`, float32 [N, ...], standard normal, and `labels`, int64 [N]; its output is `images`, float32
     [N, C, H, W] in [-1, 1]. N is free. Two more inputs may be left out: `others`, int64 [N], classes to go to, and
     `weight`, float32 [N], how far, from 0 to 1. The model is left as it is.
 
     Args:
-        model: trained; it must hold its network as `generator`, and an average of it as `ema.network`.
+        model: trained.
         path: of the file.
-        about: kept as the file's metadata; `about.weights` says which of the two networks is exported.
+        about: kept as the file's metadata; `about.weights` says whether to export the moving average.
         more: further metadata.
 
     Returns:
         The largest difference between an image that the file draws and the model's, both in [-1, 1].
 
     Raises:
-        ValueError: the model has no such network, or the file draws other images than the model.
+        ValueError: the file draws other images than the model.
         ImportError: onnx, onnxscript or onnxruntime is missing.
     """
     import onnx_ir
 
     average = about.weights == "ema"
-    network = Interpolating(plain_copy(generator_of(model, average)))
+    network = Interpolating(plain_copy(model.sampler(average)))
     rng = torch.Generator().manual_seed(0)
     noise = model.draw_noise(N_CHECKED, rng).float()
     labels = torch.arange(N_CHECKED) % model.n_classes
@@ -101,21 +101,8 @@ class Interpolating(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor, others: Tensor, weight: Tensor) -> Tensor:
         """Noise [N, ...], labels and others int64 [N], weight [N] -> images [N, C, H, W]."""
-        with between_classes(self.network, others, weight):
+        with mixed_embeddings(self.network, others, weight):
             return self.network(noise, labels)
-
-
-def generator_of(model: ImageModel, average: bool = True) -> nn.Module:
-    """The network that draws the model's images: `forward(noise, labels)`; its average, if asked for and there.
-
-    Raises:
-        ValueError: the model does not hold it where it is looked for.
-    """
-    ema = getattr(model, "ema", None)
-    network = ema.network if average and ema is not None else getattr(model, "generator", None)
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"a {type(model).__name__} has no network called generator, which would be exported")
-    return network
 
 
 def plain_copy(network: nn.Module) -> nn.Module:

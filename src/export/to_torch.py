@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from src.export.to_onnx import N_CHECKED, difference, generator_of, plain_copy, tolerance
+from src.export.to_onnx import N_CHECKED, difference, plain_copy, tolerance
 from src.models.image_model import ImageModel
 from src.sampling.sampler import About
 
 
 def export_program(model: ImageModel, path: Path, about: About, more: Mapping[str, str] | None = None) -> float:
-    """Writes what `model.generate` draws with to a file, and tries the file.
+    """Writes a model's sampler to a file, and tries the file.
 
     `torch.export.load(path).module()` takes noise, float32 [N, ...], and labels, int64 [N], and returns images, float32
     [N, C, H, W] in [-1, 1]. N is free. What is known of the generator is JSON under the name `metadata.json`:
@@ -23,16 +23,16 @@ def export_program(model: ImageModel, path: Path, about: About, more: Mapping[st
     one trusts should be loaded. ONNX has neither drawback.
 
     Args:
-        model: trained; it must hold its network as `generator`, and an average of it as `ema.network`.
+        model: trained.
         path: of the file.
-        about: `about.weights` says which of the two networks is exported.
+        about: `about.weights` says whether to export the moving average.
         more: further metadata.
 
     Returns:
         The largest difference between an image that the file draws and the model's, both in [-1, 1].
 
     Raises:
-        ValueError: the model has no such network, or the file draws other images than the model.
+        ValueError: the file draws other images than the model.
     """
     average = about.weights == "ema"
     rng = torch.Generator().manual_seed(0)
@@ -40,7 +40,7 @@ def export_program(model: ImageModel, path: Path, about: About, more: Mapping[st
     labels = torch.arange(N_CHECKED) % model.n_classes
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(
-        plain_copy(generator_of(model, average)), (noise[:2], labels[:2]), dynamic_shapes=(batch, batch)
+        plain_copy(model.sampler(average)), (noise[:2], labels[:2]), dynamic_shapes=(batch, batch)
     )
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # has paths of this machine

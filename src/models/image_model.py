@@ -1,21 +1,28 @@
-"""What every model that makes images can do. Verbs and callbacks know no more of it than this."""
+"""What every model that draws images offers. Verbs and callbacks know no more of a model than this."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
+
+from src.models.modules.mixing import mixed_embeddings
+from src.models.request import Request
 
 
 class ImageModel(LightningModule):
-    """A model that draws an image of a given class.
+    """A model that draws images of a condition.
+
+    A family of models implements `sampler`; everything else that draws follows from it.
 
     Attributes:
         n_classes: number of classes; labels are 0 to n_classes - 1.
         channels: image channels.
         img_size: height and width of the images in pixels.
+        noise_shape: shape of the noise of one image.
         has_average: whether there is a moving average of the weights.
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
         confusions: of the last validation or test, by a name in `tables`: int64 [N, N], how often the model took images
@@ -25,6 +32,7 @@ class ImageModel(LightningModule):
     n_classes: int
     channels: int
     img_size: int
+    noise_shape: tuple[int, ...]
     has_average: bool = False
     progress_metrics: tuple[str, ...] = ()
     confusions: Mapping[str, Tensor] = {}
@@ -50,27 +58,116 @@ class ImageModel(LightningModule):
         return {}
 
     @abstractmethod
-    def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """What `n` images start from, [n, ...], drawn on the device of `rng`; None: torch's global generator."""
+    def sampler(self, average: bool) -> nn.Module:
+        """The network that draws: `forward(noise [N, *noise_shape], condition int64 [N])` -> images [N, C, H, W].
 
-    @abstractmethod
+        Images are in [-1, 1]. It must learn of the condition through `nn.Embedding` alone: see `mixed_embeddings`.
+
+        Args:
+            average: whether to use the moving average of the weights, where there is one.
+        """
+
+    def start_average(self) -> None:
+        """Starts the moving average of the weights, where there is one, from the weights as they are."""
+
+    def alarms(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        """Failures that only this family of models has, each a sentence under a short name that never changes.
+
+        Args:
+            metrics: those of the last validation or test, without `val/` or `test/`.
+        """
+        return {}
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Noise [N, *noise_shape] and labels int64 [N] -> images [N, C, H, W] in [-1, 1], not by the moving average.
+
+        Raises:
+            ValueError: a shape, a type or a label does not fit.
+        """
+        self._check(Request(noise, labels))
+        return self.sampler(average=False)(noise, labels)
+
+    def generate(
+        self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None, average: bool = True
+    ) -> Tensor:
+        """Draws one image a label, by the moving average of the weights where there is one.
+
+        Args:
+            labels: int64 [N].
+            rng: source of the noise, which then is the same on every device; None: torch's global generator.
+            noise: [N, *noise_shape], to use instead of drawing some.
+            average: False: by the weights themselves in any case.
+
+        Returns:
+            Images [N, C, H, W] in [-1, 1] on the model's device.
+
+        Raises:
+            ValueError: a shape, a type or a label does not fit.
+        """
+        self._check_labels(labels)
+        return self.draw(Request(self.draw_noise(len(labels), rng) if noise is None else noise, labels), average)
+
     def interpolate(
         self, labels: Tensor, others: Tensor, weight: Tensor, noise: Tensor, average: bool = True
     ) -> Tensor:
-        """Images between two classes: labels and others int64 [N], weight [N] from 0 (labels) to 1 (others)."""
+        """Draws images between two classes: from `labels` (weight 0) to `others` (weight 1), as `generate` does."""
+        return self.draw(Request(noise, labels, others, weight), average)
 
-    def start_average(self) -> None:
-        """Lets the moving average of the weights, where there is one, begin from the weights as they are."""
+    @torch.no_grad()
+    def draw(self, request: Request[Tensor], average: bool = True) -> Tensor:
+        """Draws what a request asks for, in evaluation mode: images [N, C, H, W] in [-1, 1] on the model's device.
 
-    @abstractmethod
-    def generate(
-        self,
-        labels: Tensor,
-        rng: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        average: bool = True,
-    ) -> Tensor:
-        """Labels int64 [N] -> images [N, C, H, W] in [-1, 1], a function of `noise`, or else of `rng`, alone.
-
-        They are drawn with the moving average of the weights where `average` is true and `has_average` is, too.
+        Raises:
+            ValueError: a shape, a type or a label does not fit.
         """
+        self._check(request)
+        request = request.map(lambda tensor: tensor.to(self.device))
+        sampler = self.sampler(average)
+        with evaluating(sampler):
+            if request.others is None or request.weight is None:
+                return sampler(request.noise, request.condition)
+            with mixed_embeddings(sampler, request.others, request.weight):
+                return sampler(request.noise, request.condition)
+
+    def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise [n, *noise_shape], drawn on the device of `rng`."""
+        device = rng.device if rng else self.device
+        return torch.randn(n, *self.noise_shape, generator=rng, device=device).to(self.dtype)
+
+    def _check(self, request: Request[Tensor]) -> None:
+        for labels in (request.condition, request.others):
+            if labels is not None:
+                self._check_labels(labels)
+        noise, shape = request.noise, (len(request), *self.noise_shape)
+        if not isinstance(noise, Tensor):
+            raise ValueError(f"noise must be a tensor {list(shape)}, not a {type(noise).__name__}")
+        if noise.shape != shape:
+            raise ValueError(f"noise must be {list(shape)}, one row a label, not {list(noise.shape)}")
+        if noise.dtype != self.dtype:
+            raise ValueError(f"noise must be {self.dtype}, as the weights are, not {noise.dtype}")
+        if not noise.isfinite().all():
+            raise ValueError("noise must be finite numbers, but some are infinite or not a number")
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"labels must be a tensor int64 [N], not a {type(labels).__name__}")
+        if labels.dim() != 1:
+            raise ValueError(f"labels must be [N], one class an image, not {list(labels.shape)}")
+        if labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64, not {labels.dtype}")
+        if len(labels) and not (labels.min() >= 0 and labels.max() < self.n_classes):
+            raise ValueError(
+                f"labels must be 0 to {self.n_classes - 1}, not {int(labels.min())} to {int(labels.max())}"
+            )
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block; afterwards every submodule is in the mode it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,7 +10,6 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import clip_grad_norm_, get_total_norm, parametrizations, parametrize
@@ -114,7 +112,7 @@ class MNISTGANModel(ImageModel):
         self.optimizer_g = optimizer_g or default_optimizer
         self.optimizer_d = optimizer_d or default_optimizer
         self.n_classes = n_classes
-        self.latent_dim = latent_dim
+        self.noise_shape = (latent_dim,)
         self.channels = channels
         self.img_size = img_size
         self.penalties = {name: penalty for name, penalty in (penalties or {}).items() if penalty is not None}
@@ -140,8 +138,10 @@ class MNISTGANModel(ImageModel):
         self._last_batch = math.inf  # of what `schedule` and `augment` follow
 
     def _check_options(self) -> None:
-        for name in ("n_classes", "latent_dim", "channels", "img_size", "d_steps", "schedule_batches"):
-            value = getattr(self, name)
+        counts = {
+            name: getattr(self, name) for name in ("n_classes", "channels", "img_size", "d_steps", "schedule_batches")
+        }
+        for name, value in (counts | {"latent_dim": self.noise_shape[0]}).items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if not 0 <= self.label_smoothing < 0.5:
@@ -199,98 +199,10 @@ class MNISTGANModel(ImageModel):
     def tables(self) -> dict[str, dict[str, Any]]:
         return gan_tables(getattr(self.loss, "threshold", None))
 
-    # Use ------------------------------------------------------------------------------------------------------------
+    # What draws --------------------------------------------------------------------------------------------------
 
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        """Noise [N, latent_dim] and labels int64 [N] -> images [N, C, H, W] in [-1, 1], by the trained G (not its EMA).
-
-        Raises:
-            ValueError: a shape, a type or a label does not fit.
-        """
-        self._check_labels(labels)
-        self._check_noise(noise, len(labels))
-        return self.generator(noise, labels)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        labels: Tensor,
-        rng: torch.Generator | None = None,
-        noise: Tensor | None = None,
-        average: bool = True,
-    ) -> Tensor:
-        """Draws one image a label with the EMA of G where there is one, else with G, in evaluation mode.
-
-        Args:
-            labels: int64 [N].
-            rng: where the noise comes from, which then is the same on every device; None: torch's global generator.
-            noise: [N, latent_dim] to use instead of drawing some.
-            average: False: with G itself in any case.
-
-        Returns:
-            Images [N, C, H, W] in [-1, 1] on the model's device.
-
-        Raises:
-            ValueError: a shape, a type or a label does not fit.
-        """
-        self._check_labels(labels)
-        if noise is None:
-            noise = self.draw_noise(len(labels), rng)
-        self._check_noise(noise, len(labels))
-        network = self.ema if self.ema is not None and average else self.generator
-        with evaluating(network):
-            return network(noise.to(self.device), labels.to(self.device))
-
-    @torch.no_grad()
-    def interpolate(
-        self, labels: Tensor, others: Tensor, weight: Tensor, noise: Tensor, average: bool = True
-    ) -> Tensor:
-        """Draws images between two classes, as `generate` does, by mixing what G's embeddings say of both.
-
-        Args:
-            labels: int64 [N].
-            others: int64 [N], the classes to go to.
-            weight: [N], from 0 for `labels` to 1 for `others`.
-            noise: [N, latent_dim].
-            average: False: with G itself in any case.
-
-        Returns:
-            Images [N, C, H, W] in [-1, 1] on the model's device.
-
-        Raises:
-            ValueError: a shape, a type or a label does not fit.
-        """
-        self._check_labels(others)
-        network = self.ema if self.ema is not None and average else self.generator
-        with between_classes(network, others.to(self.device), weight.to(self.device)):
-            return self.generate(labels, noise=noise, average=average)
-
-    def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """Noise [n, latent_dim] from a standard normal distribution, drawn on the device of `rng`."""
-        device = rng.device if rng else self.device
-        return torch.randn(n, self.latent_dim, generator=rng, device=device).to(self.dtype)
-
-    def _check_labels(self, labels: Tensor) -> None:
-        if not isinstance(labels, Tensor):
-            raise ValueError(f"labels must be a tensor int64 [N], not a {type(labels).__name__}")
-        if labels.dim() != 1:
-            raise ValueError(f"labels must be [N], one class an image, not {_shape(labels)}")
-        if labels.dtype != torch.int64:
-            raise ValueError(f"labels must be int64, not {labels.dtype}")
-        if len(labels) and not (labels.min() >= 0 and labels.max() < self.n_classes):
-            raise ValueError(
-                f"labels must be 0 to {self.n_classes - 1}, not {int(labels.min())} to {int(labels.max())}"
-            )
-
-    def _check_noise(self, noise: Tensor, n: int) -> None:
-        if not isinstance(noise, Tensor):
-            raise ValueError(f"noise must be a tensor [N, {self.latent_dim}], not a {type(noise).__name__}")
-        if noise.shape != (n, self.latent_dim):
-            raise ValueError(f"noise must be [{n}, {self.latent_dim}] (labels, latent_dim), not {_shape(noise)}")
-        if noise.dtype != self.dtype:
-            raise ValueError(f"noise must be {self.dtype}, as the weights are, not {noise.dtype}")
-        if not noise.isfinite().all():
-            raise ValueError("noise must be finite numbers, but some are infinite or not a number")
+    def sampler(self, average: bool) -> nn.Module:
+        return self.ema.network if average and self.ema is not None else self.generator
 
     # Training -------------------------------------------------------------------------------------------------------
 
@@ -580,43 +492,5 @@ def bound(option: str, name: str, network: nn.Module, kinds: tuple[type[nn.Modul
             parametrizations.spectral_norm(module)
 
 
-@contextmanager
-def between_classes(network: nn.Module, others: Tensor, weight: Tensor) -> Iterator[None]:
-    """For the block, what `network`'s embeddings say of its labels is mixed with what they say of `others`.
-
-    Args:
-        network: knows labels by `nn.Embedding` alone.
-        others: int64 [N].
-        weight: [N], the share of `others`.
-    """
-
-    def mix(module: nn.Module, _: Any, output: Tensor) -> Tensor:
-        assert isinstance(module, nn.Embedding)
-        return output.lerp(embedding(others, module.weight), weight[:, None].to(output))
-
-    hooks = [m.register_forward_hook(mix) for m in network.modules() if isinstance(m, nn.Embedding)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; afterwards every submodule is in the mode it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def _no_closure() -> None:
     return None
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))

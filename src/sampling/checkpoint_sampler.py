@@ -1,6 +1,7 @@
 """A trained generator from a checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from src.errors import UserError
 from src.models.image_model import ImageModel
+from src.models.request import Request
 from src.run.checkpoints import build_model, read_checkpoint
 from src.run.checksum import sha256_of
 from src.sampling.sampler import About, Sampler
@@ -47,22 +49,10 @@ class CheckpointSampler(Sampler):
             path=path,
         )
 
-    def run(
-        self,
-        labels: np.ndarray,
-        noise: np.ndarray,
-        others: np.ndarray | None = None,
-        weight: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Images float32 [N, C, H, W] in [-1, 1]: see `Sampler.run`."""
-        model = self.model
-        start = torch.from_numpy(noise).to(model.dtype), torch.from_numpy(labels)
-        if others is None or weight is None:
-            images = model.generate(start[1], noise=start[0], average=self._average)
-        else:
-            between = torch.from_numpy(others), torch.from_numpy(weight)
-            images = model.interpolate(start[1], *between, noise=start[0], average=self._average)
-        return images.float().cpu().numpy()
+    def run(self, request: Request[np.ndarray]) -> np.ndarray:
+        tensors = request.map(torch.from_numpy)
+        tensors = replace(tensors, noise=tensors.noise.to(self.model.dtype))
+        return self.model.draw(tensors, self._average).float().cpu().numpy()
 
 
 def about_model(model: ImageModel, weights: str, run: Any, data: Any, commit: Any, path: Path | None) -> About:
@@ -85,7 +75,7 @@ def about_model(model: ImageModel, weights: str, run: Any, data: Any, commit: An
         class_names=tuple(map(str, names)),
         channels=model.channels,
         img_size=model.img_size,
-        noise_shape=tuple(model.draw_noise(1, torch.Generator()).shape[1:]),
+        noise_shape=model.noise_shape,
         weights="ema" if weights == "ema" and model.has_average else "raw",
         run=str(run),
         data=str(data.get("source")),

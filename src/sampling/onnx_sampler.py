@@ -7,6 +7,7 @@ import numpy as np
 
 from src.config.explain import EXTRAS
 from src.errors import UserError
+from src.models.request import Request
 from src.sampling.sampler import About, Sampler
 
 
@@ -51,15 +52,8 @@ class OnnxSampler(Sampler):
             ) from error
         self.can_interpolate = "others" in {each.name for each in self.session.get_overridable_initializers()}
 
-    def run(
-        self,
-        labels: np.ndarray,
-        noise: np.ndarray,
-        others: np.ndarray | None = None,
-        weight: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Images float32 [N, C, H, W] in [-1, 1]: see `Sampler.run`."""
-        given = {"noise": noise, "labels": labels}
-        if others is not None and weight is not None:
-            given |= {"others": others, "weight": weight}
-        return self.session.run(["images"], given)[0]
+    def run(self, request: Request[np.ndarray]) -> np.ndarray:
+        inputs = {"noise": request.noise, "labels": request.condition}
+        if request.others is not None and request.weight is not None:
+            inputs |= {"others": request.others, "weight": request.weight}
+        return self.session.run(["images"], inputs)[0]

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from src.models.request import Request
+
 BLOCK = 64  # images that the network always sees at a time, so that no byte depends on how many are asked for
 
 
@@ -81,43 +83,20 @@ class Sampler(ABC):
     can_interpolate: bool = True
 
     @abstractmethod
-    def run(
-        self,
-        labels: np.ndarray,
-        noise: np.ndarray,
-        others: np.ndarray | None = None,
-        weight: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Draws all images at once.
+    def run(self, request: Request[np.ndarray]) -> np.ndarray:
+        """Draws all images at once: float32 [N, C, H, W] in [-1, 1]."""
 
-        Args:
-            labels: int64 [N].
-            noise: float32 [N, *noise_shape], standard normal.
-            others: int64 [N], classes to go to; None: `labels`.
-            weight: float32 [N], how far to go there, from 0 (labels) to 1 (others).
+    def draw(self, request: Request[np.ndarray]) -> np.ndarray:
+        """Draws images uint8 [N, H, W, C] in blocks of 64.
 
-        Returns:
-            Images float32 [N, C, H, W] in [-1, 1].
-        """
-
-    def draw(
-        self,
-        labels: np.ndarray,
-        noise: np.ndarray,
-        others: np.ndarray | None = None,
-        weight: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Draws images uint8 [N, H, W, C] from the same arguments as `run`, in blocks of 64.
-
-        Sums of a block are rounded one way, and those of another number of images another way. In blocks, an image is
-        the same to the byte however many are drawn along with it, as long as it begins or follows whole blocks.
+        The sums of a block are rounded in one way, and those of another number of images in another. In blocks, an
+        image is the same to the byte however many are drawn with it, as long as it begins or follows whole blocks.
         """
         drawn = []
-        for start in range(0, len(labels), BLOCK):
-            n = min(BLOCK, len(labels) - start)
-            index = np.minimum(np.arange(start, start + BLOCK), start + n - 1)  # the last one fills what is left
-            between = () if others is None or weight is None else (others[index], weight[index])
-            drawn.append(to_uint8(self.run(labels[index], noise[index], *between)[:n]))
+        for start in range(0, len(request), BLOCK):
+            n = min(BLOCK, len(request) - start)
+            rows = np.minimum(np.arange(start, start + BLOCK), start + n - 1)  # the last one fills the block
+            drawn.append(to_uint8(self.run(request[rows])[:n]))
         return np.concatenate(drawn)
 
 

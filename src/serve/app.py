@@ -14,8 +14,9 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from src.models.request import Request as Images
 from src.sampling.labels import are_numbers, resolve
-from src.sampling.sampler import Sampler
+from src.sampling.sampler import Noise, Sampler
 from src.serve.encode import FORMATS, encode
 from src.serve.engine import Engine, Order, QueueFullError
 from src.serve.limits import RefusedError
@@ -127,7 +128,7 @@ def make_app(
             engine.submit(order)
         except QueueFullError:
             raise RefusedError(503, "too many images wait already: ask again in 1 s", retry_after="1") from None
-        request.state.images = len(order.labels)
+        request.state.images = len(order.request)
         content = await order.answer
         name, media = FORMATS[form]
         headers = {"cache-control": "no-store"}
@@ -211,19 +212,20 @@ def read_order(
     classes = list(range(len(names))) if asked.labels is None else meant(asked, "labels", names)
     labels = np.repeat(np.array(classes, np.int64), asked.n)
     finish = functools.partial(encode, asked.format, labels=labels, n=asked.n, class_names=names)
-    order = Order(labels, asked.seed, asked.truncation, finish)
+    noise = Noise(sampler.about.noise_shape, asked.seed, asked.truncation)(len(labels))
+    others = weight = None
     if asked.others is not None:
         if not sampler.can_interpolate:
             raise RefusedError(422, "others must be left out: this model does not draw between classes")
         n_others = count(asked.others)
         if n_others not in (1, n_labels):
             raise RefusedError(422, f"others must be one class, or as many as labels: {n_labels}, not {n_others}")
-        others = meant(asked, "others", names)
-        order.others = np.repeat(np.array(others * (n_labels // n_others), np.int64), asked.n)
-        order.weight = 0.5 if asked.weight is None else asked.weight
+        goals = meant(asked, "others", names) * (n_labels // n_others)
+        others = np.repeat(np.array(goals, np.int64), asked.n)
+        weight = np.full(len(labels), 0.5 if asked.weight is None else asked.weight, np.float32)
     elif asked.weight is not None:
         raise RefusedError(422, "weight must be left out without others: it says how far to go to them")
-    return order, asked.format
+    return Order(Images(noise, labels, others, weight), finish), asked.format
 
 
 def count(given: int | str | list[int | str] | None) -> int:

@@ -21,6 +21,7 @@ from rich.console import Console
 from src.config.explain import EXTRAS
 from src.config.numbers import is_whole
 from src.errors import UserError
+from src.models.request import Request
 from src.run.commands import find_checkpoint
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
@@ -188,7 +189,7 @@ def open_for_serving(path: Path, weights: Any, work_dir: str, console: Console, 
     if about.channels not in (1, 3) or about.img_size**2 > MAX_PIXELS:
         raise UserError(f"ckpt_path={path} claims images of {shape[1:]}, which cannot be served: choose another one")
     try:
-        images = sampler.run(np.zeros(2, np.int64), Noise(about.noise_shape, 0)(2))
+        images = sampler.run(Request(Noise(about.noise_shape, 0)(2), np.zeros(2, np.int64)))
         fits = images.shape == shape and images.dtype == np.float32 and bool(np.isfinite(images).all())
     except Exception as error:  # onnxruntime's kinds share no base
         raise UserError(f"ckpt_path={path} cannot draw ({str(error)[:200]}): choose another one") from error

@@ -4,12 +4,13 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from src.sampling.sampler import Noise, Sampler, to_uint8
+from src.models.request import Request
+from src.sampling.sampler import Sampler, to_uint8
 
 
 class QueueFullError(Exception):
@@ -21,21 +22,13 @@ class Order:
     """What one request asks for.
 
     Attributes:
-        labels: int64 [N].
-        seed: of the noise.
-        truncation: what the noise is scaled by.
-        finish: makes the answer of the images uint8 [N, H, W, C].
-        others: int64 [N], classes to go to; None: nowhere.
-        weight: how far, from 0 to 1.
+        request: the images to draw.
+        finish: makes the answer from images uint8 [N, H, W, C].
         answer: what `finish` returned.
     """
 
-    labels: np.ndarray
-    seed: int
-    truncation: float
+    request: Request[np.ndarray]
     finish: Callable[[np.ndarray], bytes]
-    others: np.ndarray | None = None
-    weight: float = 0.0
     answer: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -54,7 +47,7 @@ class Engine:
 
     def __init__(self, sampler: Sampler, batch: int, threads: int, limit: int, registry: CollectorRegistry) -> None:
         self.held = 0
-        self._drawer = sampler
+        self._sampler = sampler
         self._batch = batch
         self._limit = limit
         self._waiting: deque[Order] = deque()
@@ -80,7 +73,7 @@ class Engine:
         Raises:
             QueueFullError: too much is held already.
         """
-        n = len(order.labels)
+        n = len(order.request)
         if self.held + n > self._limit:
             raise QueueFullError
         self.held += n
@@ -115,39 +108,43 @@ class Engine:
             while True:
                 taken: list[Order] = []
                 n = 0
-                while self._waiting and (not taken or n + len(self._waiting[0].labels) <= self._batch):
+                while self._waiting and (not taken or n + len(self._waiting[0].request) <= self._batch):
                     order = self._waiting.popleft()
                     if not order.answer.cancelled():  # nobody waits for it any more
                         taken.append(order)
-                        n += len(order.labels)
+                        n += len(order.request)
                 if taken or self._closed:
                     return taken
                 self._change.wait()
 
     def _draw(self, orders: list[Order]) -> list[bytes]:
-        shape = self._drawer.about.noise_shape
-        labels = np.concatenate([order.labels for order in orders])
-        noise = np.concatenate([Noise(shape, o.seed, o.truncation)(len(o.labels)) for o in orders])
-        others = weight = None
-        if any(order.others is not None for order in orders):  # the rest goes nowhere: to its own classes
-            others = np.concatenate([order.labels if order.others is None else order.others for order in orders])
-            weights = np.array([order.weight for order in orders], np.float32)
-            weight = np.repeat(weights, [len(order.labels) for order in orders])
+        request = joined([order.request for order in orders])
         drawn = []
-        for start in range(0, len(labels), self._batch):
+        for start in range(0, len(request), self._batch):
             if start and all(order.answer.cancelled() for order in orders):
                 break
-            part = slice(start, start + self._batch)
-            between = () if others is None or weight is None else (others[part], weight[part])
-            drawn.append(to_uint8(self._drawer.run(labels[part], noise[part], *between)))
+            drawn.append(to_uint8(self._sampler.run(request[start : start + self._batch])))
             self._sizes.observe(len(drawn[-1]))
             self._images.inc(len(drawn[-1]))
         images = drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
         answers, start = [], 0
         for order in orders:
-            answers.append(order.finish(images[start : start + len(order.labels)]))
-            start += len(order.labels)
+            answers.append(order.finish(images[start : start + len(order.request)]))
+            start += len(order.request)
         return answers
+
+
+def joined(requests: list[Request[np.ndarray]]) -> Request[np.ndarray]:
+    """Several requests as one."""
+    if any(request.others is not None for request in requests):  # the rest moves nowhere: towards its own classes
+        still = [replace(each, others=each.condition, weight=np.zeros(len(each), np.float32)) for each in requests]
+        requests = [a if a.others is not None else b for a, b in zip(requests, still, strict=True)]
+    noise, condition, *between = ([getattr(each, field.name) for each in requests] for field in fields(Request))
+    return Request(
+        np.concatenate(noise),
+        np.concatenate(condition),
+        *(np.concatenate(each) for each in between if each[0] is not None),
+    )
 
 
 def deliver(orders: list[Order], answers: list[bytes | Exception]) -> None:

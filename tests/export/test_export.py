@@ -14,6 +14,7 @@ import torch
 from src.errors import UserError
 from src.export import export
 from src.export.to_onnx import REQUIRED
+from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.open_sampler import open_sampler
 from src.sampling.sampler import Noise
@@ -26,7 +27,7 @@ Export = Callable[..., Path]
 @pytest.fixture
 def export_here(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
     """Exports the trained checkpoint in this process; what is typed last counts. Returns the folder."""
-    monkeypatch.setattr("src.export.TIMED_S", 0)
+    monkeypatch.setattr("src.export.command.TIMED_S", 0)
 
     def run(*overrides: str) -> Path:
         typed = [f"ckpt_path={checkpoint}", f"work_dir={tmp_path}", f"out={tmp_path / 'out'}", "calibration=64"]
@@ -44,7 +45,7 @@ def test_every_file_draws_what_the_model_draws(
     said = capsys.readouterr().out
 
     assert {path.name for path in folder.iterdir()} == {"generator.onnx", "generator.int8.onnx", "generator.pt2"}
-    expected = CheckpointSampler(checkpoint).run(LABELS, NOISE)
+    expected = CheckpointSampler(checkpoint).run(Request(NOISE, LABELS))
     import onnxruntime
 
     plain = onnxruntime.InferenceSession(folder / "generator.onnx", providers=["CPUExecutionProvider"])
@@ -55,7 +56,7 @@ def test_every_file_draws_what_the_model_draws(
     assert known["n_classes"] == "10" and known["weights"] == "ema" and len(known["checkpoint_sha256"]) == 64
 
     small, _ = open_sampler(str(folder / "generator.int8.onnx"), folder)
-    assert np.abs(small.run(LABELS, NOISE) - expected).mean() < 0.05
+    assert np.abs(small.run(Request(NOISE, LABELS)) - expected).mean() < 0.05
     known = small.session.get_modelmeta().custom_metadata_map  # type: ignore[attr-defined]
     assert (known["license"], known["precision"]) == ("CC0-1.0", "int8")
     assert small.about == CheckpointSampler(checkpoint).about
@@ -90,7 +91,7 @@ print(about["metadata.json"])
     assert done.returncode == 0, done.stderr
 
     assert [path.name for path in folder.iterdir()] == ["generator.pt2"]
-    expected = CheckpointSampler(checkpoint, "raw").run(LABELS, NOISE)
+    expected = CheckpointSampler(checkpoint, "raw").run(Request(NOISE, LABELS))
     assert np.abs(np.load(tmp_path / "all.npy") - expected).max() < 1e-5
     assert np.abs(np.load(tmp_path / "one.npy") - expected[:1]).max() < 1e-5
     known = json.loads(done.stdout)

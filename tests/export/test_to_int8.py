@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from src.export.to_int8 import quantise
+from src.models.request import Request
 from src.sampling.onnx_sampler import OnnxSampler
 from src.sampling.sampler import Noise
 from tests.conftest import needs_onnx
@@ -36,8 +37,8 @@ def test_it_draws_nearly_the_same(overrides: list[str], tmp_path: Path) -> None:
     labels, noise = np.arange(70) % 10, Noise((8,), 3)(70)
     between = np.flip(labels).copy(), np.linspace(0, 1, 70, dtype=np.float32)
     for given in ((), between):
-        expected = exact.run(labels, noise, *given)
-        difference = np.abs(small.run(labels, noise, *given) - expected)
+        expected = exact.run(Request(noise, labels, *given))
+        difference = np.abs(small.run(Request(noise, labels, *given)) - expected)
         assert difference.mean() < 0.1 * expected.std()
     assert 0 < mean < largest
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parametrize
 
-from src.export.to_onnx import draw_with, export_generator, generator_of, plain_copy
+from src.export.to_onnx import draw_with, export_generator, plain_copy
 from src.models.image_model import ImageModel
 from src.models.mnist_gan_model import MNISTGANModel
 from src.sampling.checkpoint_sampler import about_model
@@ -130,11 +130,3 @@ def test_a_file_that_draws_something_else_is_refused(tmp_path: Path, monkeypatch
 
     with pytest.raises(ValueError, match="does not draw what the model draws"):
         export(model, tmp_path / "generator.onnx")
-
-
-def test_a_model_without_a_generator_is_named() -> None:
-    class Other(nn.Module):
-        pass
-
-    with pytest.raises(ValueError, match="a Other has no network called generator"):
-        generator_of(Other())  # type: ignore[arg-type]

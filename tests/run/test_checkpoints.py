@@ -34,7 +34,7 @@ def test_a_model_from_the_file_draws_what_the_trained_one_drew(run_dir: Path) ->
     path = run_dir / "ckpts" / "last.ckpt"
     checkpoint = read_checkpoint(path)
     model: Any = build_model(checkpoint, path)
-    assert (model.img_size, model.latent_dim) == (16, 7)
+    assert (model.img_size, *model.noise_shape) == (16, 7)
     assert not any(module.training for module in model.modules())
 
     noise = checkpoint["callbacks"]["LogSampleGrid"]["noise"]

@@ -10,6 +10,7 @@ from PIL import Image, ImageSequence
 
 from src.errors import UserError
 from src.interpolate import interpolate, slerp
+from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.sampler import Noise
 from tests.conftest import compose_config
@@ -43,7 +44,7 @@ def cells(path: Path) -> np.ndarray:
 
 
 def plain(checkpoint: Path, labels: list[int], noises: np.ndarray) -> np.ndarray:
-    return CheckpointSampler(checkpoint).draw(np.array(labels), noises)[:, :, :, 0]
+    return CheckpointSampler(checkpoint).draw(Request(noises, np.array(labels)))[:, :, :, 0]
 
 
 def close(a: np.ndarray, b: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from src.errors import UserError
 from src.export.to_onnx import export_generator
+from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.open_sampler import open_sampler
 from src.sampling.sampler import BLOCK, About, Noise, Sampler
@@ -25,7 +26,8 @@ class Recorder(Sampler):
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def run(self, labels, noise, others=None, weight=None):
+    def run(self, request: Request) -> np.ndarray:
+        labels = request.condition
         self.asked.append(len(labels))
         return np.broadcast_to((labels / 127.5 - 1)[:, None, None, None], (len(labels), 1, 4, 4)).astype(np.float32)
 
@@ -33,7 +35,7 @@ class Recorder(Sampler):
 def test_the_network_always_sees_as_many_images() -> None:
     sampler = Recorder()
     labels = np.arange(150)
-    drawn = sampler.draw(labels, np.zeros((150, 3), np.float32))
+    drawn = sampler.draw(Request(np.zeros((150, 3), np.float32), labels))
     assert sampler.asked == [BLOCK] * 3
     assert drawn.shape == (150, 4, 4, 1) and drawn[:, 0, 0, 0].tolist() == labels.tolist()
 
@@ -74,7 +76,7 @@ def test_a_checkpoint_says_what_it_is(checkpoint: Path) -> None:
 
 def test_ema_and_raw_weights_draw_other_images(checkpoint: Path) -> None:
     labels, noise = np.arange(10), Noise((100,), 0)(10)
-    averaged, raw = (CheckpointSampler(checkpoint, weights).draw(labels, noise) for weights in ("ema", "raw"))
+    averaged, raw = (CheckpointSampler(checkpoint, weights).draw(Request(noise, labels)) for weights in ("ema", "raw"))
     assert not np.array_equal(averaged, raw)
 
 
@@ -89,7 +91,7 @@ def test_the_exported_file_draws_the_same_images(checkpoint: Path, tmp_path: Pat
     labels, noise = np.arange(70) % 10, Noise(ours.about.noise_shape, 0)(70)
     between = np.flip(labels).copy(), np.linspace(0, 1, 70, dtype=np.float32)
     for given in ((), between):
-        difference = ours.draw(labels, noise, *given).astype(int) - theirs.draw(labels, noise, *given)
+        difference = ours.draw(Request(noise, labels, *given)).astype(int) - theirs.draw(Request(noise, labels, *given))
         assert np.abs(difference).max() <= 1  # where rounding is close
     with pytest.raises(UserError, match="task=export weights=raw"):
         open_sampler(str(path), tmp_path, "raw")

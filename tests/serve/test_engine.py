@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("prometheus_client", reason="needs pip install -r requirements-serve.txt")
+from src.models.request import Request
 from src.sampling.sampler import About, Noise, Sampler, to_uint8
 from src.serve.engine import Engine, Order, QueueFullError
 
@@ -26,14 +27,15 @@ class Waiting(Sampler):
         self.begun = threading.Event()
         self.asked: list[int] = []
 
-    def run(self, labels, noise, others=None, weight=None):
+    def run(self, request: Request) -> np.ndarray:
         self.begun.set()
-        self.asked.append(len(labels))
+        self.asked.append(len(request))
+        labels, others = request.condition, request.others
         assert self.may.wait(30)
         if (labels == 9).any():
             raise RuntimeError("no nines")
-        shade = labels if others is None else labels + (others - labels) * weight
-        return (noise.reshape(-1, 1, 2, 2) / 8 + shade[:, None, None, None] / 20).astype(np.float32)
+        shade = labels if others is None else labels + (others - labels) * request.weight
+        return (request.noise.reshape(-1, 1, 2, 2) / 8 + shade[:, None, None, None] / 20).astype(np.float32)
 
 
 @pytest.fixture
@@ -50,17 +52,16 @@ def engine_of(sampler: Sampler, batch: int = 16, limit: int = 100) -> Engine:
 
 
 def order(label: int, n: int, seed: int = 0, truncation: float = 1.0, other: int | None = None) -> Order:
-    others = None if other is None else np.full(n, other)
-    return Order(np.full(n, label), seed, truncation, lambda images: images.tobytes(), others, 0.5)
+    between = () if other is None else (np.full(n, other), np.full(n, 0.5, np.float32))
+    noise = Noise(ABOUT.noise_shape, seed, truncation)(n)
+    return Order(Request(noise, np.full(n, label), *between), lambda images: images.tobytes())
 
 
 def alone(each: Order) -> bytes:
     """What an order gets that is drawn by itself."""
-    noise = Noise(ABOUT.noise_shape, each.seed, each.truncation)(len(each.labels))
     sampler = Waiting()
     sampler.may.set()
-    between = () if each.others is None else (each.others, np.full(len(each.labels), each.weight, np.float32))
-    return to_uint8(sampler.run(each.labels, noise, *between)).tobytes()
+    return to_uint8(sampler.run(each.request)).tobytes()
 
 
 def test_what_waits_is_drawn_together_and_each_gets_its_own(sampler: Waiting) -> None:

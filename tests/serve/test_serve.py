@@ -26,6 +26,7 @@ from PIL import Image
 
 from src.errors import UserError
 from src.export.to_onnx import REQUIRED, export_generator
+from src.models.request import Request
 from src.pictures.grid import grid
 from src.sampling.sampler import Noise
 from src.serve.command import check_origins
@@ -167,7 +168,7 @@ def expected(generator: Path, labels: list[int], seed: int = 0, truncation: floa
 
     sampler = OnnxSampler(generator)
     noise = Noise(sampler.about.noise_shape, seed, truncation)(len(labels))
-    return sampler.draw(np.array(labels), noise, **between)
+    return sampler.draw(Request(noise, np.array(labels), **between))
 
 
 def arrays(content: bytes) -> dict[str, np.ndarray]:
