@@ -3,21 +3,18 @@
 import glob
 import hashlib
 import logging
-import os
-import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from src.config.explain import explain_os
 from src.errors import UserError
 from src.report.measures import count
 from src.report.page import render
-from src.report.run_folder import Run, is_run, read_run
-from src.run.commands import a_list, begun, next_command
+from src.report.run_folder import is_run, read_run
+from src.run.commands import a_list, next_command, run_folders
 from src.run.console import plain_console
+from src.run.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -25,23 +22,24 @@ MAX_RUNS = 50
 
 
 def report(config: DictConfig) -> Path:
-    """Writes one HTML file about the runs that `config.runs` names, and says where it lies.
+    """Writes one HTML file about the runs that `config.runs` names, and prints where it is.
 
     Returns:
         The file.
 
     Raises:
-        UserError: a folder is no run, nothing matches, or the file cannot be written.
+        UserError: a folder is not a run, nothing matches, or the file cannot be written.
     """
     folders = find_runs(config.runs, config.work_dir)
+    path = where_to(config.out, folders, config.work_dir)
     runs = [read_run(folder) for folder in folders]
-    page = render(runs)
-    path = write(page, where_to(config.out, folders, config.work_dir))
-    if incomplete := [in_short(run) for run in runs if run.missing or run.damaged]:
-        log.warning("not everything is there, see the page: %s", "; ".join(incomplete))
+    write(render(runs), path)
+    if wrong := [
+        f"{run.name} ({', '.join([*run.missing, *run.damaged])})" for run in runs if run.missing or run.damaged
+    ]:
+        log.warning("not everything is there, see the page: %s", "; ".join(wrong))
     console = plain_console()
-    size = path.stat().st_size / 1e6
-    console.print(f"report      {path} ({count(len(runs), 'run')}, {size:.1f} MB)")
+    console.print(f"report      {path} ({count(len(runs), 'run')}, {path.stat().st_size / 1e6:.1f} MB)")
     console.print(f"open        {path.resolve().as_uri()}")
     if len(runs) == 1:
         compare = next_command("task=report", f"runs={a_list([folders[0], 'OTHER_RUN'])}")
@@ -57,7 +55,7 @@ def find_runs(wanted: Any, work_dir: str | Path) -> list[Path]:
         work_dir: what they are relative to.
 
     Raises:
-        UserError: one is no run, nothing matches, or there are too many.
+        UserError: one is not a run, nothing matches, or there are too many.
     """
     listed = list(wanted) if isinstance(wanted, (list, ListConfig)) else [wanted]
     if not listed or not all(isinstance(each, str) and each for each in listed):
@@ -74,40 +72,44 @@ def find_runs(wanted: Any, work_dir: str | Path) -> list[Path]:
 
 
 def _named(each: str, work_dir: Path) -> list[Path]:
-    logs = work_dir / "logs"
-    path = Path(each)
+    path = work_dir / each
     if each == "last":
-        newest = max(_runs([*logs.glob("runs/*/*"), *logs.glob("multiruns/*/*/*")]), key=begun, default=None)
-        if newest is None:
-            raise UserError(f"runs=last finds no run in {logs}: train first, or type runs=FOLDER")
-        return [newest]
-    if (work_dir / path).exists() or not glob.has_magic(each):
-        if not (work_dir / path).is_dir():
-            if (work_dir / path).exists():
-                raise UserError(f"runs={each} is a file: name the folder that it is in")
-            raise UserError(f"runs={each} does not exist in {work_dir}: check the path, or type runs=last")
-        return [work_dir / path]
-    matches = sorted(work_dir / match for match in glob.iglob(str(path), root_dir=work_dir, recursive=True))
-    runs = _runs(matches)
-    if not runs:
-        why = f"matches {count(len(matches), 'path')}, none of which is a run folder" if matches else "matches nothing"
-        raise UserError(f"runs={each} {why}: type a pattern such as runs='logs/runs/*/*'")
-    return runs
-
-
-def _runs(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if path.is_dir() and is_run(path)]
+        runs = [folder for folder in run_folders(work_dir) if is_run(folder)]
+        if not runs:
+            raise UserError(f"runs=last finds no run in {work_dir / 'logs'}: train first, or type runs=FOLDER")
+        return runs[-1:]
+    if not path.exists() and glob.has_magic(each):
+        matches = sorted(work_dir / match for match in glob.iglob(each, root_dir=work_dir, recursive=True))
+        runs = [match for match in matches if is_run(match)]
+        if not runs:
+            why = (
+                f"matches {count(len(matches), 'path')}, none of which is a run folder"
+                if matches
+                else "matches nothing"
+            )
+            raise UserError(f"runs={each} {why}: type a pattern such as runs='logs/runs/*/*'")
+        return runs
+    if not path.exists():
+        raise UserError(f"runs={each} does not exist in {work_dir}: check the path, or type runs=last")
+    if not path.is_dir():
+        raise UserError(f"runs={each} is a file: name the folder that it is in")
+    if not is_run(path):
+        for below in ("*", "*/*", "*/*/*"):
+            if any(map(is_run, path.glob(below))):
+                raise UserError(f"{path} holds runs, but is not one itself: type runs='{path}/{below}'")
+        raise UserError(f"{path} is not a run folder, as it has no run.json: name one such as logs/runs/<date>/<time>")
+    return [path]
 
 
 def where_to(out: Any, folders: list[Path], work_dir: str | Path) -> Path:
     """The file to write.
 
     Raises:
-        UserError: `out` is no name of an HTML file.
+        UserError: `out` is not the name of an HTML file.
     """
+    if out is None and len(folders) == 1:
+        return folders[0] / "report.html"
     if out is None:
-        if len(folders) == 1:
-            return folders[0] / "report.html"
         # The same runs write the same file, and other runs another.
         names = "\n".join(str(folder.resolve()) for folder in folders)
         code = hashlib.sha256(names.encode("utf-8", errors="replace")).hexdigest()[:8]
@@ -122,31 +124,15 @@ def where_to(out: Any, folders: list[Path], work_dir: str | Path) -> Path:
     return path
 
 
-def write(page: str, path: Path) -> Path:
-    """Writes the page beside its place and then renames it: what is there is whole, old or new.
+def write(page: str, path: Path) -> None:
+    """Writes the page.
 
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with atomic_write(path) as partial:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.unlink(missing_ok=True)
-            # "x" follows no link that somebody else's run folder may hold under this name.
-            with open(partial, "x", encoding="utf-8", newline="\n") as file:
-                file.write(page)
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"out: {explain_os(error, 'type another place with out=FILE.html')}") from error
-    return path
-
-
-def in_short(run: Run) -> str:
-    """A run's name and what is wrong with its folder, in few words."""
-    parts = [f"lacks {', '.join(run.missing)}"] if run.missing else []
-    parts += [f"{count(len(run.damaged), 'thing')} damaged"] if run.damaged else []
-    return f"{shlex.quote(run.name)} {' and has '.join(parts) if run.missing else 'has ' + parts[0]}"
+        partial.unlink(missing_ok=True)
+        # "x" does not follow a link that somebody else's run folder may hold under this name.
+        with open(partial, "x", encoding="utf-8", newline="\n") as file:
+            file.write(page)

@@ -26,7 +26,7 @@ class Measure:
 
     def show(self, value: float | None) -> str:
         """The number as it is written; "" where there is none."""
-        return "" if value is None else self.pattern.format(value).replace("-0.0000", "0.0000")
+        return "" if value is None else self.pattern.format(value)
 
     def show_difference(self, value: float) -> str:
         """A difference with its sign."""
@@ -56,7 +56,7 @@ MEASURES = (
     ),
     Measure("worst_class_accuracy", "Worst class", "higher", "{:.2%}", "the same, of the class that does worst"),
     Measure("fd", "FD", "lower", "{:.3f}", "Fréchet distance: how far the images, as a whole, are from real ones"),
-    Measure("kid", "KID", "lower", "{:.4f}", "kernel distance: the same question, without assuming a bell curve"),
+    Measure("kid", "KID", "lower", "{:z.4f}", "kernel distance: the same question, without assuming a bell curve"),
     Measure("precision", "Precision", "higher", "{:.3f}", "images that look like some real one"),
     Measure("density", "Density", "higher", "{:.3f}", "how many real ones they look like; may exceed 1"),
     Measure("recall", "Recall", "higher", "{:.3f}", "real images that look like some generated one: variety"),
@@ -77,24 +77,24 @@ MEASURES = (
     ),
     Measure("cas", "CAS", "higher", "{:.2%}", "how well a classifier that saw nothing but samples reads real images"),
     Measure("inception_fid", "Inception FID", "lower", "{:.2f}", "the Fréchet distance of papers, on Inception"),
-    Measure("inception_kid", "Inception KID", "lower", "{:.4f}", "the kernel distance of papers, on Inception"),
+    Measure("inception_kid", "Inception KID", "lower", "{:z.4f}", "the kernel distance of papers, on Inception"),
     Measure("inception_score", "Inception Score", "higher", "{:.2f}", "sure of the class, and all classes there"),
 )
 
 
 def split_of(metrics: Mapping[str, float]) -> str | None:
     """Where a run's quality is read: `test`, else `val`; None where it was not measured."""
-    measured = (split for split in SPLITS if any(f"{split}/{measure.name}" in metrics for measure in MEASURES))
-    return next(measured, None)
+    return next((split for split in SPLITS if _is_measured(metrics, split)), None)
 
 
 def common_split(many: Iterable[Mapping[str, float]]) -> str | None:
     """The split in which all runs that were measured were measured: their numbers compare."""
     measured = [metrics for metrics in many if split_of(metrics)]
-    for split in SPLITS:
-        if measured and all(any(f"{split}/{m.name}" in metrics for m in MEASURES) for metrics in measured):
-            return split
-    return None
+    return next((split for split in SPLITS if measured and all(_is_measured(each, split) for each in measured)), None)
+
+
+def _is_measured(metrics: Mapping[str, float], split: str) -> bool:
+    return any(f"{split}/{measure.name}" in metrics for measure in MEASURES)
 
 
 def duration(seconds: float | None) -> str:

@@ -5,7 +5,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.report.figures import swatch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from src.report.figures import dashes
 from src.report.measures import IN_WORDS, count, duration
 from src.report.one_run import about_one
 from src.report.run_folder import Run
@@ -20,17 +22,14 @@ def render(runs: Sequence[Run]) -> str:
 
     Whatever comes from a run folder is escaped.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
     )
-    environment.globals |= {"count": count, "duration": duration, "swatch": swatch}
+    environment.globals |= {"count": count, "duration": duration, "dashes": dashes}
     environment.globals |= {"status_words": STATUS_WORDS, "in_words": IN_WORDS}
     script, style = ((FOLDER / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -6,9 +6,8 @@ from typing import Literal
 import numpy as np
 
 from src.metrics.alarms import LABELS_MISSED, VARIANCE_GONE
-from src.models import losses
 from src.report.measures import count, split_of
-from src.report.run_folder import Run, flatten, number
+from src.report.run_folder import Run
 
 Mark = Literal["good", "fair", "bad", "note"]
 # Where a sentence turns from good to fair, and from fair to bad.
@@ -24,6 +23,11 @@ STATUS_WORDS = {
     "running": "running or killed",
     "unknown": "end unknown",
 }
+IN_SHORT = {
+    "good": "the images are close to real ones",
+    "fair": "the images come near real ones, with reservations",
+    "bad": "the images are not good",
+}
 
 
 @dataclass(frozen=True)
@@ -34,61 +38,49 @@ class Sentence:
     text: str
 
 
-def judge(run: Run) -> list[Sentence]:
+@dataclass(frozen=True)
+class Verdict:
+    """What to know of a run: one line with the worst mark of its images, and the sentences behind it."""
+
+    mark: Mark
+    headline: str
+    sentences: list[Sentence]
+
+
+def judge(run: Run) -> Verdict:
     """What to know of a run, the quality of its images first."""
-    said = [_ended(run)] if run.status != "finished" else []
+    status = STATUS_WORDS[run.about.status].capitalize()
+    ended = _ended(run) if run.about.status != "finished" else []
     split = split_of(run.metrics)
     if split is None:
-        return [*said, Sentence("note", "How good the images are was not measured, or is not in this folder.")]
-    for judged in (_labels, _distance, _collapse, _copies):
-        said += judged(run, split)
-    said += _alarms(run)
-    return said + _doubts(run, split)
-
-
-def headline(run: Run) -> tuple[Mark, str]:
-    """The verdict in one line, and the worst of the marks behind it."""
-    split = split_of(run.metrics)
-    if split is None:
-        return "note", f"{STATUS_WORDS[run.status].capitalize()}; no quality to judge."
-    sentences = [*_labels(run, split), *_distance(run, split), *_collapse(run, split), *_copies(run, split)]
-    marks = [sentence.mark for sentence in [*sentences, *_alarms(run)]]
+        unknown = Sentence("note", "How good the images are was not measured, or is not in this folder.")
+        return Verdict("note", f"{status}; no quality to judge.", [*ended, unknown])
+    said = [*_labels(run, split), *_distance(run, split), *_variety(run, split), *_copies(run, split), *_alarms(run)]
+    marks = {sentence.mark for sentence in said}
     worst: Mark = "bad" if "bad" in marks else "fair" if "fair" in marks else "good"
-    word = {
-        "good": "the images are close to real ones",
-        "fair": "the images come near real ones, with reservations",
-        "bad": "the images are not good",
-    }[worst]
+    also = ", and it collapsed" if collapsed(run) else ""
     which = "" if split == "test" else " (by the last validation: there was no test)"
-    collapsed = any(sentence.text.startswith("It collapsed") for sentence in sentences)
-    also = ", and it collapsed" if collapsed else ""
-    return worst, f"{STATUS_WORDS[run.status].capitalize()}: {word}{also}{which}."
+    headline = f"{status}: {IN_SHORT[worst]}{also}{which}."
+    return Verdict(worst, headline, [*ended, *said, *_training(run, split), *_origin(run)])
 
 
-def collapsed(run: Run) -> bool | None:
-    """Whether every class is nearly one image; None where that was not measured."""
+def collapsed(run: Run) -> bool:
+    """Whether every class is nearly one image."""
     variance = run.metrics.get(f"{split_of(run.metrics)}/within_class_variance")
-    return None if variance is None else variance < VARIANCE_GONE
+    return variance is not None and variance < VARIANCE_GONE
 
 
-def threshold_of(run: Run) -> float | None:
-    """The score above which D takes an image for real, as the loss has it; None where there is no such score."""
-    target = str(flatten(run.config).get("model.loss._target_", ""))
-    kind = getattr(losses, target.removeprefix("src.models.losses."), None)
-    return number(getattr(kind, "threshold", None))
-
-
-def _ended(run: Run) -> Sentence:
-    wanted = flatten(run.config).get("trainer.max_epochs")
-    of = f" of {wanted}" if isinstance(wanted, int) and wanted > 0 else ""
-    when = f"after {run.epochs}{of} epochs" if run.epochs else "before the end of an epoch"
+def _ended(run: Run) -> list[Sentence]:
+    wanted = run.flat.get("trainer.max_epochs")
+    total = f" of {wanted}" if isinstance(wanted, int) and wanted > 0 else ""
+    when = f"after {run.epochs}{total} epochs" if run.epochs else "before the end of an epoch"
     text = {
         "failed": f"It failed {when}: what is below is what it left.",
         "stopped": f"It was stopped {when}.",
         "running": f"It has not ended, or was killed: what is below is the state {when}.",
         "unknown": f"How it ended is not recorded: what is below is the state {when}.",
-    }[run.status]
-    return Sentence("bad" if run.status == "failed" else "note", text)
+    }[run.about.status]
+    return [Sentence("bad" if run.about.status == "failed" else "note", text)]
 
 
 def _labels(run: Run, split: str) -> list[Sentence]:
@@ -98,8 +90,8 @@ def _labels(run: Run, split: str) -> list[Sentence]:
     text = f"{value:.1%} of the images are of the class that was asked for"
     if floor is None:
         return [Sentence("note", f"{text}; what real images get is not known.")]
-    n = len(run.data.get("classes") or []) or _number_of_classes(run)
-    guessing = 1 / n if n else 0.0
+    classes = run.about.data.classes
+    guessing = 1 / len(classes) if classes else 0.0
     missed = value < guessing + LABELS_MISSED * (floor - guessing)
     mark: Mark = "bad" if missed else "fair" if value < floor - LABELS_CLOSE else "good"
     text += f"; the same classifier is right on {floor:.1%} of real ones"
@@ -125,23 +117,23 @@ def _distance(run: Run, split: str) -> list[Sentence]:
     return [Sentence(mark, f"FD is {value:.3f}, {times} times the {floor:.3f} that as many real images get.")]
 
 
-def _collapse(run: Run, split: str) -> list[Sentence]:
+def _variety(run: Run, split: str) -> list[Sentence]:
     variance, _ = _pair(run, f"{split}/within_class_variance")
     recall, recall_floor = _pair(run, f"{split}/recall")
-    found = []
-    if variance is not None:
-        if collapsed(run):
-            return [Sentence("bad", f"It collapsed: each class is nearly one image ({variance:.2f} of real variance).")]
-        found.append(f"images of a class differ {variance:.2f} times as much as real ones")
+    if collapsed(run):
+        return [Sentence("bad", f"It collapsed: each class is nearly one image ({variance:.2f} of real variance).")]
+    found = [f"images of a class differ {variance:.2f} times as much as real ones"] if variance is not None else []
     mark: Mark = "good"
     if recall is not None and recall_floor:
         share = recall / recall_floor
         mark = "good" if share >= RECALL_CLOSE else "fair" if share >= RECALL_FAR else "bad"
         found.append(f"{recall:.0%} of real images have a like among them (among real ones {recall_floor:.0%})")
-    if not found:
-        return []
-    start = {"good": "It did not collapse", "fair": "It did not collapse, but shows less than there is"}
-    return [Sentence(mark, f"{start.get(mark, 'It shows little of the variety there is')}: {', and '.join(found)}.")]
+    start = {
+        "good": "It did not collapse",
+        "fair": "It did not collapse, but shows less than there is",
+        "bad": "It shows little of the variety there is",
+    }
+    return [Sentence(mark, f"{start[mark]}: {', and '.join(found)}.")] if found else []
 
 
 def _copies(run: Run, split: str) -> list[Sentence]:
@@ -153,70 +145,69 @@ def _copies(run: Run, split: str) -> list[Sentence]:
 
 
 def _alarms(run: Run) -> list[Sentence]:
-    curve = run.curves.get("val/alarms")
-    validations = 0 if curve is None else int(np.nansum(curve.values > 0))
-    of = 0 if curve is None else len(curve.values)
-    at_test = run.metrics.get("test/alarms")
-    last = run.metrics.get("val/alarms")
-    if at_test is None and last is None and not run.alarms:
+    """What the run itself warned of, by its test, else by its last validation."""
+    by_validation = run.curves["val/alarms"].values if "val/alarms" in run.curves else np.array([])
+    where = "test" if "test/alarms" in run.metrics else "last validation"
+    n = run.metrics.get("test/alarms", run.metrics.get("val/alarms"))
+    if n is None and not run.last_alarm:
         return []
-    quoted = f": “{run.alarms[-1]}”" if run.alarms else ""
-    if at_test:
-        return [Sentence("bad", f"The test raised {count(int(at_test), 'alarm')}{quoted}.")]
-    if at_test is None and last:
-        return [Sentence("bad", f"The last validation raised {count(int(last), 'alarm')}{quoted}.")]
-    where = "the last validation" if at_test is None else "the test"
-    if validations:
-        text = f"{validations} of {count(of, 'validation')} raised alarms; {where} did not"
-        return [Sentence("note", f"{text}. The last was{quoted}." if quoted else f"{text}.")]
-    if run.alarms:
-        return [Sentence("note", f"Alarms were raised on the way; {where} had none. The last was{quoted}.")]
-    if of and at_test is not None:
-        return [Sentence("good", f"Neither the test nor any of {count(of, 'validation')} raised an alarm.")]
-    return [Sentence("good", f"No alarm was raised by {'any validation' if of else where}.")]
+    quoted = f": “{run.last_alarm}”" if run.last_alarm else ""
+    if n:
+        return [Sentence("bad", f"The {where} raised {count(int(n), 'alarm')}{quoted}.")]
+    if raised := int((by_validation > 0).sum()):
+        text = f"{raised} of {count(len(by_validation), 'validation')} raised alarms; the {where} did not."
+        return [Sentence("note", f"{text} The last was{quoted}." if quoted else text)]
+    if quoted:
+        return [Sentence("note", f"Alarms were raised on the way; the {where} had none. The last was{quoted}.")]
+    if where == "test" and len(by_validation):
+        return [
+            Sentence("good", f"Neither the test nor any of {count(len(by_validation), 'validation')} raised an alarm.")
+        ]
+    return [Sentence("good", f"No alarm was raised by {'the test' if where == 'test' else 'any validation'}.")]
 
 
-def _doubts(run: Run, split: str) -> list[Sentence]:
-    """What a reader should know before believing the numbers."""
+def _training(run: Run, split: str) -> list[Sentence]:
+    """What happened on the way to these numbers."""
     said = []
-    flat = flatten(run.config)
-    monitor = flat.get("callbacks.model_checkpoint.monitor")
+    monitor = run.flat.get("callbacks.model_checkpoint.monitor")
     if split == "test" and isinstance(monitor, str):
-        curve = run.curves.get(monitor)
         epoch = ""
-        if curve is not None and not np.isnan(curve.values).all():
-            choose = np.nanargmax if flat.get("callbacks.model_checkpoint.mode") == "max" else np.nanargmin
-            epoch = f", of epoch {curve.epochs[choose(curve.values)]:.0f}"
-        said.append(
-            Sentence("note", f"These are numbers of the test, on the checkpoint with the best {monitor}{epoch}.")
-        )
-    distance = run.curves.get("val/fd")
-    if split == "test" and distance is not None and np.isfinite(distance.values).any():
-        best, last = float(np.nanmin(distance.values)), float(distance.values[-1])
+        if monitor in run.curves and np.isfinite(run.curves[monitor].values).any():
+            choose = np.nanargmax if run.flat.get("callbacks.model_checkpoint.mode") == "max" else np.nanargmin
+            epoch = f", of epoch {run.curves[monitor].epochs[choose(run.curves[monitor].values)]:.0f}"
+        text = f"These are numbers of the test, on the checkpoint with the best {monitor}{epoch}."
+        said.append(Sentence("note", text))
+    if split == "test" and "val/fd" in run.metrics:
+        best, last = float(np.nanmin(run.curves["val/fd"].values)), run.metrics["val/fd"]
         if last > LATE * best:
             text = f"It got worse after its best epoch, from an FD of {best:.3f} to {last:.3f} at the last validation."
             said.append(Sentence("fair", text))
-    source = str(run.data.get("source", ""))
+    broken = {
+        name: int(curve.steps[np.isnan(curve.values)][0])
+        for name, curve in run.curves.items()
+        if name.startswith("train/") and np.isnan(curve.values).any()
+    }
+    if broken:
+        name = min(broken, key=broken.__getitem__)
+        said.append(Sentence("bad", f"{name} was not a finite number any more, first at batch {broken[name]:,}."))
+    return said
+
+
+def _origin(run: Run) -> list[Sentence]:
+    """Whether data and code were what they seem to be."""
+    said = []
+    source, commit = run.about.data.source, run.about.commit
     if source.endswith("-fallback"):
         text = f"The data are “{source}”, which stand in for the data that were asked for and could not be had."
         said.append(Sentence("bad", text))
-    for name, curve in run.curves.items():
-        if np.isnan(curve.values).any() and name in ("train/g_loss", "train/d_loss"):
-            at = int(curve.steps[np.isnan(curve.values)][0])
-            said.append(Sentence("bad", f"{name} was no finite number any more, first at batch {at:,}."))
-    if run.commit is None or run.commit == "unknown":
+    if commit in ("", "unknown"):
         said.append(Sentence("fair", "Which commit ran is not recorded: it cannot be run again for certain."))
-    elif run.commit.endswith("+changes"):
+    elif commit.endswith("+changes"):
         kept = "they are in diff.patch, below" if run.diff else "they are not in this folder"
-        text = f"The code had changes that commit {run.commit.removesuffix('+changes')} does not hold; {kept}."
+        text = f"The code had changes that commit {commit.removesuffix('+changes')} does not hold; {kept}."
         said.append(Sentence("note" if run.diff else "fair", text))
     return said
 
 
 def _pair(run: Run, name: str) -> tuple[float | None, float | None]:
     return run.metrics.get(name), run.metrics.get(f"{name}_floor")
-
-
-def _number_of_classes(run: Run) -> int:
-    n = flatten(run.config).get("model.n_classes")
-    return n if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 0
