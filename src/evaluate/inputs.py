@@ -25,8 +25,8 @@ from src.errors import UserError
 from src.metrics.drawn import DRAW_BATCH, SEEDS
 from src.metrics.quality import choice
 from src.models.request import Request
-from src.run.checksum import sha256_of
 from src.run.commands import find_checkpoint
+from src.run.files import sha256_of
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.labels import resolve
 from src.sampling.open_sampler import open_sampler

@@ -16,7 +16,7 @@ import numpy as np
 from src.config.explain import EXTRAS
 from src.export.to_onnx import REQUIRED, export_generator
 from src.models.image_model import ImageModel
-from src.run.checksum import sha256_of
+from src.run.files import sha256_of
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.sampling.checkpoint_sampler import about_model
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -23,9 +22,3 @@ def splits_sha256(sets: Mapping[str, Labelled], start: bytes = b"") -> str:
             hashed.update(repr(list(tensor.shape)).encode())
             hashed.update(tensor.contiguous().numpy().data)
     return hashed.hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """A file's checksum, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

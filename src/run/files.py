@@ -1,5 +1,6 @@
-"""Files that are whole or not there."""
+"""Files: written whole or not at all, and their checksums."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,3 +38,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield partial
     except OSError as error:
         raise UserError(explain_os(error, "choose another folder with out=DIR")) from error
+
+
+def sha256_of(path: Path) -> str:
+    """A file's checksum, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

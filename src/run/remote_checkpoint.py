@@ -4,13 +4,13 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from string import punctuation
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -19,6 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 from src.config.explain import explain_os
 from src.errors import UserError
 from src.run.console import plain_console
+from src.run.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +39,20 @@ def is_remote(ckpt_path: str) -> bool:
 
 
 def fetch(ckpt_path: str, work_dir: str | Path) -> Path:
-    """The file that an address or an artifact's name stands for, on this machine; what is in it is not trusted.
+    """The file at an address or in an artifact, on this machine; its content is not trusted.
 
     Args:
         ckpt_path: `https://...`, or `wandb:ENTITY/PROJECT/NAME:ALIAS`.
         work_dir: its `logs/.checkpoints/` keeps what was fetched.
 
     Raises:
-        UserError: it cannot be fetched, or is no file that a checkpoint can be.
+        UserError: it cannot be fetched, or cannot be a checkpoint.
     """
     cache = Path(work_dir) / "logs" / ".checkpoints"
+    fetcher = _from_wandb if ckpt_path.lower().startswith(WANDB) else _from_address
     try:
-        fetcher = _from_wandb if ckpt_path.lower().startswith(WANDB) else _from_address
         path = fetcher(ckpt_path, cache)
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(path)
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         why = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise UserError(
@@ -67,22 +67,13 @@ def fetch(ckpt_path: str, work_dir: str | Path) -> Path:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows only to where one may begin, and never from an encrypted connection to an open one."""
+    """Follows to web addresses alone, and never from an encrypted connection to an open one."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str) -> Any:
         allowed = ADDRESSES[:1] if req.full_url.lower().startswith(ADDRESSES[0]) else ADDRESSES
         if not newurl.lower().startswith(allowed):
-            raise UserError(f"ckpt_path={req.full_url} leads to {newurl}, which is not followed: type another address")
+            raise urllib.error.HTTPError(newurl, code, f"it leads to {newurl}, which is not followed", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-    # Python's own refuses other schemes before it asks.
-    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: HTTPMessage) -> Any:
-        to = headers.get("location", "")
-        if re.match(r"[a-z][a-z0-9+.-]*:", to, re.IGNORECASE):
-            self.redirect_request(req, fp, code, msg, headers, to)
-        return super().http_error_302(req, fp, code, msg, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _from_address(address: str, cache: Path) -> Path:
@@ -100,21 +91,15 @@ def _from_address(address: str, cache: Path) -> Path:
     request = urllib.request.Request(plain, headers={"User-Agent": "run.py"})
     if kept is not None and tag.exists():
         request.add_header("If-None-Match", tag.read_text(encoding="utf-8"))
-    opener = urllib.request.build_opener(_Redirects)
     try:
-        answer = opener.open(request, timeout=TIMEOUT_S)
+        answer = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code == 304 and kept is not None:
             return kept
         why = ANSWERS.get(error.code, error.reason)
         raise UserError(f"ckpt_path={address}: the server answers {error.code} ({why}): check the address") from error
     with answer:
-        if "html" in answer.headers.get_content_type():
-            raise UserError(
-                f"ckpt_path={address} is a web page, not a file: type the address from which the file is downloaded"
-            )
-        disposition = re.search(r'filename="?([^";]+)', answer.headers.get("Content-Disposition", ""))
-        path = _download(address, answer, folder, disposition[1] if disposition else unquote(parts.path))
+        path = _download(address, answer, folder)
         if kept is not None and kept != path:
             kept.unlink(missing_ok=True)
         tag.unlink(missing_ok=True)
@@ -123,28 +108,27 @@ def _from_address(address: str, cache: Path) -> Path:
         return path
 
 
-def _download(address: str, answer: HTTPResponse, folder: Path, name: str) -> Path:
+def _download(address: str, answer: HTTPResponse, folder: Path) -> Path:
     """Writes the answer to a file in `folder`, whole or not at all."""
     length = answer.headers.get("Content-Length", "")
     size = int(length) if length.isdigit() else None
     _check_size(address, size or 0)
     folder.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=folder, suffix=".partial")
-    try:
-        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
-        with open(handle, "wb") as file, Progress(*columns, transient=True) as progress:
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with TemporaryDirectory(dir=folder) as scratch:
+        partial = Path(scratch) / "partial"
+        with open(partial, "wb") as file, Progress(*columns, transient=True) as progress:
             bar = progress.add_task("", total=size)
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
                 progress.advance(bar, len(chunk))
                 _check_size(address, file.tell())
-            done = file.tell()
-        if size is not None and done != size:
-            raise UserError(f"ckpt_path={address} ended after {done:,} of {size:,} bytes: try again")
-        path = folder / _safe_name(address, name, Path(partial))
+        if size is not None and partial.stat().st_size != size:
+            raise UserError(f"ckpt_path={address} ended after {partial.stat().st_size:,} of {size:,} bytes: try again")
+        disposition = re.search(r'filename="?([^";]+)', answer.headers.get("Content-Disposition", ""))
+        name = disposition[1] if disposition else unquote(urlsplit(address).path)
+        path = folder / _safe_name(address, name, partial)
         os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
     return path
 
 
@@ -157,12 +141,12 @@ def _check_size(what: str, size: int) -> None:
 
 def _safe_name(address: str, name: str, content: Path) -> str:
     """A file name with the ending that the content asks for."""
+    with open(content, "rb") as file:
+        begins = file.read(64).lstrip()
+    if begins[:1] == b"<":
+        raise UserError(f"ckpt_path={address} is a web page, not a file: type the address of the file itself")
     stem, ending = os.path.splitext(re.split(r"[/\\]", name)[-1])
     if ending.lower() not in ENDINGS:
-        with open(content, "rb") as file:
-            begins = file.read(64).lstrip()
-        if begins[:1] == b"<":
-            raise UserError(f"ckpt_path={address} is a web page, not a file: type the address of the file itself")
         if zipfile.is_zipfile(content):
             with zipfile.ZipFile(content) as archive:
                 ending = ".npz" if all(each.endswith(".npy") for each in archive.namelist()) else ".ckpt"
@@ -197,11 +181,11 @@ def _from_wandb(name: str, cache: Path) -> Path:
         path = folder / Path(files[0]).name
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as partial:
-                os.replace(entries[files[0]].download(root=partial), path)
+            with TemporaryDirectory(dir=folder) as scratch:
+                os.replace(entries[files[0]].download(root=scratch), path)
         return path
+    except UserError:
+        raise
     except (wandb.errors.Error, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"ckpt_path={name} cannot be fetched from W&B ({why}): check its name and alias") from error

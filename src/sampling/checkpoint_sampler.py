@@ -12,7 +12,7 @@ from src.errors import UserError
 from src.models.image_model import ImageModel
 from src.models.request import Request
 from src.run.checkpoints import build_model, read_checkpoint
-from src.run.checksum import sha256_of
+from src.run.files import sha256_of
 from src.sampling.sampler import About, Sampler
 
 
