@@ -42,6 +42,7 @@ def run(task: str, arguments: list[str]) -> int:
     from omegaconf import DictConfig
 
     from src.config.command_line import in_hydras_grammar
+    from src.config.keys import check_keys
     from src.run.environment import let_searches_go_on, quieten, replace_home
     from src.run.failures import Failures
     from src.run.ranks import let_first_record
@@ -62,6 +63,7 @@ def run(task: str, arguments: list[str]) -> int:
         if config.get("ignore_warnings"):
             quieten()
         try:
+            check_keys(config)
             made = getattr(import_module(f"src.{task}"), task)(config)
             return made if task == "train" else None  # the number that a sweep optimises
         except Exception as error:

@@ -16,7 +16,7 @@ from src.run.console import plain_console
 from src.run.files import atomic_write
 from src.run.trust import trusted_packages
 from src.sampling.open_sampler import open_sampler
-from src.sampling.options import check_numbers, out_folder, wanted_labels
+from src.sampling.options import out_folder, wanted_labels
 from src.sampling.sampler import Noise, Sampler
 
 FRAME_MS = 80  # how long an animation shows a frame
@@ -33,9 +33,8 @@ def interpolate(config: DictConfig) -> None:
       class and back to the first. A class alone has none.
 
     Raises:
-        UserError: the checkpoint cannot be used, or a class or a number is out of range.
+        UserError: the checkpoint cannot be used, or a label names no class.
     """
-    check_numbers(config, n_noises=2, steps=2, seed=0)
     out = out_folder(config.out)
     sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
     labels = wanted_labels(config.labels, sampler.about)

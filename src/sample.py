@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from src.errors import UserError
 from src.models.request import Request
 from src.pictures.grid import grid
 from src.run.commands import next_command, typed_overrides
@@ -18,7 +17,7 @@ from src.run.files import atomic_write
 from src.run.trust import trusted_packages
 from src.sampling.labels import folder_names, metadata_row
 from src.sampling.open_sampler import open_sampler
-from src.sampling.options import check_numbers, out_folder, out_is_full, wanted_labels
+from src.sampling.options import out_folder, out_is_full, wanted_labels
 from src.sampling.sampler import BLOCK, About, Noise, Sampler
 from src.sampling.samples_file import write_samples
 
@@ -29,11 +28,8 @@ def sample(config: DictConfig) -> None:
     """Writes `samples.npz` (`images` uint8 [N, H, W, C], `labels` int64 [N]) and `grid.png`, one row a class.
 
     Raises:
-        UserError: the checkpoint cannot be used, or a class or a number is out of range.
+        UserError: the checkpoint cannot be used, or a label names no class.
     """
-    check_numbers(config, n_per_label=1, batch_size=1, seed=0)
-    if not isinstance(config.png, bool):
-        raise UserError(f"png must be true or false, not {config.png!r}")
     out = out_folder(config.out)
     sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
     about = sampler.about

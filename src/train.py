@@ -5,12 +5,11 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
@@ -19,7 +18,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from src.callbacks.checkpoint import RequiredMetric, arrange, check_logged
 from src.callbacks.run_state import RunState
 from src.config.instantiate import blamed_on, instantiate, instantiate_each
-from src.config.numbers import is_whole
 from src.config.text import escaped
 from src.datamodules.image_datamodule import ImageDataModule
 from src.errors import DivergedError, UserError
@@ -170,18 +168,7 @@ def check_run_wide(config: DictConfig) -> None:
     Raises:
         UserError: names the key.
     """
-    seed = config.seed
-    if not is_whole(seed, least=0) or seed >= 2**32:
-        raise UserError(f"seed must be a whole number from 0 to 2**32 - 1, not {seed!r}")
     trusted_packages(config)
-    for name in ("test_after_training", "print_config", "ignore_warnings"):
-        if not isinstance(config[name], bool):
-            raise UserError(f"{name} must be true or false, not {config[name]!r}")
-    for name in ("name", "group", "notes"):
-        if not isinstance(config[name], (str, NoneType)):
-            raise UserError(f"{name} must be text or null, not {config[name]!r}")
-    if not isinstance(config.tags, ListConfig) or not all(isinstance(tag, str) for tag in config.tags):
-        raise UserError(f"tags must be a list of words such as [baseline], not {config.tags!r}")
     tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     if "WANDB_TAGS" in os.environ:
         os.environ["WANDB_TAGS"] = ",".join(tags)  # wandb reads it, too, and refuses a comma at its end
@@ -190,8 +177,6 @@ def check_run_wide(config: DictConfig) -> None:
     metric = config.optimized_metric
     if metric is None and is_sweep() and "basic_sweeper" not in HydraConfig.get().sweeper._target_:
         raise UserError("optimized_metric is null, but the sweeper needs a number: set optimized_metric=val/fd")
-    if not isinstance(metric, (str, NoneType)):
-        raise UserError(f"optimized_metric must be a metric's name or null, not {metric!r}")
     if metric and metric.startswith("test/") and not config.test_after_training:
         raise UserError(f"optimized_metric={metric} needs test_after_training=true")
 

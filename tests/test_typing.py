@@ -22,7 +22,6 @@ from src.config.command_line import as_typed, in_hydras_grammar
 from src.config.instantiate import instantiate
 from src.config.keys import KEYS
 from src.config.text import escaped
-from src.config.types import check
 from src.run.commands import a_list
 from tests.conftest import QUICK, ROOT, Typed, compose_config
 from tests.forked import run_forked
@@ -152,17 +151,6 @@ def test_a_run_folder_that_hydra_would_look_up(typed: Typed) -> None:
     for key in ("work_dir", "hydra.run.dir"):
         code, stderr = typed(*QUICK, f"{key}=/tmp/costs ${{x}}")
         assert code == 2 and "another name" in stderr
-
-
-@pytest.mark.parametrize("task", KEYS)
-def test_each_verb_states_the_types_of_its_keys(task: str) -> None:
-    config = compose_config(task)
-    groups = {path.name for path in (ROOT / "configs").iterdir() if path.is_dir()}
-    assert {str(key) for key in config} - groups == KEYS[task].keys()
-    for key in KEYS[task]:
-        value = config[key]
-        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        check(key, plain, KEYS[task][key])
 
 
 def test_what_was_typed_is_what_is_told() -> None:

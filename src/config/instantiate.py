@@ -132,23 +132,24 @@ def check_part(part: Mapping[str, Any], key: str) -> None:
         target = hydra.utils.get_object(str(part["_target_"]))
     except Exception:  # building the part says what is wrong with it
         return
-    try:
-        check_types(target, part)
-    except ValueError as error:
-        raise UserError(f"{key}.{error}") from error
+    check_arguments(target, part, key)
 
 
-def check_types(target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments that a function does not have, and text where it wants a number and the like.
+def check_arguments(
+    target: Callable[..., Any], arguments: Mapping[str, Any], key: str, declared: Mapping[str, Any] | None = None
+) -> None:
+    """Refuses arguments that a function does not have, and values that are not what it declares.
 
     Args:
         target: a function or class; values that it does not annotate are not checked.
         arguments: plain values; a dict stands for a part yet to be built.
+        key: of the part.
+        declared: types that take the place of the function's own.
 
     Raises:
-        ValueError: begins with the argument's name.
+        UserError: names the argument and what it may be.
     """
-    hints = _hints(target, include_extras=True)
+    hints = _hints(target, include_extras=True) | dict(declared or {})
     try:
         parameters = inspect.signature(_function(target)).parameters
     except Exception:  # builtins have none
@@ -159,11 +160,11 @@ def check_types(target: Callable[..., Any], arguments: Mapping[str, Any]) -> Non
             if open_ended or name.startswith("_"):  # Hydra's own, such as _target_
                 continue
             others = ", ".join(each for each in parameters if each != "self")
-            raise ValueError(f"{name} is not an option of {target.__name__}: remove it, or choose one of {others}")
+            raise UserError(f"{key}.{name} is not an option of {target.__name__}: remove it, or choose one of {others}")
         default = parameters[name].default  # need not be of the type that it states
         is_default = value == default and isinstance(value, bool) == isinstance(default, bool)  # true is not 1
         if not is_default:
-            check(name, value, hints.get(name, Any))
+            check(f"{key}.{name}", value, hints.get(name, Any))
 
 
 def _function(target: Callable[..., Any]) -> Any:

@@ -1,20 +1,48 @@
-"""The keys of each verb and what their values may be: what is typed is read by these types, and a test compares them
-with configs/. The keys of a run's parts have the types that the parts' constructors state.
+"""The keys of each verb and what their values may be: what is typed is read by these types and checked against them.
+
+The keys of a run's parts have the types that the parts' constructors state.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-Paths = Path | list[Path]
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
+
+from src.config.types import Count, Seed, Share, check
+
+Checkpoint = Annotated[Path, Field(description="a file (or last, the newest run's)")]
+Folder = Annotated[Path, Field(min_length=1, description="a folder")]
+Format = Literal["onnx", "int8", "torch", "tensorrt"]
+Formats = Annotated[
+    Format | Annotated[list[Format], Field(min_length=1)] | None,
+    Field(description="some of onnx, int8, torch, tensorrt, such as formats=[onnx,int8]"),
+]
 Labels = int | str | list[int | str] | None
+Packages = Annotated[str | list[str], Field(description="a list of packages such as trusted_packages=[my_package]")]
+Page = Annotated[Path, Field(min_length=1, description="a file such as report.html")]
+Port = Annotated[int, Field(ge=0, le=65535, description="a number from 1 to 65535, or 0 for any that is free")]
+Runs = Annotated[
+    Folder | Annotated[list[Folder], Field(min_length=1)],
+    Field(description="a run folder, a list such as runs=[a,b], a quoted pattern or last"),
+]
+Seconds = Annotated[float, Field(gt=0, lt=1e9, description="a number above 0")]
+Several = Annotated[int, Field(ge=2)]
+Sites = Annotated[
+    list[str],
+    Field(
+        min_length=1,
+        description="a list of sites such as origins=[https://example.com,http://localhost:3000], or [*] for all",
+    ),
+]
 Weights = Literal["ema", "raw"]
 
 DRAWS: dict[str, Any] = {
     "task": str,
     "work_dir": Path,
-    "ckpt_path": Path,
+    "ckpt_path": Checkpoint,
     "weights": Weights,
-    "trusted_packages": list[str],
+    "trusted_packages": Packages,
 }
 
 KEYS: dict[str, dict[str, Any]] = {
@@ -22,55 +50,74 @@ KEYS: dict[str, dict[str, Any]] = {
         "task": str,
         "name": str | None,
         "group": str | None,
-        "tags": list[str],
+        "tags": Annotated[list[str], Field(description="a list of words such as [baseline]")],
         "notes": str | None,
-        "seed": int,
+        "seed": Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 2**32 - 1")],
         "work_dir": Path,
         "data_dir": Path,
-        "ckpt_path": Path | None,
-        "init_from": Path | None,
+        "ckpt_path": Checkpoint | None,
+        "init_from": Checkpoint | None,
         "test_after_training": bool,
         "optimized_metric": str | None,
         "print_config": bool,
         "ignore_warnings": bool,
-        "trusted_packages": list[str],
+        "trusted_packages": Packages,
     },
     "sample": DRAWS
     | {
         "labels": Labels,
-        "n_per_label": int,
-        "seed": int,
-        "truncation": float,
-        "batch_size": int,
+        "n_per_label": Count,
+        "seed": Seed,
+        "truncation": Share,
+        "batch_size": Count,
         "png": bool,
-        "out": Path,
+        "out": Folder,
     },
     "interpolate": DRAWS
-    | {"labels": Labels, "n_noises": int, "steps": int, "seed": int, "truncation": float, "out": Path},
-    "evaluate": DRAWS | {"ckpt_path": Paths, "n": int, "cas": bool, "out": Path, "seed": int, "data_dir": Path},
+    | {"labels": Labels, "n_noises": Several, "steps": Several, "seed": Seed, "truncation": Share, "out": Folder},
+    "evaluate": DRAWS
+    | {
+        "ckpt_path": Checkpoint | list[Path],
+        "n": Annotated[int, Field(ge=10)],
+        "cas": bool,
+        "out": Folder,
+        "seed": Seed,
+        "data_dir": Path,
+    },
     "export": DRAWS
     | {
-        "formats": str | list[str] | None,
-        "calibration": int,
-        "seed": int,
-        "license": str,
+        "formats": Formats,
+        "calibration": Annotated[int, Field(ge=1, le=100_000)],
+        "seed": Seed,
+        "license": Annotated[str, Field(min_length=1, description="a name such as MIT")],
         "latency": bool,
         "compile": bool,
-        "out": Path,
+        "out": Folder,
     },
     "serve": DRAWS
     | {
-        "host": str,
-        "port": int,
-        "max_images": int,
-        "queue": int,
-        "batch": int,
-        "threads": int | None,
-        "rate": float | None,
-        "timeout": float,
-        "grace": float,
-        "proxies": list[str] | None,
-        "origins": list[str] | None,
+        "host": Annotated[str, Field(min_length=1, description="an address of this machine such as 127.0.0.1")],
+        "port": Port,
+        "max_images": Count,
+        "queue": Count,
+        "batch": Count,
+        "threads": Count | None,
+        "rate": Seconds | None,
+        "timeout": Seconds,
+        "grace": Seconds,
+        "proxies": Annotated[list[str], Field(description="a list of addresses such as proxies=[10.0.0.1]")] | None,
+        "origins": Sites | None,
     },
-    "report": {"task": str, "work_dir": Path, "runs": Paths, "out": Path | None},
+    "report": {"task": str, "work_dir": Path, "runs": Runs, "out": Page | None},
 }
+
+
+def check_keys(config: DictConfig) -> None:
+    """Refuses values that a verb's own keys cannot have.
+
+    Raises:
+        UserError: names the key and what it may be.
+    """
+    for key, hint in KEYS[config.task].items():
+        value = config[key]
+        check(key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, hint)

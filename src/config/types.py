@@ -13,6 +13,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from src.errors import UserError
+
+Seed = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, description="a positive number")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -42,12 +45,12 @@ def check(name: str, value: Any, hint: Any) -> None:
     """Refuses a plain value that cannot be what a type hint asks for; in doubt it can.
 
     Args:
-        name: what the value is of, for the message.
+        name: the key.
         value: as YAML has it. A part, which has a `_target_`, fits: what it makes is checked when it is made.
         hint: the type.
 
     Raises:
-        ValueError: begins with the name.
+        UserError: says what it must be.
     """
     options = alternatives(hint)
     if isinstance(value, dict):
@@ -58,7 +61,7 @@ def check(name: str, value: Any, hint: Any) -> None:
         TypeAdapter(_in_yaml(hint), config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError as error:
         shown = "null" if value is None else repr(value)
-        raise ValueError(f"{name} must be {in_words(hint)}, not {shown}") from error
+        raise UserError(f"{name} must be {in_words(hint)}, not {shown}") from error
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

@@ -19,7 +19,6 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from src.config.numbers import is_whole
 from src.datamodules.image_datamodule import ImageDataModule
 from src.errors import UserError
 from src.evaluate.data import LEAST, check_fit, find_data, load_data
@@ -85,10 +84,6 @@ def evaluate(config: DictConfig) -> None:
     Raises:
         UserError: an input cannot be used, or does not fit the data or the others.
     """
-    if not is_whole(config.n, LEAST):
-        raise UserError(f"n must be a whole number of at least {LEAST}, not {config.n!r}")
-    if not isinstance(config.cas, bool):
-        raise UserError(f"cas must be true or false, not {config.cas!r}")
     origin = origin_of_run()
     console = Console(soft_wrap=True, emoji=False)
     out = out_folder(config.out)

@@ -3,10 +3,10 @@
 import glob
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from src.errors import UserError
 from src.report.measures import count
@@ -47,7 +47,7 @@ def report(config: DictConfig) -> Path:
     return path
 
 
-def find_runs(wanted: Any, work_dir: str | Path) -> list[Path]:
+def find_runs(wanted: str | Sequence[str], work_dir: str | Path) -> list[Path]:
     """The folders that `runs` names, each once, in that order; those of a pattern sorted.
 
     Args:
@@ -57,11 +57,7 @@ def find_runs(wanted: Any, work_dir: str | Path) -> list[Path]:
     Raises:
         UserError: one is not a run, nothing matches, or there are too many.
     """
-    listed = list(wanted) if isinstance(wanted, (list, ListConfig)) else [wanted]
-    if not listed or not all(isinstance(each, str) and each for each in listed):
-        raise UserError(
-            f"runs must be a run folder, a list such as runs=[a,b], a quoted pattern or last, not {wanted!r}"
-        )
+    listed = [wanted] if isinstance(wanted, str) else list(wanted)
     found: dict[Path, Path] = {}
     for each in listed:
         for folder in _named(each, Path(work_dir)):
@@ -101,7 +97,7 @@ def _named(each: str, work_dir: Path) -> list[Path]:
     return [path]
 
 
-def where_to(out: Any, folders: list[Path], work_dir: str | Path) -> Path:
+def where_to(out: str | None, folders: list[Path], work_dir: str | Path) -> Path:
     """The file to write.
 
     Raises:
@@ -114,8 +110,6 @@ def where_to(out: Any, folders: list[Path], work_dir: str | Path) -> Path:
         names = "\n".join(str(folder.resolve()) for folder in folders)
         code = hashlib.sha256(names.encode("utf-8", errors="replace")).hexdigest()[:8]
         return Path(work_dir) / "logs" / f"report-{len(folders)}-runs-{code}.html"
-    if not isinstance(out, str) or not out:
-        raise UserError(f"out must be a file such as report.html, not {out!r}")
     path = Path(work_dir) / out
     if path.is_dir():
         return path / "report.html"

@@ -63,7 +63,7 @@ def begun(folder: Path) -> float:
     return (first if first.exists() else folder).stat().st_mtime
 
 
-def find_checkpoint(ckpt_path: Any, work_dir: str | Path, newest_run: bool = False) -> Path:
+def find_checkpoint(ckpt_path: str, work_dir: str | Path, newest_run: bool = False) -> Path:
     """The file that `ckpt_path` means; `last` is the `ckpts/last.ckpt` of the newest training run in `work_dir`.
 
     Args:
@@ -74,8 +74,6 @@ def find_checkpoint(ckpt_path: Any, work_dir: str | Path, newest_run: bool = Fal
     Raises:
         UserError: there is no such file.
     """
-    if not isinstance(ckpt_path, str):
-        raise UserError(f"ckpt_path must be a file, or last for the newest run's, not {ckpt_path!r}")
     if is_remote(ckpt_path):
         return fetch(ckpt_path, work_dir)
     if ckpt_path == "last":

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 
-from src.config.instantiate import check_types
+from src.config.instantiate import check_arguments
 from src.config.numbers import is_whole
 from src.errors import UserError
 from src.run.files import replacing
@@ -83,7 +83,7 @@ def make_trainer(
     ]:
         if name in kwargs:
             raise ValueError(f"{name} cannot be set here: use {remedy}")
-    check_types(Trainer, kwargs | {"num_nodes": num_nodes})
+    check_arguments(Trainer, kwargs | {"num_nodes": num_nodes}, "trainer")
     wanted = parse_gpus(gpus)
     if wanted is not None and wanted != 0:
         accelerator, devices = "gpu", check_gpus(wanted)

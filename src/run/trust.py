@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.errors import UserError
 
@@ -26,16 +26,12 @@ def trusted_packages(config: DictConfig) -> tuple[str, ...]:
     Raises:
         UserError: one of them is no name of a package, or comes with Python.
     """
-    typed, key = config.trusted_packages, "trusted_packages"
-    if isinstance(typed, str):
-        typed = typed.split(",")
-    if not isinstance(typed, (list, ListConfig)):
-        raise UserError(f"{key} must be a list of packages such as {key}=[my_package], not {typed!r}")
-    names = [(key, name) for name in typed]
+    typed = config.trusted_packages
+    names = [("trusted_packages", name) for name in (typed.split(",") if isinstance(typed, str) else typed)]
     names += [(VARIABLE, name) for name in os.environ.get(VARIABLE, "").split(",") if name.strip()]
     found = []
     for where, name in names:
-        parts = name.strip().removesuffix(".").split(".") if isinstance(name, str) else [""]
+        parts = name.strip().removesuffix(".").split(".")
         if not all(part.isidentifier() for part in parts):
             raise UserError(f"{where} must name packages such as my_package, not {name!r}")
         if parts[0] in sys.stdlib_module_names:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from src.errors import UserError
 from src.run.commands import find_checkpoint
@@ -10,9 +9,9 @@ from src.sampling.sampler import Sampler
 
 
 def open_sampler(
-    ckpt_path: Any,
+    ckpt_path: str,
     work_dir: str | Path,
-    weights: Any = "ema",
+    weights: str = "ema",
     threads: int | None = None,
     trusted: Sequence[str] = (),
 ) -> tuple[Sampler, Path]:
@@ -28,8 +27,6 @@ def open_sampler(
     Raises:
         UserError: the file cannot be used, or holds other weights.
     """
-    if weights not in ("ema", "raw"):
-        raise UserError(f"weights must be ema or raw, not {weights!r}")
     path = find_checkpoint(ckpt_path, work_dir)
     sampler: Sampler
     if path.suffix == ".onnx":

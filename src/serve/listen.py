@@ -2,21 +2,16 @@
 
 import errno
 import socket
-from typing import Any
 
 from src.errors import UserError
 
 
-def listen(host: Any, port: Any) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket bound to an address of this machine; nobody can connect yet.
 
     Raises:
         UserError: there is no such address, or it is taken.
     """
-    if not isinstance(host, str) or not host:
-        raise UserError(f"host must be an address of this machine such as 127.0.0.1, not {host!r}")
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536:
-        raise UserError(f"port must be a number from 1 to 65535, or 0 for any that is free, not {port!r}")
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

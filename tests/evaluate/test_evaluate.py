@@ -351,20 +351,6 @@ def test_a_checkpoint_builds_no_data_but_ours(
         evaluated(changed(checkpoint, tmp_path / "bad.ckpt", datamodule=part))
 
 
-@pytest.mark.parametrize(
-    ("typed", "says"),
-    [
-        ("n=5", "n must be a whole number of at least 10"),
-        ("cas=5", "cas must be true or false"),
-        ("weights=best", "weights must be ema or raw"),
-        ("out=5", "out must be a folder"),
-    ],
-)
-def test_a_wrong_value_is_named(checkpoint: Path, evaluated: Evaluated, typed: str, says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        evaluated(checkpoint, typed=(typed,))
-
-
 def test_samples_that_do_not_fit_the_data(evaluated: Evaluated, tmp_path: Path) -> None:
     images, labels = pixels_of("val", range(60)), digits().sets["val"].labels[:60].numpy()
     colour, ten, few = (tmp_path / f"{name}.npz" for name in ("colour", "ten", "few"))

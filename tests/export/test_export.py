@@ -120,16 +120,6 @@ def test_only_what_was_asked_for_is_kept(export_here: Export) -> None:
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        ("formats=[onxx]", "formats has no 'onxx': choose some of onnx, int8, torch, tensorrt"),
-        ("formats=[[onnx]]", r"formats has no \['onnx'\]"),
-        ("formats=[]", "formats is empty"),
-        ("weights=best", "weights must be ema or raw"),
-        ("calibration=0", "calibration must be a whole number of at least 1"),
-        ("calibration=1000000", "calibration must be at most 100000"),
-        ("seed=-1", "seed must be a whole number of at least 0"),
-        ("latency=often", "latency must be true or false"),
-        ("license=", "license must be a name such as MIT"),
-        ("out=null", "out must be a folder"),
         ("out=/proc/nothing", "out=/proc/nothing cannot be made .*: choose another folder with out=DIR"),
         ("ckpt_path=nope.ckpt", "nope.ckpt does not exist"),
     ],

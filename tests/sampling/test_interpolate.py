@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from src.errors import UserError
 from src.interpolate import interpolate, slerp
 from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
@@ -86,22 +85,6 @@ def test_an_animation_has_every_frame_once_and_never_ends(out: Path, name: str, 
 def test_a_class_alone_has_no_way_to_another(drawn: Drawn) -> None:
     out = drawn("labels=[5]", "n_noises=2", "steps=3")
     assert {path.name for path in out.iterdir()} == {"table.png", "noises.png", "noises.gif"}
-
-
-@pytest.mark.parametrize(
-    ("mistake", "words"),
-    [
-        ("steps=1", "steps must be a whole number of at least 2"),
-        ("n_noises=1", "n_noises must be a whole number of at least 2"),
-        ("truncation=1.5", "truncation must be a number from 0 to 1"),
-        ("truncation=true", "truncation must be a number from 0 to 1"),
-        ("weights=mean", "weights must be ema or raw"),
-        ("labels=[10]", "there is no class 10: use a number from 0 to 9"),
-    ],
-)
-def test_a_mistake_is_named(drawn: Drawn, mistake: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        drawn(mistake)
 
 
 def test_an_arc_keeps_the_length_of_noise() -> None:

@@ -669,7 +669,7 @@ MISTAKES = [
     (["queue=10"], "queue=10 is less than one request may have"),
     (["batch=0"], "batch must be a whole number of at least 1, not 0"),
     (["timeout=soon"], "timeout must be a number above 0, not 'soon'"),
-    (["rate=-1"], "rate must be a number above 0, not -1"),
+    (["rate=-1"], "rate must be a number above 0 or null, not -1"),
     (["proxies=10.0.0.1"], "proxies must be a list of addresses such as proxies=[10.0.0.1]"),
     (["origins=https://example.com"], "origins must be a list of sites such as origins=[https://example.com,"),
     (
@@ -705,13 +705,11 @@ def test_a_mistake_costs_one_sentence(generator: Path, tmp_path: Path, typed: li
         ("http://a b", None),
         ("null", None),
         ("*", None),
-        (5, None),
-        (None, None),
         ("https://münchen.de", None),
     ],
 )
 def test_a_site_that_no_browser_sends_is_refused(origin: Any, called: str | None) -> None:
-    remedy = re.escape(f"type origins=[{called}]") if called else "origins must be a list of sites such as origins="
+    remedy = re.escape(f"type origins=[{called}]") if called else "which is no site such as https://example.com"
     with pytest.raises(UserError, match=remedy):
         check_origins(OmegaConf.create(["https://good.example", origin]))
     if called:
