@@ -138,9 +138,9 @@ class LogQuality(Callback):
         raised: dict[str, str] = {}
         new = raised
         if not quick:
-            pairs = trainer.callback_metrics.get(f"{split}/d_pair_accuracy")
             names = trainer.datamodule.class_names  # type: ignore[attr-defined]
-            found = alarms(quality, metrics.floor, None if pairs is None else float(pairs), names)
+            by_name = {name.removeprefix(f"{split}/"): float(v) for name, v in trainer.callback_metrics.items()}
+            found = alarms(quality, metrics.floor, names) | model.alarms(by_name | quality.metrics)
             raised = new = found
             if trainer.state.fn == TrainerFn.FITTING:
                 raised = {name: text for name, text in found.items() if name in self._seen}

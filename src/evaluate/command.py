@@ -204,7 +204,7 @@ def measure(source: Input, real: Real, counts: Tensor | None, cas: bool, console
         found["cas"] = classification_accuracy_score(*args)
         assert real.cas_floor is not None
         floors["cas"] = real.cas_floor
-    raised = alarms(quality, metrics.floor, None, real.datamodule.class_names)
+    raised = alarms(quality, metrics.floor, real.datamodule.class_names) | source.alarms(found)
     share = found["copied"]
     if share > COPIES + FEW / len(nearest.closeness):
         text = f"training images are copied ({share:.1%} of the images are nearer to one than 99% of real images are)"

@@ -86,6 +86,10 @@ class Input(ABC):
         """Of its contents, in hexadecimal."""
         return sha256_of(self.path)
 
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
+        """Failures that only its family of models has, as `ImageModel.alarms`."""
+        return {}
+
     def about(self) -> dict[str, Any]:
         """What is known of it, as plain values."""
         return {}
@@ -119,6 +123,9 @@ class ModelInput(Input):
             for start in track(range(0, len(labels), STEP), f"drawing {escape(self.name)}", console=console)
         ]
         return torch.from_numpy(np.concatenate(drawn)).permute(0, 3, 1, 2).contiguous()
+
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
+        return self.sampler.model.alarms(metrics) if isinstance(self.sampler, CheckpointSampler) else {}
 
     def about(self) -> dict[str, Any]:
         """What the file says of the model."""

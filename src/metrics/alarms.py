@@ -1,4 +1,4 @@
-"""Failures of conditional GANs that numbers alone do not name."""
+"""Failures of models that draw images of classes, which numbers alone do not name."""
 
 from collections.abc import Sequence
 
@@ -12,22 +12,18 @@ LABELS_MISSED = 0.6  # likewise
 LABELS_MIXED_UP = 0.5  # share of a class's images that are taken for one and the same other class
 VARIANCE_GONE = 0.1  # of that of real images
 COPIED = 0.3  # of the distance from held-out images to the nearest training image, both lower quartiles
-D_SATURATED = 0.995  # share of pairs of a real and a generated image that D puts in the right order
 
 
-def alarms(
-    quality: Quality, floor: Quality, d_pair_accuracy: float | None, class_names: Sequence[str]
-) -> dict[str, str]:
+def alarms(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict[str, str]:
     """What is wrong with generated images, each under a short name that stays the same from one time to the next.
 
     Args:
         quality: of the generated images.
         floor: of as many real images.
-        d_pair_accuracy: share of pairs of a real and a generated image that D puts in the right order; None: not known.
         class_names: what each label stands for.
 
     Returns:
-        `labels`, `class NAME` (lost), `variance` or `variance NAME` (gone), `copies` and `d`, where they apply.
+        `labels`, `class NAME` (lost), `variance` or `variance NAME` (gone) and `copies`, where they apply.
     """
     found = _of_labels(quality, floor, class_names)
 
@@ -46,12 +42,6 @@ def alarms(
         found["copies"] = (
             f"training images are copied (a quarter of the images are within {nearest:.2f} of one, held-out"
             f" images within {held_out:.2f})"
-        )
-
-    if d_pair_accuracy is not None and d_pair_accuracy >= D_SATURATED:
-        found["d"] = (
-            f"D is saturated (it tells {d_pair_accuracy:.1%} of pairs of real and generated images apart, so that G"
-            " learns little from it)"
         )
     return found
 

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm, parametrizations, pa
 from torch.optim import Adam, Optimizer
 
 from src.errors import DivergedError, UserError
+from src.models.gan_alarms import gan_alarms
 from src.models.gan_curves import gan_curves, gan_tables
 from src.models.image_model import ImageModel
 from src.models.losses import LSGANLoss
@@ -190,6 +191,9 @@ class MNISTGANModel(ImageModel):
     def start_average(self) -> None:
         if self.ema is not None:
             self.ema.network.load_state_dict(self.generator.state_dict())
+
+    def alarms(self, metrics: Mapping[str, float]) -> dict[str, str]:
+        return gan_alarms(metrics)
 
     @property
     def curves(self) -> list[dict[str, Any]]:
