@@ -41,7 +41,7 @@ def test_there_is_an_example_of_each_kind() -> None:
     folders = {str(Path(name).parent) for name, _ in FILES}
 
     assert {"configs/experiment", "src/models/modules", "src/models", "src/datamodules", "src/callbacks"} <= folders
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
 
 
 @pytest.mark.parametrize("command", COMMANDS)
