@@ -1,4 +1,4 @@
-"""How a report shows what a GAN logs: plain values, in the form of `ImageModel.curves` and `ImageModel.tables`."""
+"""How a report shows what a GAN logs: plain values, as `ImageModel.curves` and `ImageModel.tables`."""
 
 from typing import Any
 

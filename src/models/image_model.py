@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from src.errors import DivergedError
 from src.models.modules.mixing import mixed_embeddings
 from src.models.request import Request
 
@@ -27,6 +28,13 @@ class ImageModel(LightningModule):
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
         confusions: of the last validation or test, by a name in `tables`: int64 [N, N], how often the model took images
             of the row's kind for the column's.
+        learning_rates: the keys of its learning rates, for the message where training diverges.
+        curves: how a report draws the model's own metrics, a panel each, as plain values: `title`, `unit` of the
+            vertical axis, `lines` (metric with its split -> label; those under `val/` are drawn over epochs, others
+            over batches). Where wanted also `note` (how to read it), `levels` (label -> height of a horizontal line),
+            `log` (logarithmic axis), `percent` (values are shares), `compare` (shown where runs are compared).
+        tables: how a report shows the model's own tables of counts [N, N], by the name they are logged under: `title`,
+            `rows` and `columns` (what they stand for), `names` of both, `caption`, and where wanted `note`.
     """
 
     n_classes: int
@@ -37,25 +45,10 @@ class ImageModel(LightningModule):
     progress_metrics: tuple[str, ...] = ()
     confusions: Mapping[str, Tensor] = {}
 
-    @property
-    def curves(self) -> list[dict[str, Any]]:
-        """How a report draws the model's own metrics, one dict of plain values a panel.
+    curves: list[dict[str, Any]] = []
+    tables: dict[str, dict[str, Any]] = {}
 
-        `title`, `unit` of the vertical axis, `lines` (metric with its split -> label; those under `val/` are drawn over
-        epochs, others over batches). Where wanted also `note` (how to read it), `levels` (label -> height of a
-        horizontal line), `log` (logarithmic axis), `percent` (values are shares), and `compare` (a comparison of
-        several runs shows it, each line by itself).
-        """
-        return []
-
-    @property
-    def tables(self) -> dict[str, dict[str, Any]]:
-        """How a report shows the model's own tables of counts [N, N], by the name they are logged under.
-
-        Plain values: `title`, `rows` and `columns` (what they stand for), `names` of both, `caption` (below
-        its picture), and where wanted `note`.
-        """
-        return {}
+    learning_rates: str = "the learning rate"
 
     @abstractmethod
     def sampler(self, average: bool) -> nn.Module:
@@ -133,6 +126,22 @@ class ImageModel(LightningModule):
         """Standard normal noise [n, *noise_shape], drawn on the device of `rng`."""
         device = rng.device if rng else self.device
         return torch.randn(n, *self.noise_shape, generator=rng, device=device).to(self.dtype)
+
+    def on_train_epoch_end(self) -> None:
+        # Lightning 2 dropped the hook that people still write; this keeps it, once an epoch of training.
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        """Once an epoch, before the checkpoint is written: refuses to go on with broken weights.
+
+        Raises:
+            DivergedError: a weight is infinite or not a number.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.parameters()):
+            raise DivergedError(
+                f"training diverged in epoch {self.current_epoch}: weights are no longer finite; lower"
+                f" {self.learning_rates}, or resume from an earlier checkpoint"
+            )
 
     def _check(self, request: Request[Tensor]) -> None:
         for labels in (request.condition, request.others):

@@ -5,8 +5,26 @@ and on generated images; D minimises their mean, which is half of what their pap
 takes an image for real; without one only differences of scores mean something.
 """
 
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
 from torch import Tensor
 from torch.nn.functional import relu, softplus
+
+
+@runtime_checkable
+class AdversarialLoss(Protocol):
+    """What a loss of your own must offer.
+
+    It may also say of itself, with class attributes, that its G loss takes the scores of real images as a second
+    argument (`paired`), the score above which D takes an image for real (`threshold`), that it pulls scores to targets
+    which can be smoothed (`has_targets`), or that it makes no sense unless D is Lipschitz (`needs_lipschitz`).
+    """
+
+    @property
+    def generator(self) -> Callable[..., Tensor]: ...
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class LSGANLoss:

@@ -91,9 +91,3 @@ def test_the_checkpoint_holds_weights_and_count(images_before: int) -> None:
     resumed.update(constant(2.0), 20)
     assert torch.equal(whole.network.weight, resumed.network.weight)
     assert int(resumed.images_seen) == 60
-
-
-@pytest.mark.parametrize("half_life", [0, -5])
-def test_a_half_life_is_positive(half_life: float) -> None:
-    with pytest.raises(ValueError, match="ema_half_life must be a positive number of images"):
-        EMA(constant(0.0), half_life)

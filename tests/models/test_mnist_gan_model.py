@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.callbacks.checkpoint import Checkpoint
+from src.errors import DivergedError
 from src.models.losses import LSGANLoss, NonSaturatingLoss, RelativisticLoss, WassersteinLoss
-from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR, DivergedError, MNISTGANModel
+from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR, MNISTGANModel
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
 from src.run.trainer import make_trainer

@@ -21,8 +21,6 @@ class EMA(nn.Module):
 
     def __init__(self, network: nn.Module, half_life: float) -> None:
         super().__init__()
-        if not half_life > 0:
-            raise ValueError(f"ema_half_life must be a positive number of images, or null for no average: {half_life}")
         self.half_life = half_life
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.images_seen: Tensor
