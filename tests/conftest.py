@@ -137,7 +137,7 @@ def compose_config(task: str, *overrides: str, run_dir: Path | None = None) -> D
     return config
 
 
-def build(kind: type, **arguments: Any) -> Any:
+def build(kind: Callable[..., Any], **arguments: Any) -> Any:
     """A part as it is built from a configuration, with its arguments checked."""
     part = {"_target_": f"{kind.__module__}.{kind.__qualname__}", **arguments}
     return instantiate(OmegaConf.create({"part": part}), "part")

@@ -6,13 +6,15 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
+from src.config.types import Count
 from src.errors import DivergedError, UserError
 from src.run.checkpoints import read_checkpoint
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
@@ -37,25 +39,20 @@ class Checkpoint(ModelCheckpoint):
         every_n_batches: how often `last.ckpt` is written inside an epoch as well; None: not at all.
 
     Raises:
-        ValueError: `every_n_epochs` or `every_n_batches` is not positive, `filename` is `last`, `save_top_k` is set
-            without a `monitor`, `mode` does not suit the metric, or the metric is the test's.
+        ValueError: `filename` is `last`, `save_top_k` is set without a `monitor`, `mode` does not suit the metric, or
+            the metric is the test's.
     """
 
     def __init__(
         self,
         dirpath: str | None = None,
         monitor: str | None = None,
-        mode: str = "min",
+        mode: Literal["min", "max"] = "min",
         filename: str = "best",
-        save_top_k: int = 1,
-        every_n_epochs: int = 1,
-        every_n_batches: int | None = None,
+        save_top_k: Annotated[int, Field(ge=-1, description="a whole number of at least 0, or -1 for all")] = 1,
+        every_n_epochs: Count = 1,
+        every_n_batches: Count | None = None,
     ) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_batches", every_n_batches)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
-        if save_top_k < -1:
-            raise ValueError(f"save_top_k must be a whole number of at least 0, or -1 for all, not {save_top_k}")
         if filename in ("", "last"):
             raise ValueError(f"filename must be another name than {filename!r}: use best")
         if save_top_k != 1 and not monitor:
@@ -65,7 +62,7 @@ class Checkpoint(ModelCheckpoint):
             )
         measured = (monitor or "").partition("/")[2]
         wanted = "max" if measured in HIGHER_IS_BETTER else "min" if measured in LOWER_IS_BETTER else mode
-        if mode in ("min", "max") and mode != wanted:
+        if mode != wanted:
             raise ValueError(f"mode is {mode}, which would keep the worst {monitor}: set it to {wanted}")
         if monitor and monitor.startswith("test/"):
             raise ValueError(f"monitor is {monitor}, which is known only when training is over: use val/{measured}")

@@ -2,16 +2,16 @@
 
 import socket
 import tempfile
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from src.callbacks.quality import draw, once, require_images
 from src.config.explain import EXTRAS
-from src.config.numbers import is_whole
 from src.errors import UserError
 from src.pictures.pixels import to_pixels
 
@@ -36,14 +36,9 @@ class LogInception(Callback):
 
     Args:
         n: images drawn; papers take 10,000 or more, as FID falls with their number.
-
-    Raises:
-        ValueError: `n` is not a whole number of at least 10.
     """
 
-    def __init__(self, n: int = 10_000) -> None:
-        if not is_whole(n, least=10):
-            raise ValueError(f"n must be a whole number of at least 10, not {n!r}")
+    def __init__(self, n: Annotated[int, Field(ge=10)] = 10_000) -> None:
         self.n = n
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -1,8 +1,9 @@
 """The progress bar."""
 
 import time
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
 from rich import print as rich_print
@@ -13,14 +14,9 @@ class ProgressBar(RichProgressBar):
 
     Args:
         refresh_rate: updates a second; 0: none.
-
-    Raises:
-        ValueError: it is negative.
     """
 
-    def __init__(self, refresh_rate: int = 3) -> None:
-        if refresh_rate < 0:
-            raise ValueError(f"refresh_rate must be a whole number of at least 0, not {refresh_rate}")
+    def __init__(self, refresh_rate: Annotated[int, Field(ge=0)] = 3) -> None:
         super().__init__(refresh_rate=refresh_rate)
         self._updated = 0.0
 

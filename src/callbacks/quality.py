@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import Field
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from src.config.numbers import is_whole
 from src.datamodules.image_datamodule import ImageDataModule
 from src.errors import UserError
 from src.metrics.alarms import alarms
@@ -58,22 +58,16 @@ class LogQuality(Callback):
         cas: whether to train a classifier on generated images after the test.
         picture: whether to show which class the classifier takes each class's images for, as `label_confusion`.
         cache_dir: where classifiers and the features of real images are kept.
-
-    Raises:
-        ValueError: `n_val` or `n_test` is not a whole number of at least 10.
     """
 
     def __init__(
         self,
-        n_val: int = 4_000,
-        n_test: int = 5_000,
+        n_val: Annotated[int, Field(ge=10)] = 4_000,
+        n_test: Annotated[int, Field(ge=10)] = 5_000,
         cas: bool = True,
         picture: bool = True,
         cache_dir: str | Path = "data/features",
     ) -> None:
-        for name, value in [("n_val", n_val), ("n_test", n_test)]:
-            if not is_whole(value, least=10):
-                raise ValueError(f"{name} must be a whole number of at least 10, not {value!r}")
         self.n = {"val": n_val, "test": n_test}
         self.cas = cas
         self.picture = picture

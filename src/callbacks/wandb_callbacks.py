@@ -3,15 +3,16 @@
 import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import wandb
+from pydantic import Field
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor
 
-from src.config.numbers import is_whole
+from src.config.types import Count
 from src.models.image_model import ImageModel
 from src.pictures.confusion import draw_confusion
 from src.pictures.pixels import to_grid
@@ -21,7 +22,7 @@ from src.run.run_record import log_record
 
 SOURCE = ("run.py", "src", "configs")
 
-WIDEST = 1000  # images in a row
+InARow = Annotated[int, Field(ge=1, le=1000)]  # images
 
 
 class PictureCallback(Callback, ABC):
@@ -31,8 +32,7 @@ class PictureCallback(Callback, ABC):
         every_n_epochs: how often.
     """
 
-    def __init__(self, every_n_epochs: int = 1) -> None:
-        check_counts(every_n_epochs=every_n_epochs)
+    def __init__(self, every_n_epochs: Count = 1) -> None:
         self.every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
@@ -59,9 +59,8 @@ class LogSampleGrid(PictureCallback):
         raw: whether to show the generator without its average, too.
     """
 
-    def __init__(self, n_per_class: int = 10, every_n_epochs: int = 1, seed: int = 0, raw: bool = True) -> None:
+    def __init__(self, n_per_class: InARow = 10, every_n_epochs: Count = 1, seed: int = 0, raw: bool = True) -> None:
         super().__init__(every_n_epochs)
-        check_counts(n_per_class=n_per_class)
         self.n_per_class = n_per_class
         self.seed = seed
         self.raw = raw
@@ -100,9 +99,8 @@ class LogInterpolation(PictureCallback):
         seed: of the noise.
     """
 
-    def __init__(self, steps: int = 10, every_n_epochs: int = 1, seed: int = 0) -> None:
+    def __init__(self, steps: InARow = 10, every_n_epochs: Count = 1, seed: int = 0) -> None:
         super().__init__(every_n_epochs)
-        check_counts(steps=steps)
         self.steps = steps
         self.seed = seed
 
@@ -136,8 +134,7 @@ class LogRealImages(Callback):
 
     FILE = "pictures/real_imgs.png"
 
-    def __init__(self, n_per_class: int = 10) -> None:
-        check_counts(n_per_class=n_per_class)
+    def __init__(self, n_per_class: InARow = 10) -> None:
         self.n_per_class = n_per_class
         self._shown = False
 
@@ -251,16 +248,3 @@ def wandb_run(trainer: Trainer) -> Any:
     """The W&B run of this process, or None."""
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     return loggers[0].experiment if loggers and trainer.is_global_zero else None
-
-
-def check_counts(**counts: Any) -> None:
-    """Refuses what is not a whole number of at least 1, and more images in a row than a picture can have.
-
-    Raises:
-        ValueError: names the argument.
-    """
-    for name, value in counts.items():
-        if not is_whole(value, least=1):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not name.startswith("every_") and value > WIDEST:
-            raise ValueError(f"{name} must be a whole number of at least 1 and at most {WIDEST}, not {value}")

@@ -15,7 +15,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import as_typed
-from src.config.numbers import is_whole
 from src.errors import UserError
 
 LONGEST_MESSAGE = 65536  # bytes between machines
@@ -91,7 +90,8 @@ def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:
     if "machines" in agreed:
         return agreed["machines"]
     by_others = by_torchrun() or by_srun() or "LOCAL_RANK" in os.environ
-    if not is_whole(n, least=2) or not is_positive(timeout) or by_others:
+    # Neither is checked yet where the run folder is looked up.
+    if not isinstance(n, int) or n < 2 or type(timeout) not in (int, float) or timeout <= 0 or by_others:
         return folder
     rank = os.environ.get("NODE_RANK") or os.environ.get("GROUP_RANK") or "0"
     if not rank.isdigit() or int(rank) >= n:
@@ -101,11 +101,6 @@ def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:
     meet = _lead if rank == "0" else _follow
     agreed["machines"] = meet(int(rank), n, timeout, folder)
     return agreed["machines"]
-
-
-def is_positive(value: Any) -> bool:
-    """Whether a value is a number above 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _lead(rank: int, n: int, timeout: float, folder: str) -> str:

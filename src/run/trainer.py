@@ -1,51 +1,54 @@
 """Lightning's Trainer, for the arguments people have typed for years."""
 
 import logging
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from pydantic import Field
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
 
 from src.config.instantiate import check_arguments
-from src.config.numbers import is_whole
+from src.config.types import Count, Share, check
 from src.errors import UserError
 from src.run.files import replacing
-from src.run.ranks import by_torchrun, is_positive, wait_for_machines
+from src.run.ranks import by_torchrun, wait_for_machines
 
 log = logging.getLogger(__name__)
 
 Gpus = int | str | Sequence[int] | None
-
-MOST_PROCESSES = 1024
-ENDLESS = "max_epochs", "max_steps"  # -1: no limit
-# Whole numbers from ... to ...
-COUNTS: dict[str, tuple[int, float]] = {
-    "num_nodes": (1, MOST_PROCESSES),
-    "min_epochs": (0, math.inf),
-    "max_epochs": (1, math.inf),
-    "min_steps": (0, math.inf),
-    "max_steps": (1, math.inf),
-    "fast_dev_run": (0, math.inf),
-    "check_val_every_n_epoch": (1, math.inf),
-    "num_sanity_val_steps": (-1, math.inf),
-    "log_every_n_steps": (0, math.inf),
-    "reload_dataloaders_every_n_epochs": (0, math.inf),
-}
-# Batches: how many, or which share of all; whether it may be none.
-BATCHES = {
-    "limit_train_batches": False,
-    "limit_val_batches": True,
-    "limit_test_batches": True,
-    "limit_predict_batches": True,
-    "overfit_batches": True,
-    "val_check_interval": False,
+Processes = Annotated[int, Field(ge=1, le=1024)]
+NotNegative = Annotated[int, Field(ge=0)]
+Limit = Annotated[Count | Literal[-1], Field(description="a whole number of at least 1, or -1 for no limit")]
+Batches = Annotated[
+    NotNegative | Share, Field(description="a number of batches, 0 or more, or a share of them such as 0.5")
+]
+SomeBatches = Annotated[
+    Count | Annotated[float, Field(gt=0, le=1)],
+    Field(description="a number of batches, above 0, or a share of them such as 0.5"),
+]
+# Lightning's own arguments, with the ranges that it does not state.
+DECLARED = {
+    "min_epochs": NotNegative | None,
+    "max_epochs": Limit | None,
+    "min_steps": NotNegative | None,
+    "max_steps": Limit,
+    "fast_dev_run": NotNegative | bool,
+    "check_val_every_n_epoch": Count | None,
+    "num_sanity_val_steps": Annotated[int, Field(ge=-1)] | None,
+    "log_every_n_steps": NotNegative | None,
+    "reload_dataloaders_every_n_epochs": NotNegative,
+    "limit_train_batches": SomeBatches | None,
+    "limit_val_batches": Batches | None,
+    "limit_test_batches": Batches | None,
+    "limit_predict_batches": Batches | None,
+    "overfit_batches": Batches,
+    "val_check_interval": SomeBatches | str | None,
 }
 
 
@@ -55,8 +58,8 @@ def make_trainer(
     accelerator: str = "auto",
     devices: Any = 1,
     strategy: str = "auto",
-    num_nodes: int = 1,
-    nodes_timeout: float = 600,
+    num_nodes: Processes = 1,
+    nodes_timeout: Annotated[float, Field(gt=0, description="a number of seconds above 0")] = 600,
     **kwargs: Any,
 ) -> Trainer:
     """A Trainer without loggers: those are started last, when everything else is known to be right.
@@ -83,7 +86,7 @@ def make_trainer(
     ]:
         if name in kwargs:
             raise ValueError(f"{name} cannot be set here: use {remedy}")
-    check_arguments(Trainer, kwargs | {"num_nodes": num_nodes}, "trainer")
+    check_arguments(Trainer, kwargs, "trainer", DECLARED)
     wanted = parse_gpus(gpus)
     if wanted is not None and wanted != 0:
         accelerator, devices = "gpu", check_gpus(wanted)
@@ -92,21 +95,18 @@ def make_trainer(
     if accelerator == "cpu":
         # Lightning sets this to 1, and torch, which looks for GPUs before every optimizer step, loads NVML each time.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
-    check_ranges(kwargs | {"num_nodes": num_nodes})
-    if not is_positive(nodes_timeout):
-        raise ValueError(f"nodes_timeout must be a number of seconds above 0, not {nodes_timeout!r}")
-    if accelerator == "cpu" and devices != "auto" and not (is_whole(devices, 1) and devices <= MOST_PROCESSES):
-        raise ValueError(f"devices must be a whole number of processes from 1 to {MOST_PROCESSES}, not {devices!r}")
+        check("trainer.devices", devices, Processes | Literal["auto"])
 
     if by_torchrun() and (num_nodes, devices) == (1, 1):  # nobody chose: as many as it started
         num_nodes, devices = int(os.environ["GROUP_WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     on_each = len(devices) if isinstance(devices, list) else devices
-    if by_torchrun() and is_whole(on_each, 1) and num_nodes * on_each != int(os.environ["WORLD_SIZE"]):
+    total = num_nodes * on_each if isinstance(on_each, int) else 0
+    if by_torchrun() and total > 0 and total != int(os.environ["WORLD_SIZE"]):
         raise UserError(
             f"torchrun started {os.environ['WORLD_SIZE']} processes, but the trainer was asked for {on_each} on each of"
             f" {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and trainer.num_nodes"
         )
-    several = (len(devices) if isinstance(devices, list) else devices) not in (0, 1) or num_nodes != 1
+    several = on_each not in (0, 1) or num_nodes != 1
     if strategy == "ddp" or (strategy == "auto" and several):
         # Each optimizer's backward pass leaves the other network's parameters without gradients.
         strategy = "ddp_find_unused_parameters_true"
@@ -139,10 +139,10 @@ def parse_gpus(gpus: Gpus) -> int | list[int] | None:
         parts = [part.strip() for part in gpus.strip("[] ").split(",")]
         if all(part.lstrip("-").isdigit() for part in parts):
             numbers = int(parts[0]) if len(parts) == 1 and "[" not in gpus else [int(part) for part in parts]
-    if numbers is None or (is_whole(numbers, least=-1)):
+    if numbers is None or (type(numbers) is int and numbers >= -1):  # true is not 1
         return numbers
     is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) > 0
-    if is_list and all(is_whole(n, least=0) for n in numbers) and len(set(numbers)) == len(numbers):
+    if is_list and all(type(n) is int and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers):
         return list(numbers)
     raise ValueError(
         f"gpus must be 0 (the CPU), a number of GPUs, -1 (all of them) or a list such as [0,1], not {gpus!r}"
@@ -184,29 +184,6 @@ def point_out_gpu(trainer: Trainer, typed: Sequence[str]) -> None:
         return
     if trainer.is_global_zero and (names := gpu_names()):
         log.info("training on the CPU, but this machine has a GPU (%s): type trainer.gpus=1 to use it", names[0])
-
-
-def check_ranges(arguments: Mapping[str, Any]) -> None:
-    """Refuses numbers that mean nothing; their types are checked elsewhere.
-
-    Raises:
-        ValueError: begins with the argument's name.
-    """
-    for name, value in arguments.items():
-        if name in COUNTS and value is not None and not isinstance(value, bool):
-            least, most = COUNTS[name]
-            if not least <= value <= most and not (name in ENDLESS and value == -1):
-                limits = f"from {least} to {most}" if most < math.inf else f"of at least {least}"
-                raise ValueError(
-                    f"{name} must be a whole number {limits}{', or -1 for no limit' * (name in ENDLESS)}, not {value!r}"
-                )
-        elif name in BATCHES and isinstance(value, (int, float)):
-            fits = value >= 0 if isinstance(value, int) else 0 <= value <= 1
-            if not fits or (value == 0 and not BATCHES[name]):
-                size = "0 or more" if BATCHES[name] else "above 0"
-                raise ValueError(
-                    f"{name} must be a number of batches, {size}, or a share of them such as 0.5, not {value!r}"
-                )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

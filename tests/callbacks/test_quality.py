@@ -20,7 +20,7 @@ from src.models.image_model import ImageModel
 from src.models.modules.generators import Generator
 from src.pictures.confusion import CELL, MARGIN
 from src.pictures.pixels import to_pixels
-from tests.conftest import assert_same, load
+from tests.conftest import assert_same, build, load
 from tests.metrics.digits import cache_dir, digits, references
 from tests.metrics.test_quality import KEYS
 
@@ -258,7 +258,7 @@ def test_what_one_process_finds_or_refuses_holds_for_all() -> None:
 @pytest.mark.parametrize("value", [9, 0, 100.0, True])
 def test_numbers_that_cannot_be_are_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 10"):
-        LogQuality(**{name: value})  # type: ignore[arg-type]
+        build(LogQuality, **{name: value})
 
 
 def test_a_model_without_images_is_refused() -> None:
