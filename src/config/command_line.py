@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -18,7 +17,7 @@ from omegaconf import OmegaConf
 
 from src.config.keys import KEYS
 from src.config.text import escaped, existing, same
-from src.config.types import LISTS, alternatives
+from src.config.types import LISTS, alternatives, takers
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][^=\s'\"]*)=(.*)", re.DOTALL)
@@ -243,15 +242,9 @@ def _hydras(key: str) -> Any:
 
 
 def _parameter(target: str, name: str) -> Any:
-    """The hint of a constructor's argument, be it a parent's; None if nothing states one."""
+    """The hint of a constructor's argument; None if nothing states one."""
     try:
-        made: Any = get_object(target)
-        for function in [vars(kind).get("__init__") for kind in made.__mro__] if isinstance(made, type) else [made]:
-            hints = get_type_hints(function) if function else {}
-            if name in hints:
-                return hints[name]
-            if function and not any(p.kind is Parameter.VAR_KEYWORD for p in signature(function).parameters.values()):
-                return None
+        hints = (get_type_hints(taker) for taker in takers(get_object(target)))
+        return next((each[name] for each in hints if name in each), None)
     except Exception:  # not every library's annotations can be resolved; what cannot be imported is told later
         return None
-    return None

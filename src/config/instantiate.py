@@ -14,7 +14,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.loggers import Logger
 
 from src.config.explain import RENAMED, begins_with_argument, explain_os, explain_part
-from src.config.types import check
+from src.config.types import check, takers
 from src.errors import UserError
 
 # What each part of a run must be, and each of a group.
@@ -150,31 +150,33 @@ def check_arguments(
         UserError: names the argument and what it may be.
     """
     hints = _hints(target, include_extras=True) | dict(declared or {})
+    parameters: dict[str, inspect.Parameter] = {}
+    open_ended = False
     try:
-        parameters = inspect.signature(_function(target)).parameters
+        for taker in takers(target):
+            its = inspect.signature(taker).parameters
+            open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in its.values())
+            parameters = {**its, **parameters}
     except Exception:  # builtins have none
         return
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name, value in arguments.items():
         if name not in parameters:
             if open_ended or name.startswith("_"):  # Hydra's own, such as _target_
                 continue
-            others = ", ".join(each for each in parameters if each != "self")
+            others = ", ".join(each for each in parameters if each not in ("self", "kwargs"))
             raise UserError(f"{key}.{name} is not an option of {target.__name__}: remove it, or choose one of {others}")
         default = parameters[name].default  # need not be of the type that it states
-        is_default = value == default and isinstance(value, bool) == isinstance(default, bool)  # true is not 1
-        if not is_default:
+        if type(value) is not type(default) or value != default:  # true is not 1
             check(f"{key}.{name}", value, hints.get(name, Any))
-
-
-def _function(target: Callable[..., Any]) -> Any:
-    return target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
 
 
 def _hints(target: Callable[..., Any], include_extras: bool = False) -> dict[str, Any]:
     """The types of a function's or a class's arguments, as far as they are known."""
     try:
-        return get_type_hints(_function(target), include_extras=include_extras)
+        hints: dict[str, Any] = {}
+        for taker in takers(target):
+            hints = get_type_hints(taker, include_extras=include_extras) | hints
+        return hints
     except Exception:  # not every library's annotations can be resolved, and builtins have none
         return {}
 

@@ -4,8 +4,9 @@
 the words that are made from the type: it completes the sentence `gamma must be ...`.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from inspect import signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -74,6 +75,18 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
     if kind is Literal:
         return tuple({type(each) for each in inner})
     return (hint,)
+
+
+def takers(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The function that takes a target's arguments; of a class whose constructor has `**kwargs`, also its parents'."""
+    if not isinstance(target, type):
+        yield target
+        return
+    for kind in target.__mro__:
+        if init := vars(kind).get("__init__"):
+            yield init
+            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature(init).parameters.values()):
+                return
 
 
 def in_words(hint: Any) -> str:

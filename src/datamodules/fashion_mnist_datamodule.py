@@ -1,33 +1,17 @@
 """Fashion-MNIST from files or from the network."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from src.datamodules.idx_datamodule import IdxDataModule
 
 
 class FashionMNISTDataModule(IdxDataModule):
-    """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): clothes, 28x28 pixels, resized to `img_size`.
+    """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): clothes in grey, 28x28 pixels, resized to `img_size`.
 
-    Args:
-        data_dir: holds the four idx files or their `.gz`, directly or under `FashionMNIST/raw/`, where they are
-            downloaded to.
-        train_val_test_split: training and validation images out of 60,000, and the 10,000 test images.
-
-    Further arguments, and errors, as in `ImageDataModule` and `PublishedDataModule`.
+    `data_dir` holds the four files or their `.gz`, directly or under `FashionMNIST/raw/`; they are downloaded there.
     """
 
     class_names = (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     )
     n_classes = len(class_names)
     source = "fashion-mnist"
@@ -40,27 +24,3 @@ class FashionMNISTDataModule(IdxDataModule):
         "t10k-images-idx3-ubyte": ("8181f5470baa50b63fa0f6fddb340f0a", "bef4ecab320f06d8554ea6380940ec79"),
         "t10k-labels-idx1-ubyte": ("15d484375f8d13e6eb1aabb0c3f46965", "bb300cfdad3c16e7a12a480ee83cd310"),
     }
-
-    def __init__(
-        self,
-        data_dir: str | Path = "data/",
-        train_val_test_split: Sequence[int] = (55_000, 5_000, 10_000),
-        batch_size: int = 64,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        img_size: int = 32,
-        seed: int = 0,
-        subset: int | None = None,
-        subset_per_class: int | None = None,
-    ) -> None:
-        super().__init__(
-            data_dir,
-            train_val_test_split,
-            batch_size,
-            num_workers,
-            pin_memory,
-            img_size,
-            seed,
-            subset,
-            subset_per_class,
-        )

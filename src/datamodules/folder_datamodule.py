@@ -4,11 +4,13 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from pytorch_lightning.utilities import rank_zero_only
 
-from src.config.numbers import is_whole
+from src.config.types import Count, Positive
 from src.datamodules.image_datamodule import SPLIT_SEED, ImageDataModule, Split
 from src.datamodules.picture_files import Found, find_pictures, some
 from src.datamodules.picture_pixels import decode
@@ -18,70 +20,64 @@ log = logging.getLogger(__name__)
 SPLIT_NAMES = ("train", "val", "test")
 
 
+def make_one(shares: Sequence[float]) -> Sequence[float]:
+    if not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise ValueError
+    return shares
+
+
+Shares = Annotated[
+    Sequence[Positive],
+    Field(min_length=3, max_length=3, description="a list of three shares that make 1, such as [0.8,0.1,0.1]"),
+    AfterValidator(make_one),
+]
+
+
 class FolderDataModule(ImageDataModule):
     """Pictures in `folder/CLASS/`, in `folder/SPLIT/CLASS/`, or beside a table: see `find_pictures`.
 
-    Classes are in natural order: 2 before 10. Each picture is decoded once, turned as its EXIF data say, laid on white
-    where it is transparent, cut to its central square and resized to `img_size`. What is left out is counted and named
-    at the start. Where there are no ready-made splits each class is split by itself, always in the same way, so that
-    all classes are in every split.
+    Classes are in natural order: 2 before 10. See `decode` for what becomes of the pictures. What is left out is
+    counted and named at the start. Where there are no ready-made splits each class is split by itself, always in the
+    same way, so that all classes are in every split.
 
     Args:
         folder: holds the pictures.
-        train_val_test_split: the share of each split, or rather of each class in it; of ready-made splits the one that
-            is missing is taken from the training images, in these proportions.
-        batch_size: images a batch (and process, where there are several).
-        num_workers: processes that prepare batches; 0: none, which is fastest for images in memory.
-        pin_memory: page-locked batches, which reach a GPU faster.
+        train_val_test_split: the share of each split, of each class. A ready-made split that is missing is taken from
+            the training images, in these proportions.
         img_size: height and width of the images served, in pixels.
         channels: 3: colour, 1: grey; pictures of the other kind are converted.
         white: the value of white in pictures of 16 or 32 bits or of floats, where their files do not say it and 0 is
             black; null: 65,535 for 16 bits, unless all of them are dark, and 1 for floats from 0 to 1.
-        seed: of the order of the training images, and of which are mirrored.
-        subset: train on this many of the training images, with as many of each class as there can be; null: on all.
-        subset_per_class: train on this many images of each class; takes the place of `subset`.
-        flip: mirror each training image in every other epoch on average; not for pictures in which left and right
-            differ, such as letters.
+        **kwargs: as in `ImageDataModule`.
 
     Raises:
-        ValueError: an argument cannot be meant, the folder holds no classes, or pictures are damaged.
+        ValueError: the folder does not hold two classes, a class has too few pictures, or pictures are damaged.
     """
 
     def __init__(
         self,
         folder: str | Path | None,
-        train_val_test_split: Sequence[float] = (0.8, 0.1, 0.1),
-        batch_size: int = 64,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        img_size: int = 64,
-        channels: int = 3,
-        white: float | None = None,
-        seed: int = 0,
-        subset: int | None = None,
-        subset_per_class: int | None = None,
-        flip: bool = False,
+        train_val_test_split: Shares = (0.8, 0.1, 0.1),
+        img_size: Count = 64,
+        channels: Annotated[Literal[1, 3], Field(description="3 for colour or 1 for grey")] = 3,
+        white: Positive | None = None,
+        **kwargs: Any,
     ) -> None:
         if folder is None:
             raise ValueError("folder must be set: datamodule.folder=DIR, where DIR has a subfolder of pictures a class")
-        if not is_whole(channels) or channels not in (1, 3):
-            raise ValueError(f"channels must be 3 for colour or 1 for grey, not {channels!r}")
-        if white is not None and not white > 0:
-            raise ValueError(f"white must be a number above 0, or null, not {white!r}")
         self.channels = channels
         self.white = white
         self.folder = Path(folder).expanduser()
-        shares = check_shares(train_val_test_split)
         self.found = find_pictures(self.folder)
-        check_classes(self.folder, self.found)
+        check_classes(self.found)
         self._class_names = self.found.class_names
         self.n_classes = len(self._class_names)
         self.source = self.folder.resolve().name[:60]  # a tag of a W&B run has 64 characters at most
         label_of = {name: label for label, name in enumerate(self._class_names)}
         self._labels = torch.tensor([label_of[picture.label] for picture in self.found.pictures])
-        self._splits = self._drawn(shares)
+        self._splits = self._drawn(train_val_test_split)
         totals = self._splits.bincount(minlength=3).tolist()
-        super().__init__(totals, batch_size, num_workers, pin_memory, img_size, seed, subset, subset_per_class, flip)
+        super().__init__(totals, img_size=img_size, **kwargs)
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -91,9 +87,11 @@ class FolderDataModule(ImageDataModule):
     def load(self) -> dict[str, Split]:
         paths = [picture.path for picture in self.found.pictures]
         images, animated = decode(paths, self.channels, self.img_size, self.white)
-        for text in (self.found.in_words(self.folder), self._in_words_of_splits(), in_words_of_frames(animated)):
-            if text:
-                say(text)
+        say(self.found.in_words())
+        say(self._missing_in_words())
+        if animated:
+            named = some([*map(str, animated)], ", ", 3)
+            say(f"of {len(animated):,} pictures with several frames only the first one is taken ({named})")
         order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(SPLIT_SEED))
         parts = [order[self._splits[order] == i] for i in range(3)]  # in random order, not class after class
         return {name: (images[part], self._labels[part]) for name, part in zip(SPLIT_NAMES, parts, strict=True)}
@@ -122,10 +120,10 @@ class FolderDataModule(ImageDataModule):
             splits[pool] = torch.arange(3).repeat_interleave(torch.tensor(sizes))
         return splits
 
-    def _in_words_of_splits(self) -> str:
-        """Which ready-made splits are missing, or nothing."""
-        missing = [name for name in self._missing if name != "train"]
-        if "train" in self._missing or not missing:
+    def _missing_in_words(self) -> str:
+        """Which of several ready-made splits are missing, or nothing."""
+        missing = self._missing
+        if "train" in missing or not missing:
             return ""
         totals = dict(zip(SPLIT_NAMES, self.train_val_test_split, strict=True))
         parts = " and ".join(f"{totals[name]:,} images for {name}" for name in missing)
@@ -134,23 +132,17 @@ class FolderDataModule(ImageDataModule):
 
 @rank_zero_only
 def say(text: str) -> None:
-    log.warning(text)
+    if text:
+        log.warning(text)
 
 
-def in_words_of_frames(animated: Sequence[Path]) -> str:
-    """Which pictures have several frames, or nothing."""
-    if not animated:
-        return ""
-    return f"the first frame alone is taken of {len(animated):,} pictures ({some([*map(str, animated)], ', ', 3)})"
-
-
-def check_classes(folder: Path, found: Found) -> None:
-    """Refuses a folder without two classes, or with splits of other classes.
+def check_classes(found: Found) -> None:
+    """Refuses a folder without two classes, or whose splits have different classes.
 
     Raises:
         ValueError: begins with `folder`.
     """
-    left_out = found.in_words(folder)
+    folder, left_out = found.folder, found.in_words()
     if found.empty:
         raise ValueError(
             f"folder is {folder}, where {found.empty[0].name!r} has no pictures: put some into it, named *.png, *.jpg"
@@ -169,19 +161,11 @@ def check_classes(folder: Path, found: Found) -> None:
                 f"folder is {folder}, whose {split} split has no pictures of {some([*map(repr, lacks)], ', ')}: every"
                 " split needs every class"
             )
-    if {picture.split for picture in found.pictures} in ({"val"}, {"test"}, {"val", "test"}):
+    if {picture.split for picture in found.pictures} <= {"val", "test"}:
         raise ValueError(f"folder is {folder}, where no picture is for train: name that split train")
 
 
-def check_shares(shares: Sequence[float]) -> tuple[float, ...]:
-    """Refuses what are not three positive numbers that make 1."""
-    numbers = all(isinstance(share, (int, float)) and not isinstance(share, bool) and share > 0 for share in shares)
-    if len(shares) != 3 or not numbers or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise ValueError(f"train_val_test_split must be three shares that make 1, such as [0.8,0.1,0.1], not {shares}")
-    return tuple(shares)
-
-
 def share_out(n: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers that make `n`, of about these shares; of those above 0 only the first's can be less than 1."""
+    """Three whole numbers of about these shares that make `n`; the second and third, unless 0, get at least 1."""
     val, test = (max(1, round(n * share / sum(shares))) if share else 0 for share in shares[1:])
     return [n - val - test, val, test]

@@ -1,27 +1,31 @@
-"""What every data set of labelled images shares: checks, splits and loaders."""
+"""What all data sets of labelled images share: subsets, splits and loaders."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from src.config.numbers import is_whole
+from src.config.types import Count
 from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataLoader, collated
 from src.errors import UserError
 
-MOST_WORKERS = 1024
 SPLIT_SEED = 42  # of the one split into train and val that everybody compares on; not the run's seed
 
+Sizes = Annotated[
+    Sequence[Count], Field(min_length=3, max_length=3, description="a list of three positive whole numbers")
+]
 Split = tuple[Tensor, Tensor]
 
 
 class ImageDataModule(LightningDataModule):
     """Serves a data set that fits into memory. A new one sets `channels`, `n_classes`, `source` and writes `load`.
 
-    It may set `class_names`, too, one for each label.
+    It may also set `class_names`, one for each label.
 
     Args:
         train_val_test_split: how many images each split has.
@@ -29,14 +33,15 @@ class ImageDataModule(LightningDataModule):
         num_workers: processes that prepare batches; 0: none, which is fastest for images in memory.
         pin_memory: page-locked batches, which reach a GPU faster.
         img_size: height and width of the images served, in pixels.
-        seed: of the order of the training images, and of which are mirrored.
-        subset: train on this many of the training images, with as many of each class as there can be; null: on all.
+        seed: orders the training images, and chooses which are mirrored.
+        subset: train on this many of the training images, as evenly from all classes as possible; null: on all.
             The same ones for every seed, and a larger subset holds the smaller ones.
-        subset_per_class: train on this many images of each class; takes the place of `subset`.
-        flip: mirror each training image in every other epoch on average, left to right.
+        subset_per_class: train on this many images of each class instead.
+        flip: mirror each training image in every other epoch on average, left to right. Not for images in which left
+            and right differ, such as digits and letters.
 
     Raises:
-        ValueError: an argument is not a number of the right kind, or there are not that many images.
+        ValueError: there are not that many images.
     """
 
     channels: int
@@ -46,37 +51,20 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train_val_test_split: Sequence[int],
-        batch_size: int = 64,
-        num_workers: int = 0,
+        train_val_test_split: Sizes,
+        batch_size: Count = 64,
+        num_workers: Annotated[int, Field(ge=0, le=1024)] = 0,
         pin_memory: bool = False,
-        img_size: int = 32,
+        img_size: Count = 32,
         seed: int = 0,
-        subset: int | None = None,
-        subset_per_class: int | None = None,
+        subset: Count | None = None,
+        subset_per_class: Count | None = None,
         flip: bool = False,
     ) -> None:
         super().__init__()
-        split = list(train_val_test_split) if isinstance(train_val_test_split, Sequence) else [train_val_test_split]
-        if len(split) != 3 or not all(is_whole(n, least=1) for n in split):
-            raise ValueError(f"train_val_test_split must be three positive whole numbers, not {train_val_test_split!r}")
-        for name, value, least in [
-            ("batch_size", batch_size, 1),
-            ("img_size", img_size, 1),
-            ("num_workers", num_workers, 0),
-            ("subset", subset, 1),
-            ("subset_per_class", subset_per_class, 1),
-        ]:
-            if value is None and name.startswith("subset"):
-                continue
-            if not is_whole(value, least):
-                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        if num_workers > MOST_WORKERS:
-            raise ValueError(f"num_workers must be a whole number from 0 to {MOST_WORKERS}, not {num_workers}")
         if subset is not None and subset_per_class is not None:
             raise ValueError("subset must be null where subset_per_class is set: choose one of the two")
-        self.check_split(split)
-        self.train_val_test_split = split
+        self.train_val_test_split = list(train_val_test_split)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
@@ -93,22 +81,15 @@ class ImageDataModule(LightningDataModule):
         """What each label stands for."""
         return [str(label) for label in range(self.n_classes)]
 
-    def check_split(self, split: list[int]) -> None:
-        """Refuses sizes that do not suit the data set, where those are known before it is loaded.
-
-        Raises:
-            ValueError: begins with `train_val_test_split`.
-        """
-
     @property
-    def n_asked_for(self) -> int:
-        """How many training images a pass is to have."""
+    def pass_length(self) -> int:
+        """How many training images a pass has, if the data hold enough."""
         if self.subset_per_class:
             return self.subset_per_class * self.n_classes
         return self.subset or self.train_val_test_split[0]
 
     def _check_enough(self) -> None:
-        wanted, n_train = self.n_asked_for, self.train_val_test_split[0]
+        wanted, n_train = self.pass_length, self.train_val_test_split[0]
         if wanted > n_train and self.subset:
             raise ValueError(f"subset is {wanted}, but there are only {n_train} training images: use fewer")
         if wanted > n_train:
@@ -127,7 +108,7 @@ class ImageDataModule(LightningDataModule):
         if self.sets:
             return
         splits = self.load()
-        # What images are compared with is the same whatever part of it a run trains on.
+        # Metrics compare with all training images, whatever part of them a run trains on.
         self.whole_train = ImageSet(*splits["train"], self.img_size)
         splits["train"] = self._chosen(*splits["train"])
         self.sets = {name: ImageSet(*split, self.img_size) for name, split in splits.items()}
@@ -149,7 +130,7 @@ class ImageDataModule(LightningDataModule):
         return images[chosen], labels[chosen]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        # Lightning replaces samplers it knows by ones for several processes. This one is such a sampler already.
+        # A sampler for several processes: Lightning does not replace it by one of its own.
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EpochSampler(self.sets["train"], processes, rank, self.seed, self.flip, self.epoch_length)
         if len(sampler) < self.batch_size:
@@ -173,21 +154,21 @@ class ImageDataModule(LightningDataModule):
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
             collate_fn=collated,  # type: ignore[arg-type]
-            generator=torch.Generator(),  # torch would otherwise draw from the global one, which is the noise's
+            generator=torch.Generator(),  # else torch would draw from the global one, and change the noise
             **kwargs,  # type: ignore[arg-type]
         )
 
 
 def split_off(images: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[Split]:
-    """Parts of the given sizes, drawn at random without overlap; always the same ones."""
+    """Random parts of these sizes, without overlap; always the same ones."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
     return [(images[part], labels[part]) for part in order[: sum(sizes)].split(list(sizes))]
 
 
 def by_turns(labels: Tensor) -> Tensor:
-    """The indices of `labels` in a random order in which the classes take turns; always the same one.
+    """A random order of N labels, as indices int64 [N], in which the classes take turns; always the same one.
 
-    So its first n hold the classes as evenly as n images of `labels` can.
+    So its first n hold the classes as evenly as possible.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
     turn = torch.empty_like(labels)

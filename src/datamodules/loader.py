@@ -1,4 +1,4 @@
-"""Images in memory, served by the batch, in an order that can be taken up again anywhere."""
+"""Batches of images in memory, in an order that a resumed run can continue anywhere."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -47,22 +47,21 @@ class ImageSet(Dataset[Batch]):
             images[mirrored] = images[mirrored].flip(-1)
         size, wanted = images.shape[-2:], (self.img_size, self.img_size)
         if size != wanted:
-            shrinks = self.img_size < max(size)  # only then is there anything to smooth, and it is slow
+            shrinks = self.img_size < max(size)  # only then is there anything to smooth, which is slow
             images = interpolate(images, wanted, mode="bilinear", align_corners=False, antialias=shrinks)
         return images.div_(127.5).sub_(1), self.labels[index]
 
 
 class EpochSampler(DistributedSampler):
-    """Images in a new random order each pass, shared out among the processes.
+    """Serves images in a new random order each pass, shared out among the processes.
 
-    The passes follow each other as one endless stream, and an epoch is the next `length` images of it. By default that
-    is one pass. The order is a function of seed and pass alone. With `flip` so is the coin that is tossed for each
-    image: index i becomes ~i, which asks for the image mirrored. Worker processes and resumed runs see the same ones.
-
-    `start` leaves out the first images of the next epoch.
+    The passes follow each other as one endless stream, and an epoch is the next `length` images of it; by default that
+    is one pass. The order follows from the seed and the number of the pass alone, so that worker processes and resumed
+    runs see the same one. With `flip` so does the coin that is tossed for each image: index i becomes ~i, which asks
+    for the image mirrored.
     """
 
-    start = 0
+    start = 0  # images of the next epoch to leave out
 
     def __init__(
         self, data: ImageSet, num_replicas: int, rank: int, seed: int, flip: bool = False, length: int | None = None
@@ -92,7 +91,7 @@ class EpochSampler(DistributedSampler):
 
 
 class ResumableDataLoader(DataLoader[Batch]):
-    """A DataLoader that remembers in the checkpoint how far into which epoch it was; its sampler is `EpochSampler`."""
+    """Keeps in the checkpoint how far into which epoch it is; its sampler is an `EpochSampler`."""
 
     _served = 0
     _resume: dict[str, int] | None = None

@@ -1,37 +1,26 @@
 """MNIST from files, else from the network, else a smaller stand-in that says so."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
+from src.config.types import Count
 from src.datamodules.digits_datamodule import DIGITS_SPLIT, load_digits
 from src.datamodules.idx_datamodule import IdxDataModule
-from src.datamodules.image_datamodule import Split
+from src.datamodules.image_datamodule import Sizes, Split
 
 
 class MNISTDataModule(IdxDataModule):
-    """MNIST (LeCun, Cortes & Burges), 28x28 pixels, resized to `img_size`.
-
-    The official test images are the test set. Training and validation images are drawn from the official training
-    images, once and for all, by a fixed seed.
+    """MNIST (LeCun, Cortes & Burges 1998): handwritten digits in grey, 28x28 pixels, resized to `img_size`.
 
     Args:
-        data_dir: holds the four idx files or their `.gz`, directly or under `MNIST/raw/`; they are downloaded there.
+        data_dir: holds the four files or their `.gz`, directly or under `MNIST/raw/`; they are downloaded there.
         train_val_test_split: training and validation images out of 60,000, and the 10,000 test images.
         batch_size: images a batch (and process, where there are several).
-        num_workers: processes that prepare batches; 0: none, which is fastest for images in memory.
-        pin_memory: page-locked batches, which reach a GPU faster.
-        img_size: height and width of the images served, in pixels.
-        offline_fallback: without files and network, serve scikit-learn's 1,797 digits instead of raising, over and over
-            in an epoch, so that it has as many batches as with MNIST.
-        seed: of the order of the training images.
-        subset: train on this many of the training images, with as many of each class as there can be; null: on all.
-        subset_per_class: train on this many images of each class; takes the place of `subset`.
-
-    Raises:
-        ValueError: an argument is not a number of the right kind, the split does not add up, or a file is damaged.
-        FileNotFoundError: there are neither files nor a network, and `offline_fallback` is off.
+        offline_fallback: without files and network, serve scikit-learn's 1,797 digits instead of raising. They are
+            repeated, so that an epoch has as many batches as with MNIST.
+        **kwargs: as in `ImageDataModule`.
     """
 
     n_classes = 10
@@ -48,27 +37,12 @@ class MNISTDataModule(IdxDataModule):
     def __init__(
         self,
         data_dir: str | Path = "data/",
-        train_val_test_split: Sequence[int] = (55_000, 5_000, 10_000),
-        batch_size: int = 64,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-        img_size: int = 32,
+        train_val_test_split: Sizes = (55_000, 5_000, 10_000),
+        batch_size: Count = 64,
         offline_fallback: bool = True,
-        seed: int = 0,
-        subset: int | None = None,
-        subset_per_class: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            data_dir,
-            train_val_test_split,
-            batch_size,
-            num_workers,
-            pin_memory,
-            img_size,
-            seed,
-            subset,
-            subset_per_class,
-        )
+        super().__init__(data_dir, train_val_test_split, batch_size=batch_size, **kwargs)
         self.offline_fallback = offline_fallback
         self.source = "mnist"
 
@@ -81,23 +55,21 @@ class MNISTDataModule(IdxDataModule):
         self.prepare_data()
         return super().load() if self.source == "mnist" else load_digits(DIGITS_SPLIT)
 
-    def do_without(self, files: str, error: OSError, or_else: str = "") -> None:
-        """Falls back to the digits, where that is wanted."""
+    def do_without(self, missing: str) -> None:
+        """Falls back to the digits, unless `offline_fallback` is off."""
         if not self.offline_fallback:
-            or_else = ", or set datamodule.offline_fallback=true to train on scikit-learn's digits"
-            super().do_without(files, error, or_else)
+            super().do_without(f"{missing}, or set datamodule.offline_fallback=true to train on scikit-learn's digits")
         self.source = "digits-fallback"
         # As much training as on MNIST: all that counts epochs or batches means the same.
-        self.epoch_length = self.n_asked_for
-        # Of the digits as many as were asked for, or all where there are fewer.
-        self.subset, self.subset_per_class = self.n_asked_for, None
+        self.epoch_length = self.pass_length
+        # As many of the digits as were asked for, or all where there are fewer.
+        self.subset, self.subset_per_class = self.pass_length, None
         self.train_val_test_split = list(DIGITS_SPLIT)
         warn_of_fallback(
-            f"NOT MNIST. It is not in {self.folder} and could not be downloaded ({error}).\n"
+            f"NOT MNIST. {missing}, or set DATA_DIR in .env.\n"
             f"This run uses the 1,797 digits of scikit-learn instead: {DIGITS_SPLIT[0]:,} training images of 8x8"
-            " pixels, enlarged, and repeated so that an epoch is as long as on MNIST. Its numbers compare with no MNIST"
-            " result.\n"
-            f"For MNIST put {files} into that folder, or set DATA_DIR in .env.\n"
+            " pixels, enlarged, and repeated so that an epoch is as long as on MNIST. Its numbers do not compare with"
+            " MNIST results.\n"
             "To stop here instead of falling back: datamodule.offline_fallback=false."
         )
 

@@ -1,6 +1,7 @@
 """Which pictures a folder has, of which classes, and in which splits."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -14,9 +15,9 @@ from unicodedata import normalize
 from PIL import Image
 
 Image.init()
-# Formats whose first bytes leave no doubt, so that a file's name need not say that it is a picture.
+# Formats whose first bytes leave no doubt, whatever the file is called.
 CERTAIN = ("PNG", "JPEG", "GIF", "WEBP", "TIFF")
-# MPEG, EPS and WMF need other programs, and GRIB, HDF5 and BUFR are names of formats that Pillow only knows of.
+# Pillow needs other programs to read MPEG, EPS and WMF, and only knows that GRIB, HDF5 and BUFR exist.
 NOT_READ = {"MPEG", "EPS", "WMF", "GRIB", "HDF5", "BUFR"}
 FORMATS = (*CERTAIN, *sorted(set(Image.OPEN) - NOT_READ - set(CERTAIN)))  # in the order in which they are tried
 ENDINGS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
@@ -27,7 +28,7 @@ SPLITS = {
     **dict.fromkeys(["test", "testing"], "test"),
 }
 TABLES = ("metadata.csv", "metadata.jsonl", "labels.csv", "labels.jsonl")
-COLUMNS = {  # by what they hold, the names that people give them
+COLUMNS = {  # what people call them
     "file": ("file_name", "filename", "file", "path", "image"),
     "label": ("label", "class", "class_name", "category", "labels"),
     "split": ("split", "subset"),
@@ -36,7 +37,7 @@ NAMED = 10  # files that a message names
 
 
 class Picture(NamedTuple):
-    """A picture's file, its class, and its split; None: to be drawn."""
+    """A picture's file, its class, and its ready-made split, if there is one."""
 
     path: Path
     label: str
@@ -48,11 +49,13 @@ class Found:
     """What is in a folder.
 
     Attributes:
+        folder: the folder.
         pictures: in natural order of classes, splits and names.
         left_out: files that are not used, by why.
         empty: subfolders without a picture.
     """
 
+    folder: Path
     pictures: list[Picture] = field(default_factory=list)
     left_out: dict[str, list[Path]] = field(default_factory=dict)
     empty: list[Path] = field(default_factory=list)
@@ -66,26 +69,26 @@ class Found:
         """In natural order."""
         return sorted({picture.label for picture in self.pictures}, key=natural)
 
-    def in_words(self, folder: Path) -> str:
+    def in_words(self) -> str:
         """One line about what was left out, or nothing."""
         said = []
         for why, paths in self.left_out.items():
             endings = Counter(path.suffix.lower() or "no ending" for path in paths)
             kinds = ", ".join(f"{n:,} {ending}" for ending, n in endings.most_common(NAMED))
-            names = some([str(path.relative_to(folder)) for path in paths], ", ", 3)
+            names = some([str(path.relative_to(self.folder)) for path in paths], ", ", 3)
             said.append(f"{len(paths):,} {why} ({kinds}: {names})")
-        return f"left out of {folder}: {'; '.join(said)}" if said else ""
+        return f"left out of {self.folder}: {'; '.join(said)}" if said else ""
 
 
 def find_pictures(folder: Path) -> Found:
-    """The pictures of a folder, which is laid out in one of these ways, whose classes have any names and depth:
+    """The pictures of a folder, which is laid out in one of these ways; classes have any names and depth:
 
     - `CLASS/**/PICTURE`
-    - `SPLIT/CLASS/**/PICTURE`, the splits being `train` and, if you like, `val` and `test` or what people call them
+    - `SPLIT/CLASS/**/PICTURE`: the split `train` and, if you like, `val` and `test`, or what people call them
     - `metadata.csv` or `metadata.jsonl` (or `labels`) beside the pictures, or in each split's folder, with a row a
       picture: `file_name`, relative to the table, `label`, and `split` if you like
 
-    Hidden files are left out. Equal names in other Unicode forms are one name.
+    Hidden files are left out. A name is the same in every Unicode form.
 
     Raises:
         ValueError: begins with `folder`, or names the table and the line.
@@ -100,21 +103,18 @@ def find_pictures(folder: Path) -> Found:
             f"folder is {folder}, which cannot be read ({error.strerror}): set datamodule.folder=DIR, where DIR has a"
             " subfolder of pictures a class"
         ) from error
-    found = Found()
-    pictures = []
-    for path in files:
-        if is_picture(path):
-            pictures.append(path)
-        elif path.name not in TABLES:
-            found.leave_out("not readable as pictures", [path])
+    found = Found(folder)
+    pictures = [path for path in files if is_picture(path)]
+    there = set(pictures)
+    found.leave_out("not readable as pictures", [p for p in files if p not in there and p.name not in TABLES])
     used = {path.relative_to(folder).parts[0] for path in pictures}
-    if (table := table_of(folder)) and (rows := read_table(table)) is not None:
-        found.pictures += from_rows(table, rows, None, pictures, found)
+    if table := read_table(folder):
+        found.pictures += from_table(table, None, pictures, found)
     elif splits := split_folders([path for path in subfolders if path.name in used]):
         for split, root in splits.items():
             inside = [path for path in pictures if path.is_relative_to(root)]
-            if (table := table_of(root)) and (rows := read_table(table)) is not None:
-                found.pictures += from_rows(table, rows, split, inside, found)
+            if table := read_table(root):
+                found.pictures += from_table(table, split, inside, found)
             else:
                 found.pictures += from_folders(root, split, inside, found)
         roots = list(splits.values())
@@ -128,10 +128,7 @@ def find_pictures(folder: Path) -> Found:
 
 
 def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
-    """The folders of ready-made splits; none where subfolders are classes, one of which may well be called `train`.
-
-    Args:
-        subfolders: those that hold pictures.
+    """The folders of ready-made splits among those that hold pictures; none if these are classes, even one `train`.
 
     Raises:
         ValueError: two of them are the same split.
@@ -139,14 +136,13 @@ def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
     splits: dict[str, Path] = {}
     for path in subfolders:
         split = SPLITS.get(path.name.casefold())
-        if split is None:
-            continue
         if split in splits:
             raise ValueError(
                 f"folder is {path.parent}, where {splits[split].name} and {path.name} are both the {split} split: keep"
                 " one of them"
             )
-        splits[split] = path
+        if split:
+            splits[split] = path
     return splits if "train" in splits and (len(splits) > 1 or len(subfolders) == 1) else {}
 
 
@@ -158,151 +154,117 @@ def from_folders(root: Path, split: str | None, pictures: Sequence[Path], found:
             yield Picture(path, normalize("NFC", path.relative_to(root).parts[0]), split)
 
 
-def from_rows(
-    table: Path, rows: Sequence["Row"], split: str | None, pictures: Sequence[Path], found: Found
-) -> Iterator[Picture]:
-    """Pictures of the classes, and splits, that a table says.
+class Table(NamedTuple):
+    """A table's path, and the class and split (None: it does not say) of each picture by its path from there."""
 
-    Raises:
-        ValueError: a row leads out of the folder, or says something twice or not at all.
-    """
-    root = table.parent
+    path: Path
+    rows: dict[str, tuple[str, str | None]]
+
+
+def from_table(table: Table, split: str | None, pictures: Sequence[Path], found: Found) -> Iterator[Picture]:
+    """Pictures of the classes, and splits, that a table states."""
+    root, name = table.path.parent, table.path.name
     there = {normalize("NFC", path.relative_to(root).as_posix()): path for path in pictures}
-    # As the Hugging Face loader does: paths in a table that is above the splits' folders say the split.
-    by_folder = [SPLITS.get(row.file.partition("/")[0].casefold()) for row in rows]
-    in_folders = None not in by_folder and "train" in by_folder
-    lines: dict[str, int] = {}
-    for row, its_folder in zip(rows, by_folder, strict=True):
-        if row.file in lines:
-            raise ValueError(f"{table}, line {row.line}: {row.file!r} is in line {lines[row.file]} already: remove one")
-        lines[row.file] = row.line
-        if row.file in there:
-            yield Picture(there[row.file], row.label, split or row.split or (its_folder if in_folders else None))
-    found.leave_out(f"without a row in {table.name}", [path for name, path in there.items() if name not in lines])
-    missing = [root / name for name in lines if name not in there and not (root / name).exists()]
-    found.leave_out(f"in {table.name}, but not there", missing)
+    # As in Hugging Face's loader: paths in a table that is above the splits' folders state the split.
+    by_folder = {file: SPLITS.get(file.partition("/")[0].casefold()) for file in table.rows}
+    if None in by_folder.values() or "train" not in by_folder.values():
+        by_folder = {}
+    for file, (label, its_split) in table.rows.items():
+        if file in there:
+            yield Picture(there[file], label, split or its_split or by_folder.get(file))
+    found.leave_out(f"without a row in {name}", [path for file, path in there.items() if file not in table.rows])
+    missing = [root / file for file in table.rows if file not in there and not (root / file).exists()]
+    found.leave_out(f"in {name}, but not there", missing)
 
 
-class Row(NamedTuple):
-    """A line of a table: a picture's path from the table's folder, its class, and its split, if it says one."""
-
-    line: int
-    file: str
-    label: str
-    split: str | None
-
-
-def table_of(folder: Path) -> Path | None:
-    """The table that says what the pictures in a folder are.
-
-    Raises:
-        ValueError: there are several.
-    """
-    tables = [folder / name for name in TABLES if (folder / name).is_file()]
-    if len(tables) > 1:
-        raise ValueError(f"folder is {folder}, which has {tables[0].name} and {tables[1].name}: keep one of them")
-    return tables[0] if tables else None
-
-
-def read_table(table: Path) -> list[Row] | None:
-    """The rows of a CSV or JSON lines file; None: it says nothing of classes, which then are folders.
+def read_table(folder: Path) -> Table | None:
+    """The CSV or JSON lines file that states the classes of a folder's pictures; None: the classes are folders.
 
     Raises:
         ValueError: names the file, the line and what to change.
     """
-    records = list(read_jsonl(table) if table.suffix == ".jsonl" else read_csv(table))
+    tables = [folder / name for name in TABLES if (folder / name).is_file()]
+    if not tables:
+        return None
+    if len(tables) > 1:
+        raise ValueError(f"folder is {folder}, which has {tables[0].name} and {tables[1].name}: keep one of them")
+    path = tables[0]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
+    try:
+        records = list(json_records(text) if path.suffix == ".jsonl" else csv_records(text))
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}: mend it") from error
     if not records:
-        raise ValueError(f"{table} has no rows: add one a picture, or delete it")
+        raise ValueError(f"{path} has no rows: add one a picture, or delete it")
     columns = {
         kind: next((name for name in names if any(name in record for _, record in records)), None)
         for kind, names in COLUMNS.items()
     }
-    if columns["label"] is None and any(path.is_dir() and not is_clutter(path) for path in table.parent.iterdir()):
-        return None
+    if columns["label"] is None and any(each.is_dir() and not is_clutter(each) for each in folder.iterdir()):
+        return None  # captions, for instance
     for kind in ("file", "label"):
         if columns[kind] is None:
             has = ", ".join(map(str, list(records[0][1])[:NAMED]))
-            raise ValueError(f"{table} has no column {COLUMNS[kind][0]!r}, but {has}: rename the one that is meant")
-    rows = []
-    splits = 0
+            raise ValueError(f"{path} has no column {COLUMNS[kind][0]!r}, but {has}: rename the one that is meant")
+    rows: dict[str, tuple[str, str | None]] = {}
+    lines: dict[str, int] = {}
     for line, record in records:
-        values = {kind: as_text(record.get(name)) for kind, name in columns.items() if name is not None}
+        where = f"{path}, line {line}"
+        values = {kind: as_text(record.get(name)) for kind, name in columns.items()}
         for kind in ("file", "label"):
             if not values[kind]:
-                raise ValueError(f"{table}, line {line}: {columns[kind]} is empty: fill it in, or remove the line")
-        split = values.get("split") or None
-        splits += split is not None
-        if split is not None and split.casefold() not in SPLITS:
-            raise ValueError(f"{table}, line {line}: {columns['split']} is {split!r}: use train, val or test")
-        file = relative(values["file"])
-        if file is None:
-            raise ValueError(
-                f"{table}, line {line}: {values['file']!r} is not in the folder of the table: move the picture there"
-            )
-        rows.append(Row(line, file, values["label"], SPLITS[split.casefold()] if split else None))
-    if 0 < splits < len(rows):
-        first = next(row for row in rows if row.split is None)
-        raise ValueError(f"{table}, line {first.line}: {columns['split']} is empty: fill it in, or remove the column")
-    return rows
+                raise ValueError(f"{where}: {columns[kind]} is empty: fill it in, or remove the line")
+        if (split := values["split"]) and split.casefold() not in SPLITS:
+            raise ValueError(f"{where}: {columns['split']} is {split!r}: use train, val or test")
+        file = PurePosixPath(values["file"].replace("\\", "/"))
+        if file.is_absolute() or PureWindowsPath(values["file"]).drive or ".." in file.parts:
+            raise ValueError(f"{where}: {values['file']!r} is not in the folder of the table: move the picture there")
+        if (name := str(file)) in rows:
+            raise ValueError(f"{where}: {name!r} is in line {lines[name]} already: remove one")
+        lines[name] = line
+        rows[name] = values["label"], SPLITS.get(split.casefold())
+    without = [line for line, (_, split) in zip(lines.values(), rows.values(), strict=True) if split is None]
+    if 0 < len(without) < len(rows):
+        raise ValueError(f"{path}, line {without[0]}: {columns['split']} is empty: fill it in, or remove the column")
+    return Table(path, rows)
 
 
-def read_csv(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def csv_records(text: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
     """Each row with its line's number, from 1; cells are separated by commas, semicolons or tabs."""
-    with utf8(table), open(table, encoding="utf-8-sig", newline="") as file:
-        header = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=max(",;\t", key=header.count))
-        try:
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            for row in reader:
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise ValueError(f"{table}, line {reader.line_num}: it is no CSV ({error}): mend it") from error
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: it is not CSV ({error})") from error
 
 
-def read_jsonl(table: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def json_records(text: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
     """Each object with its line's number, from 1."""
-    with utf8(table), open(table, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{table}, line {number}: it is no JSON ({error}): mend it") from error
-            if not isinstance(record, dict):
-                raise ValueError(f'{table}, line {number}: it is no object such as {{"file_name": "a.png"}}: mend it')
-            yield number, record
-
-
-class utf8:
-    """Says which file is not UTF-8."""
-
-    def __init__(self, table: Path) -> None:
-        self.table = table
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, UnicodeDecodeError):
-            raise ValueError(f"{self.table} is not UTF-8 ({error.reason}): save it as UTF-8") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number}: it is not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise ValueError(f'line {number}: it is not an object such as {{"file_name": "a.png"}}')
+        yield number, record
 
 
 def as_text(value: Any) -> str:
-    """A cell: numbers and words alike; nothing else is a name."""
+    """A cell that is text or a number; empty for anything else."""
     return normalize("NFC", str(value).strip()) if isinstance(value, (str, int, float)) else ""
 
 
-def relative(text: str) -> str | None:
-    """A path of a table as it is written in one way; None where it leads out of the folder."""
-    path = PurePosixPath(text.replace("\\", "/"))
-    if path.is_absolute() or PureWindowsPath(text).drive or ".." in path.parts:
-        return None
-    return str(path)
-
-
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder but hidden ones, in natural order; links are followed, but not in circles."""
+    """All files below a folder but hidden ones, in natural order. Follows links, but not in circles."""
     here = os.path.realpath(folder)
     if here in above:
         return
@@ -326,12 +288,12 @@ def is_picture(path: Path) -> bool:
     try:
         with Image.open(path, formats=CERTAIN):
             return True
-    except Exception:  # it is something else
+    except Exception:  # decoders fail on other files in many ways
         return False
 
 
 def natural(text: str) -> tuple[Any, ...]:
-    """A key to sort by: numbers by their value, and words without regard to case and Unicode form."""
+    """A key to sort by: numbers by their value, words whatever their case and Unicode form."""
     text = normalize("NFC", text)
     parts = re.split(r"(\d+)", text.casefold())
     return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), text

@@ -1,4 +1,4 @@
-"""From picture files of any kind to 8-bit pixels, scaled by what each file says of its values."""
+"""Decode picture files of any kind into 8-bit pixels, scaled by what each file says of its values."""
 
 import warnings
 from collections.abc import Sequence
@@ -14,33 +14,29 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.datamodules.picture_files import FORMATS, some
 
 FULL = 65_535  # white in 16 bits
-# If no 16-bit picture of a data set is brighter than a quarter of white, then white is something else, such as 4095.
+# If no 16-bit picture of a data set is brighter than a quarter of white, white must be something else, such as 4095.
 DARK = 16_384
-# Where a TIFF file says which values are black and white, and the other way round.
+# TIFF tags that state which values are black and white.
 MIN_MAX_TAGS = ((340, 341), (280, 281))
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
 class Decoded(NamedTuple):
-    """A picture as uint8 [img_size, img_size, channels].
-
-    `assumed` is its largest value of 16 bits where the file does not say that 65,535 is white, else None. `animated`
-    pictures have several frames, of which this is the first.
-    """
+    """A picture as uint8 [img_size, img_size, channels]."""
 
     pixels: np.ndarray
-    assumed: int | None
-    animated: bool
+    assumed: int | None  # the largest value, where 65,535 was assumed to be white
+    animated: bool  # it has several frames, of which this is the first
 
 
 def decode(paths: Sequence[Path], channels: int, img_size: int, white: float | None) -> tuple[torch.Tensor, list[Path]]:
-    """Pictures as uint8 [N, channels, img_size, img_size], and those of which only the first frame was taken.
+    """Pictures as uint8 [N, channels, img_size, img_size], and the paths of those that have several frames.
 
     Args:
-        paths: of N pictures.
+        paths: N files.
         channels: 3: colour, 1: grey.
-        img_size: of the central square, in pixels.
-        white: the value of white in pictures of more than 8 bits that do not say it; None: they must.
+        img_size: side of the central square, in pixels.
+        white: the value of white in pictures of more than 8 bits that do not state it; None: they must.
 
     Raises:
         ValueError: names the pictures that cannot be decoded, or begins with `white`.
@@ -59,7 +55,7 @@ def decode(paths: Sequence[Path], channels: int, img_size: int, white: float | N
             return error
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")  # of what is unusual, which is decoded all the same
+        warnings.simplefilter("ignore")  # unusual pictures are decoded all the same
         decoded = pool.map(attempt, paths)
         console = Console(stderr=True, quiet=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
         for i, one in enumerate(track(decoded, "Decoding pictures", len(paths), console=console, transient=True)):
@@ -113,7 +109,7 @@ def decode_one(path: Path, channels: int, img_size: int, white: float | None = N
     except Exception as error:  # decoders fail on damaged files in many ways
         text = str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            text = "no picture of a kind that Pillow knows"
+            text = "not a picture of a kind that Pillow knows"
         raise ValueError(f"{path} cannot be decoded ({text})") from error
 
 
@@ -130,9 +126,9 @@ def to_8_bits(picture: Image.Image, file: Image.Image, white: float | None) -> t
     """A picture of 16 or 32 bits a pixel, or of floats, in 256 levels, and its `Decoded.assumed`.
 
     Args:
-        picture: its pixels.
-        file: as opened, which says what they mean.
-        white: for files that do not say what white is.
+        picture: the pixels.
+        file: the opened file, which may state what black and white are.
+        white: the value of white, if it does not.
 
     Raises:
         ValueError: nothing says which values are black and white, or there are values beyond them.
@@ -179,7 +175,7 @@ def stated_range(file: Image.Image) -> tuple[float, float | None]:
 
 
 def is_deep(file: Image.Image, path: Path) -> bool:
-    """Whether it has 16 bits a channel, of several."""
+    """Whether each of several channels has 16 bits."""
     if file.format == "PNG":
         with open(path, "rb") as content:
             return content.read(25)[24:] == b"\x10"
@@ -187,5 +183,5 @@ def is_deep(file: Image.Image, path: Path) -> bool:
 
 
 def tags_of(file: Image.Image) -> Any:
-    """A TIFF file's tags by number; none of other files."""
+    """A TIFF file's tags by number; other files have none."""
     return getattr(file, "tag_v2", {}) if file.format == "TIFF" else {}

@@ -212,7 +212,7 @@ class FolderInput(DrawnInput):
                 f"ckpt_path={path} is a folder without pictures of classes: name a file, or a folder that has a"
                 " subfolder of pictures for each class"
             )
-        if left_out := self.found.in_words(path):
+        if left_out := self.found.in_words():
             log.warning(left_out)
         sizes = Counter(size for picture in self.found.pictures if (size := size_of(picture.path)))
         (width, height), _ = sizes.most_common(1)[0] if sizes else ((1, 1), 0)

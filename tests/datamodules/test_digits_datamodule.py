@@ -1,6 +1,5 @@
 """The embedded digits: all of them, split once."""
 
-import pytest
 import torch
 from sklearn import datasets
 
@@ -55,30 +54,3 @@ def test_the_split_is_the_same_for_every_run() -> None:
 def test_the_seed_orders_the_training_images() -> None:
     first, again, other = (next(iter(loaded(seed=seed).train_dataloader()))[1] for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"train_val_test_split": [1_000, 128, 257]}, "train_val_test_split must add up to 1797.*1385"),
-        ({"train_val_test_split": [1_797]}, "train_val_test_split must be three positive whole numbers"),
-        ({"train_val_test_split": [1_540, 0, 257]}, "train_val_test_split must be three positive whole numbers"),
-        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
-        ({"batch_size": 64.0}, "batch_size must be a whole number of at least 1, not 64.0"),
-        ({"batch_size": True}, "batch_size must be a whole number of at least 1, not True"),
-        ({"batch_size": 1_413}, "batch_size is 1413, but there are only 1412 training images"),
-        ({"img_size": 0}, "img_size must be a whole number of at least 1, not 0"),
-        ({"subset": 0}, "subset must be a whole number of at least 1, not 0"),
-        ({"subset": 1_413}, "subset is 1413, but there are only 1412 training images: use fewer"),
-        ({"subset": 100, "batch_size": 101}, "batch_size is 101, but there are only 100 training images"),
-        ({"subset_per_class": 6}, "batch_size is 64, but there are only 60 training images"),
-        ({"subset_per_class": True}, "subset_per_class must be a whole number of at least 1, not True"),
-        ({"subset_per_class": 142}, "subset_per_class is 142, which makes 1420 images of 10 classes.* only 1412"),
-        ({"subset_per_class": 140}, "subset_per_class is 140, but there are only 13. training images of class '[0-9]'"),
-        ({"subset": 100, "subset_per_class": 10}, "subset must be null where subset_per_class is set"),
-        ({"num_workers": -1}, "num_workers must be a whole number of at least 0, not -1"),
-    ],
-)
-def test_arguments_that_cannot_be_meant_are_refused(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        loaded(**arguments)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from src.datamodules.folder_datamodule import FolderDataModule, share_out
 from src.datamodules.picture_pixels import decode_one
+from tests.conftest import build
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
 COUNTS = {"blue": 10, "green": 20, "red": 40}
@@ -182,9 +183,12 @@ def test_no_folder_says_what_to_type() -> None:
             "folder is nowhere, which cannot be read .No such file or directory.: set datamodule.f",
         ),
         ({"channels": 2}, "channels must be 3 for colour or 1 for grey, not 2"),
-        ({"train_val_test_split": [8, 1, 1]}, r"train_val_test_split must be three shares that make 1.*\[8, 1, 1\]"),
-        ({"train_val_test_split": [0.9, 0.1]}, "train_val_test_split must be three shares that make 1"),
-        ({"train_val_test_split": [1.0, 0.0, 0.0]}, "train_val_test_split must be three shares that make 1"),
+        (
+            {"train_val_test_split": [8, 1, 1]},
+            r"train_val_test_split must be a list of three shares that make 1.*\[8, 1, 1\]",
+        ),
+        ({"train_val_test_split": [0.9, 0.1]}, "train_val_test_split must be a list of three shares that make 1"),
+        ({"train_val_test_split": [1.0, 0.0, 0.0]}, "train_val_test_split must be a list of three shares that make 1"),
         (
             {"train_val_test_split": [0.02, 0.49, 0.49]},
             "leaves no picture of 'blue' to train on: add pictures to the 10",
@@ -196,7 +200,7 @@ def test_no_folder_says_what_to_type() -> None:
 )
 def test_arguments_that_cannot_be_meant_are_refused(original: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FolderDataModule(**{"folder": original, "batch_size": 5} | arguments)
+        build(FolderDataModule, **{"folder": str(original), "batch_size": 5} | arguments)
 
 
 def test_a_folder_without_classes_is_refused(folder: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from src.datamodules.digits_datamodule import DigitsDataModule
 from src.datamodules.image_datamodule import ImageDataModule, Split, by_turns
 from src.errors import UserError
+from tests.conftest import build
 
 
 class Uneven(ImageDataModule):
@@ -127,3 +128,34 @@ def test_training_images_are_mirrored_and_no_others() -> None:
 def test_classes_are_numbers_where_nobody_named_them() -> None:
     assert list(DigitsDataModule().class_names) == list("0123456789")
     assert list(Uneven([20, 4, 6], batch_size=1).class_names) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"train_val_test_split": [1_000, 128, 257]},
+            r"train_val_test_split must add up to 1797.*1385: try \[1412,128",
+        ),
+        ({"train_val_test_split": [1_797]}, "train_val_test_split must be a list of three positive whole numbers"),
+        ({"train_val_test_split": [1_540, 0, 257]}, "train_val_test_split must be a list of three positive whole num"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
+        ({"batch_size": 64.0}, "batch_size must be a whole number of at least 1, not 64.0"),
+        ({"batch_size": True}, "batch_size must be a whole number of at least 1, not True"),
+        ({"batch_sise": 64}, "batch_sise is not an option of DigitsDataModule.* choose one of .*batch_size"),
+        ({"batch_size": 1_413}, "batch_size is 1413, but there are only 1412 training images"),
+        ({"img_size": 0}, "img_size must be a whole number of at least 1, not 0"),
+        ({"subset": 0}, "subset must be a whole number of at least 1 or null, not 0"),
+        ({"subset": 1_413}, "subset is 1413, but there are only 1412 training images: use fewer"),
+        ({"subset": 100, "batch_size": 101}, "batch_size is 101, but there are only 100 training images"),
+        ({"subset_per_class": 6}, "batch_size is 64, but there are only 60 training images"),
+        ({"subset_per_class": True}, "subset_per_class must be a whole number of at least 1 or null, not True"),
+        ({"subset_per_class": 142}, "subset_per_class is 142, which makes 1420 images of 10 classes.* only 1412"),
+        ({"subset_per_class": 140}, "subset_per_class is 140, but there are only 13. training images of class '[0-9]'"),
+        ({"subset": 100, "subset_per_class": 10}, "subset must be null where subset_per_class is set"),
+        ({"num_workers": -1}, "num_workers must be a whole number from 0 to 1024, not -1"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(DigitsDataModule, **arguments).setup()

@@ -10,7 +10,6 @@ import hashlib
 import os
 import socket
 import threading
-import urllib.error
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -53,14 +52,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MNISTDataModule, "files", {name: (md5(MADE[name]), md5(GZIPPED[name])) for name in FILES})
     monkeypatch.setattr(MNISTDataModule, "n_train", sum(MADE_SPLIT[:2]))
     monkeypatch.setattr(MNISTDataModule, "n_test", MADE_SPLIT[2])
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_, **__):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(published_datamodule, "check_answers", refuse)
 
 
 def write(folder: Path, gzipped: bool = False, **instead: bytes) -> Path:

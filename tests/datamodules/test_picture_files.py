@@ -240,7 +240,7 @@ def test_rows_and_pictures_without_each_other_are_counted(tmp_path: Path) -> Non
     put(*(tmp_path / name for name, _ in ROWS), tmp_path / "new.png")
     rows = [f"{name},{label}" for name, label in [*ROWS, ("gone.png", "cat")]]
     table(tmp_path, "labels.csv", "\n".join(["file_name,label", *rows]))
-    said = find_pictures(tmp_path).in_words(tmp_path)
+    said = find_pictures(tmp_path).in_words()
     assert "1 without a row in labels.csv (1 .png: new.png)" in said
     assert "1 in labels.csv, but not there (1 .png: gone.png)" in said
 
@@ -261,10 +261,10 @@ def test_rows_and_pictures_without_each_other_are_counted(tmp_path: Path) -> Non
         ("metadata.csv", "name,label\na.png,x\n", "has no column 'file_name', but name, label: rename"),
         ("metadata.csv", "file_name,label\n", "has no rows"),
         ("metadata.csv", "", "has no rows"),
-        ("metadata.jsonl", '{"file_name": "a.png", "label": "x"}\n{"file_name"', "line 2: it is no JSON"),
-        ("metadata.jsonl", '["a.png", "x"]\n', "line 1: it is no object"),
-        ("metadata.jsonl", "9" * 5_000, "line 1: it is no JSON"),
-        ("metadata.jsonl", "[" * 100_000, "line 1: it is no JSON"),
+        ("metadata.jsonl", '{"file_name": "a.png", "label": "x"}\n{"file_name"', "line 2: it is not JSON"),
+        ("metadata.jsonl", '["a.png", "x"]\n', "line 1: it is not an object"),
+        ("metadata.jsonl", "9" * 5_000, "line 1: it is not JSON"),
+        ("metadata.jsonl", "[" * 100_000, "line 1: it is not JSON"),
         ("metadata.jsonl", '{"file_name": "a.png", "label": ["x"]}\n', "line 1: label is empty"),
     ],
 )
