@@ -26,7 +26,7 @@ from src.run.checksum import splits_sha256
 from src.run.commands import is_sweep, typed_overrides
 from src.run.follow_data import follow_data
 from src.run.init_from import read_start, take_weights
-from src.run.loggers import LONGEST_TAG, check_wandb, finish, hand_over
+from src.run.loggers import LONGEST_TAG, check_wandb, finish
 from src.run.provenance import origin_of_run, record_diff, versions
 from src.run.resume import Past, go_on, resume_from, take_over
 from src.run.run_record import RunRecord, as_recorded
@@ -108,8 +108,7 @@ def train(config: DictConfig) -> float | None:
             exit_code = 128 + stop.signum
         finally:
             status = {0: "finished", 1: "failed"}.get(exit_code, "stopped")
-            hand_over(trainer, loggers, status, model, metrics)
-            finish(loggers, exit_code, record.best() if past.checkpoint else {})
+            finish(trainer, loggers, status, exit_code, metrics, record.best() if past.checkpoint else {})
             record.end(status, seconds())
 
     print_summary(config, trainer, metrics, past)

@@ -19,7 +19,6 @@ from src.config.instantiate import instantiate, instantiate_each
 from src.errors import UserError
 from src.models.image_model import ImageModel
 from src.run import trainer as trainer_module
-from src.run.loggers import finish
 from src.train import name_run, train
 from tests.conftest import ROOT, build_model, compose_config, load
 from tests.datamodules.test_cifar10_datamodule import HAS_CIFAR10
@@ -172,7 +171,6 @@ def test_loggers(name: str, tmp_path: Path) -> None:
             list(instantiate_each(config, "logger"))
         return
     built = list(instantiate_each(config, "logger"))
-    finish(built, 0, {})
     assert len(built) == len(config.logger)
     assert all(isinstance(logger, Logger) for logger in built)
 

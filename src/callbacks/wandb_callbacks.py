@@ -2,6 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -197,7 +198,7 @@ class LogModelArtifact(Callback):
     def __init__(self, registry: str | None = None) -> None:
         self.registry = registry
 
-    def finish_run(self, trainer: Trainer) -> None:
+    def finish_run(self, trainer: Trainer, status: str, metrics: Mapping[str, float]) -> None:
         """Adds the files that are there. An interrupted run has its last checkpoint, too."""
         run = wandb_run(trainer)
         folder = getattr(trainer.checkpoint_callback, "dirpath", None)

@@ -1,4 +1,4 @@
-"""Loggers: start them so that they cannot hang, show them pictures, and end them with the truth."""
+"""Loggers: start W&B so that it cannot hang, log pictures, and end runs with the right status."""
 
 import logging
 import netrc
@@ -14,7 +14,7 @@ import numpy as np
 import wandb
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -190,69 +190,51 @@ def has_wandb_key(url: str) -> bool:
         return False
 
 
-def log_picture(logger: Logger, key: str, image: np.ndarray, caption: str, step: int, path: Path) -> None:
-    """Shows a picture to a logger that takes pictures; others are left alone.
-
-    Args:
-        logger: any of Lightning's.
-        key: the picture's name.
-        image: uint8 [H, W, C]; floats would be drawn black.
-        caption: shown below it.
-        step: the batch it belongs to.
-        path: the same picture as a file.
-    """
-    if isinstance(logger, WandbLogger):
-        logger.log_image(key, [image], step=step, caption=[caption])
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(key, image, step, dataformats="HWC")
-    elif hasattr(logger, "log_picture"):
-        logger.log_picture(key, image, caption, step, path)
-
-
 def show(trainer: Trainer, key: str, picture: np.ndarray, caption: str, path: str) -> None:
-    """Saves a picture, uint8 [H, W, 3], under `path` in the run folder, and shows it to the loggers as `key`."""
-    file = Path(trainer.default_root_dir) / path
+    """Saves a picture, uint8 [H, W, 3], as `path` in the run folder, and logs it as `key` where loggers take pictures.
+
+    W&B and TensorBoard do, and every logger with a `log_picture(key, picture, caption, step, file)`.
+    """
+    file, step = Path(trainer.default_root_dir) / path, step_of(trainer)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(file)
     for logger in trainer.loggers:
-        log_picture(logger, key, picture, caption, step_of(trainer), file)
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key, [picture], step=step, caption=[caption])
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(key, picture, step, dataformats="HWC")
+        elif hasattr(logger, "log_picture"):
+            logger.log_picture(key, picture, caption, step, file)
 
 
 @rank_zero_only
-def hand_over(
-    trainer: Trainer, loggers: Sequence[Logger], status: str, model: LightningModule, metrics: dict[str, float]
+def finish(
+    trainer: Trainer,
+    loggers: Sequence[Logger],
+    status: str,
+    exit_code: int,
+    metrics: Mapping[str, float],
+    best: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Lets callbacks and loggers that have a `finish_run` add what a run ends with.
+    """Lets callbacks and loggers add what a run ends with, and ends W&B runs; Lightning ends those of other loggers.
 
-    What cannot be added, be it that a server is gone, is a warning: the run is over, and its files are in its folder.
+    Each callback and logger with a `finish_run(trainer, status, metrics)` is asked. If it fails, for instance because
+    a server is gone, that is a warning: the run is over, and its files are in its folder.
 
     Args:
-        trainer: with the callbacks; their `finish_run` takes it.
-        loggers: those that have started; their `finish_run` takes `status`, the run folder, `model` and `metrics`.
+        trainer: with the callbacks, the run folder and the tested model.
+        loggers: those that have started.
         status: `finished`, `failed`, or `stopped` by a signal.
-        model: as it was tested.
+        exit_code: of the run.
         metrics: the run's last ones; empty where it did not finish.
+        best: for the summary of W&B, which forgets the best of a run that is stopped and resumed.
     """
-    run_dir = Path(trainer.default_root_dir)
-    parts: list[tuple[Any, tuple[Any, ...]]] = [(part, (trainer,)) for part in trainer.callbacks]  # type: ignore[attr-defined]
-    parts += [(logger, (status, run_dir, model, metrics)) for logger in loggers]
-    for part, arguments in parts:
+    for part in [*trainer.callbacks, *loggers]:  # type: ignore[attr-defined]
         if hasattr(part, "finish_run"):
             try:
-                part.finish_run(*arguments)
+                part.finish_run(trainer, status, metrics)
             except Exception as error:
                 log.warning("%s could not add what the run ends with: %s", type(part).__name__, telling(str(error)))
-
-
-@rank_zero_only
-def finish(loggers: Sequence[Logger], exit_code: int, best: Mapping[str, Mapping[str, float]]) -> None:
-    """Ends W&B runs as `finished` (exit code 0) or `failed`. Lightning ends the other loggers' runs.
-
-    Args:
-        loggers: those that have started.
-        exit_code: of the run.
-        best: what to put into a run's summary; W&B itself forgets the best of a run that is stopped and resumed.
-    """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(best)

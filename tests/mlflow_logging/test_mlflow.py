@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -15,7 +16,6 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from src.errors import UserError
-from src.mlflow_logging import logger as mlflow_logger
+from src.mlflow_logging.logger import SteadyMLFlowLogger
 from src.mlflow_logging.registry import ModelRegistry
 from src.models.mnist_gan_model import MNISTGANModel
 from src.models.modules.discriminators import Discriminator
@@ -231,8 +231,8 @@ def trained(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """The logger's warnings so far."""
-    caplog.set_level(logging.WARNING, logger=mlflow_logger.__name__)
-    return lambda: [each.getMessage() for each in caplog.records if each.name == mlflow_logger.__name__]
+    caplog.set_level(logging.WARNING, logger=SteadyMLFlowLogger.__module__)
+    return lambda: [each.getMessage() for each in caplog.records if each.name == SteadyMLFlowLogger.__module__]
 
 
 def client(stack: Stack) -> Any:
@@ -252,6 +252,11 @@ def run_of(stack: Stack, run_dir: Path) -> Any:
     version = client(stack).get_model_version(NAME, "1")
     assert version.tags["checkpoint_sha256"] == sha256(run_dir / "ckpts" / "best.ckpt")
     return client(stack).get_run(version.run_id)
+
+
+def artifacts_of(run: Any) -> str:
+    """Where the bucket has a run's files."""
+    return run.info.artifact_uri.removeprefix("mlflow-artifacts:/") + "/"
 
 
 def steps(stack: Stack, run: Any, metric: str) -> list[int]:
@@ -286,31 +291,21 @@ def draw_elsewhere(model_uri: str, tracking_uri: str, folder: Path) -> dict[str,
 # A run on a server
 
 
-def test_the_run_says_who_it_is_and_how_it_ended(stack: Stack, trained: Path) -> None:
+def test_a_run_says_who_it_is_what_it_was_configured_with_and_how_it_ended(stack: Stack, trained: Path) -> None:
     run = run_of(stack, trained)
 
     assert run.info.status == "FINISHED"
     assert run.info.run_name == json.loads((trained / "run.json").read_text(encoding="utf-8"))["name"]
     assert run.data.tags["for-review"] == run.data.tags["digits"] == "true"
     assert run.data.tags["mlflow.note.content"] == LONG_NOTE
-
-
-def test_every_value_of_the_configuration_is_a_parameter(stack: Stack, trained: Path) -> None:
-    run = run_of(stack, trained)
-
     config = {key: value for key, value in flat(load(trained)["config"]) if value != LONG_NOTE}
     assert len(config) > 100
     assert {key: run.data.params[key] for key in config} == {key: str(value) for key, value in config.items()}
     assert {"commit", "command", "data/sha256"} <= run.data.params.keys()
-
-
-def test_a_value_too_long_for_a_parameter_is_whole_in_the_configuration_file(stack: Stack, trained: Path) -> None:
-    run = run_of(stack, trained)
-
+    # A value that is too long for a parameter is whole in the file.
     cut = run.data.params["notes"]
     assert cut.endswith("(whole in config.yaml)") and LONG_NOTE.startswith(cut.partition(" ")[0]) and len(cut) == 6000
-    written = stack.objects(artifacts_of(run))["config.yaml"].decode()
-    assert yaml.safe_load(written)["notes"] == LONG_NOTE
+    assert yaml.safe_load(stack.objects(artifacts_of(run))["config.yaml"])["notes"] == LONG_NOTE
 
 
 def test_metrics_are_those_of_the_csv_file_at_the_same_batches(stack: Stack, trained: Path) -> None:
@@ -328,30 +323,16 @@ def test_metrics_are_those_of_the_csv_file_at_the_same_batches(stack: Stack, tra
     assert steps(stack, run, "train/g_loss") == [2, 5]
 
 
-def artifacts_of(run: Any) -> str:
-    """Where the bucket has a run's files."""
-    return run.info.artifact_uri.removeprefix("mlflow-artifacts:/") + "/"
-
-
-def test_the_bucket_has_the_files_of_the_run(stack: Stack, trained: Path) -> None:
+def test_the_bucket_has_the_files_and_pictures_of_the_run(stack: Stack, trained: Path) -> None:
     kept = stack.objects(artifacts_of(run_of(stack, trained)))
 
-    files = ["config_tree.txt", "metrics.jsonl", "results.json", "ckpts/last.ckpt", "ckpts/best.ckpt"]
-    for name in files:
+    for name in ["config_tree.txt", "metrics.jsonl", "results.json", "ckpts/last.ckpt", "ckpts/best.ckpt"]:
         assert kept[name] == (trained / name).read_bytes(), name
-    assert (
-        json.loads(kept["run.json"])["command"]
-        == json.loads((trained / "run.json").read_text(encoding="utf-8"))["command"]
-    )
+    about, ours = kept["run.json"], (trained / "run.json").read_text(encoding="utf-8")
+    assert json.loads(about)["command"] == json.loads(ours)["command"]
     assert {name for name in kept if name.startswith("ckpts/")} == {"ckpts/last.ckpt", "ckpts/best.ckpt"}
-
-
-def test_the_bucket_has_every_picture_of_the_run(stack: Stack, trained: Path) -> None:
-    kept = stack.objects(artifacts_of(run_of(stack, trained)))
-
-    for epoch in (0, 1):
-        grid = (trained / "samples" / f"epoch_{epoch:04d}.png").read_bytes()
-        assert kept[f"gen_imgs/epoch_{epoch:04d}.png"] == grid
+    for name in ("epoch_0000.png", "epoch_0001.png"):
+        assert kept[f"gen_imgs/{name}"] == (trained / "samples" / name).read_bytes()
     made = Counter(path.read_bytes() for name in ("samples", "pictures") for path in (trained / name).rglob("*.png"))
     assert Counter(content for name, content in kept.items() if name.endswith(".png")) == made
 
@@ -373,8 +354,8 @@ def test_the_tested_generator_is_a_version_that_says_where_it_comes_from(stack: 
 
 
 def test_a_version_is_made_of_code_and_onnx_without_a_pickle(stack: Stack, trained: Path) -> None:
-    source = client(stack).get_model_version(NAME, "1").source
-    kept = stack.objects(source.removeprefix("mlflow-artifacts:/") + "/")
+    location = client(stack).get_model_version_download_uri(NAME, "1")
+    kept = stack.objects(location.removeprefix("mlflow-artifacts:/") + "/")
 
     assert {"MLmodel", "registered_model.py", "artifacts/generator.onnx", "input_example.json"} <= kept.keys()
     assert not [name for name in kept if name.endswith((".pkl", ".pickle", ".pt", ".bin"))]
@@ -420,7 +401,7 @@ def test_the_alias_moves_only_to_a_version_with_a_better_test(stack: Stack) -> N
     holders = []
     data = {"source": "made", "sha256": "abc"}
     for score in (0.5, 0.7, 0.3):
-        registry.register(client(stack), run.info.run_id, model, {"test/fd": score}, data, None, "unknown")
+        registry.register(client(stack), run.info.run_id, model, {"test/fd": score}, data, "unknown")
         holders.append(client(stack).get_registered_model("judged").aliases["champion"])
 
     assert holders == ["1", "1", "3"]
@@ -430,47 +411,52 @@ def test_the_alias_moves_only_to_a_version_with_a_better_test(stack: Stack) -> N
 # Servers that fail
 
 
-@dataclass
-class Killed:
-    """What happened to two runs when the server was killed."""
-
-    run: subprocess.CompletedProcess[str]  # a whole run, whose third epoch it was
-    folder: Path
-    steps: list[int]  # of that run, which the server has
-    steps_of_other: list[int]  # of a run that went on until the server was there again
-
-
 @pytest.fixture(scope="module")
-def killed(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+def killed(running: Stack, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A run of four epochs, in whose third the server is killed."""
     running.start()
-    folder = tmp_path_factory.mktemp("killed")
     typed = [*TINY, "trainer.max_epochs=4", "logger=mlflow", f"logger.mlflow.tracking_uri={running.uri}"]
     typed += ["callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlflow_logger, "RETRY_S", 0.0)
-        other = mlflow_logger.make_mlflow_logger("other", str(folder), tracking_uri=running.uri)
-        other.log_metrics({"x": 1.0}, 1)
-        run = run_forked(*typed, *sending(running, SIGKILL=2), cwd=folder)
-        other.log_metrics({"x": 2.0}, 2)
-        other.log_metrics({"x": 3.0}, 3)
-        running.server.start()
-        other.log_metrics({"x": 4.0}, 4)
-    points = client(running).get_metric_history(other.run_id, "x")
-    return Killed(run, folder, steps(running, newest_run(running), "train/g_loss"), [point.step for point in points])
+    return run_forked(*typed, *sending(running, SIGKILL=2), cwd=tmp_path_factory.mktemp("killed"))
 
 
-def test_a_server_killed_half_way_costs_a_sentence(stack: Stack, killed: Killed) -> None:
-    assert killed.run.returncode == 0, killed.run.stdout + killed.run.stderr
-    (sentence,) = [line for line in (killed.run.stdout + killed.run.stderr).splitlines() if "WARNING" in line]
-    assert f"MLflow at {stack.uri} does not take what is logged (Connection refused)" in sentence
-    assert "its record of this run ends at batch 5" in sentence
-    assert killed.steps == [2, 5]
-    (run_dir,) = killed.folder.glob("logs/runs/*/*")
-    assert (run_dir / "results.json").is_file() and load(run_dir)["global_step"] == 12
+def test_a_server_that_is_killed_costs_two_sentences_and_gets_the_rest_by_a_command(
+    running: Stack, killed: subprocess.CompletedProcess[str]
+) -> None:
+    assert killed.returncode == 0, killed.stdout + killed.stderr
+    first, last = [line for line in (killed.stdout + killed.stderr).splitlines() if "WARNING" in line]
+    assert f"MLflow at {running.uri} does not take what is logged (Connection refused): the run goes on" in first
+    assert f"MLflow at {running.uri} lacks a part of this run (Connection refused)" in last
+    running.start()
+    run = newest_run(running)
+    assert (run.info.status, steps(running, run, "train/g_loss")) == ("RUNNING", [2, 5])
+
+    variable, python, *arguments = shlex.split(last.partition("type ")[2])
+    name, _, value = variable.partition("=")
+    assert python == "python"
+    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT, env=os.environ | {name: value})
+
+    run = newest_run(running)
+    assert (run.info.status, steps(running, run, "train/g_loss")) == ("FINISHED", [2, 5, 8, 11])
+    run_dir = Path(arguments[-2])
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    for key in ("epoch", "train/d_loss", "val/g_loss"):
+        history = client(running).get_metric_history(run.info.run_id, key)
+        expected = [(row["step"], row[key]) for row in rows if key in row and len(row) > 4]
+        assert [(point.step, pytest.approx(point.value)) for point in history] == expected
+    kept = stack_pictures(running, run)
+    assert kept["gen_imgs"] == [f"epoch_000{i}.png" for i in range(4)]
+    assert kept["d_confusion"] == [*kept["gen_imgs"], "test.png"] and kept["real_imgs"] == ["real_imgs.png"]
 
 
-def test_a_server_that_was_killed_gets_what_it_missed_while_the_run_goes_on(killed: Killed) -> None:
-    assert killed.steps_of_other == [1, 2, 3, 4]
+def stack_pictures(stack: Stack, run: Any) -> dict[str, list[str]]:
+    """The names of the pictures that the bucket has of a run, by their folder."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(stack.objects(artifacts_of(run))):
+        if name.endswith(".png"):
+            key, _, file = name.partition("/")
+            found.setdefault(key, []).append(file)
+    return found
 
 
 def test_a_server_that_hangs_for_a_while_has_the_whole_record_in_the_end(
@@ -482,13 +468,12 @@ def test_a_server_that_hangs_for_a_while_has_the_whole_record_in_the_end(
     run_dir = train_here("run", *typed, *sending(stack, SIGSTOP=1, SIGCONT=3))
 
     (sentence,) = said()
-    assert "does not take what is logged (Read timed out): its record of this run ends at batch 2 until" in sentence
+    assert "does not take what is logged (Read timed out): the run goes on, and sends the rest when it ends" in sentence
     run = newest_run(stack)
     assert steps(stack, run, "train/g_loss") == [2, 5, 8, 11]
     assert run.info.status == "FINISHED"
-    kept = stack.objects(artifacts_of(run))
-    assert kept["ckpts/last.ckpt"] == (run_dir / "ckpts" / "last.ckpt").read_bytes()
-    assert {name for name in kept if name.startswith("gen_imgs/")} == {f"gen_imgs/epoch_000{i}.png" for i in range(4)}
+    assert stack.objects(artifacts_of(run))["ckpts/last.ckpt"] == (run_dir / "ckpts" / "last.ckpt").read_bytes()
+    assert stack_pictures(stack, run)["gen_imgs"] == [f"epoch_000{i}.png" for i in range(4)]
 
 
 def test_a_store_that_is_down_loses_no_metrics(
@@ -499,10 +484,9 @@ def test_a_store_that_is_down_loses_no_metrics(
 
     train_here("run", *TINY, "trainer.max_epochs=2", "logger=mlflow", f"logger.mlflow.tracking_uri={stack.uri}")
 
-    (sentence,) = said()
-    assert re.match(
-        rf"MLflow at {stack.uri} takes no files \([\w ]+\): until it does, they are in the run folder", sentence
-    )
+    first, last = said()
+    assert re.match(rf"MLflow at {stack.uri} does not take what is logged \([\w ]+\)", first)
+    assert re.match(rf"MLflow at {stack.uri} lacks a part of this run \([\w ]+\), but the run folder has it", last)
     run = newest_run(stack)
     assert steps(stack, run, "train/g_loss") == [2, 5]
     assert run.info.status == "FINISHED"
@@ -514,4 +498,4 @@ def test_a_deleted_experiment_is_a_mistake_with_a_remedy(stack: Stack, tmp_path:
 
     remedy = f"experiment_name=gone was deleted on {stack.uri}: type mlflow experiments restore -x {number}, or choose"
     with pytest.raises(UserError, match=re.escape(remedy)):
-        mlflow_logger.make_mlflow_logger("gone", str(tmp_path), tracking_uri=stack.uri)
+        SteadyMLFlowLogger("gone", str(tmp_path), tracking_uri=stack.uri)

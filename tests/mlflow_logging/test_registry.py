@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
+from src.errors import UserError
+from src.mlflow_logging.logger import SteadyMLFlowLogger
 from src.mlflow_logging.registry import ModelRegistry
+from tests.conftest import build
 
 TAGS = {"test/fd": "0.5", "data": "digits", "data_sha256": "abc", "img_size": "32"}
 
@@ -54,8 +57,8 @@ def test_a_version_is_better_or_not(
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_training(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        ModelRegistry(**options)
+    with pytest.raises(UserError, match=sentence):
+        build(SteadyMLFlowLogger, **{"experiment_name": "any", "save_dir": "logs", "registered_model": "any"} | options)
 
 
 def test_the_name_carries_the_data() -> None:
