@@ -21,9 +21,7 @@ from src.models.image_model import ImageModel
 from src.run import trainer as trainer_module
 from src.train import name_run, train
 from tests.conftest import ROOT, build_model, compose_config, load
-from tests.datamodules.test_cifar10_datamodule import HAS_CIFAR10
-from tests.datamodules.test_fashion_mnist_datamodule import HAS_FASHION
-from tests.datamodules.test_mnist_datamodule import HAS_MNIST
+from tests.datamodules.conftest import HAS_CIFAR10, HAS_FASHION, HAS_MNIST
 
 EXTRAS = r"pip install -r requirements-extras\.txt"
 OPTIONS = sorted((file.parent.name, file.stem) for file in (ROOT / "configs").glob("*/*.yaml"))

@@ -5,8 +5,8 @@ import io
 import json
 import os
 import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -35,6 +35,9 @@ COLUMNS = {  # what people call them
 }
 NAMED = 10  # files that a message names
 
+# The class and, if stated, the split of each picture, by its path from the table.
+Rows = dict[str, tuple[str, str | None]]
+
 
 class Picture(NamedTuple):
     """A picture's file, its class, and its ready-made split, if there is one."""
@@ -57,12 +60,8 @@ class Found:
 
     folder: Path
     pictures: list[Picture] = field(default_factory=list)
-    left_out: dict[str, list[Path]] = field(default_factory=dict)
+    left_out: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
     empty: list[Path] = field(default_factory=list)
-
-    def leave_out(self, why: str, paths: Collection[Path]) -> None:
-        if paths:
-            self.left_out.setdefault(why, []).extend(paths)
 
     @property
     def class_names(self) -> list[str]:
@@ -76,7 +75,8 @@ class Found:
             endings = Counter(path.suffix.lower() or "no ending" for path in paths)
             kinds = ", ".join(f"{n:,} {ending}" for ending, n in endings.most_common(NAMED))
             names = some([str(path.relative_to(self.folder)) for path in paths], ", ", 3)
-            said.append(f"{len(paths):,} {why} ({kinds}: {names})")
+            if paths:
+                said.append(f"{len(paths):,} {why} ({kinds}: {names})")
         return f"left out of {self.folder}: {'; '.join(said)}" if said else ""
 
 
@@ -96,7 +96,7 @@ def find_pictures(folder: Path) -> Found:
     try:
         if not folder.is_dir():
             os.listdir(folder)  # says why not
-        files = list(walk(folder))
+        files = sorted(walk(folder), key=by_name)
         subfolders = sorted((path for path in folder.iterdir() if path.is_dir() and not is_clutter(path)), key=by_name)
     except OSError as error:
         raise ValueError(
@@ -106,23 +106,20 @@ def find_pictures(folder: Path) -> Found:
     found = Found(folder)
     pictures = [path for path in files if is_picture(path)]
     there = set(pictures)
-    found.leave_out("not readable as pictures", [p for p in files if p not in there and p.name not in TABLES])
+    found.left_out["not readable as pictures"] += [p for p in files if p not in there and p.name not in TABLES]
     used = {path.relative_to(folder).parts[0] for path in pictures}
-    if table := read_table(folder):
-        found.pictures += from_table(table, None, pictures, found)
-    elif splits := split_folders([path for path in subfolders if path.name in used]):
+    rows = read_table(folder)
+    splits = split_folders([path for path in subfolders if path.name in used]) if rows is None else {}
+    if splits:
         for split, root in splits.items():
             inside = [path for path in pictures if path.is_relative_to(root)]
-            if table := read_table(root):
-                found.pictures += from_table(table, split, inside, found)
-            else:
-                found.pictures += from_folders(root, split, inside, found)
-        roots = list(splits.values())
+            add_pictures(found, root, split, inside, read_table(root))
+        roots = tuple(splits.values())
         stray = [path for path in pictures if not any(path.is_relative_to(root) for root in roots)]
-        found.leave_out("beside the splits' folders", stray)
+        found.left_out["beside the splits' folders"] += stray
     else:
-        found.pictures += from_folders(folder, None, pictures, found)
-        found.empty = [path for path in subfolders if path.name not in used]
+        add_pictures(found, folder, None, pictures, rows)
+        found.empty = [path for path in subfolders if path.name not in used] if rows is None else []
     found.pictures.sort(key=lambda picture: (natural(picture.label), picture.split or "", by_name(picture.path)))
     return found
 
@@ -146,39 +143,28 @@ def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
     return splits if "train" in splits and (len(splits) > 1 or len(subfolders) == 1) else {}
 
 
-def from_folders(root: Path, split: str | None, pictures: Sequence[Path], found: Found) -> Iterator[Picture]:
-    """Pictures of classes that are the subfolders of `root`."""
-    found.leave_out("in no class's folder", [path for path in pictures if path.parent == root])
-    for path in pictures:
-        if path.parent != root:
-            yield Picture(path, normalize("NFC", path.relative_to(root).parts[0]), split)
-
-
-class Table(NamedTuple):
-    """A table's path, and the class and split (None: it does not say) of each picture by its path from there."""
-
-    path: Path
-    rows: dict[str, tuple[str, str | None]]
-
-
-def from_table(table: Table, split: str | None, pictures: Sequence[Path], found: Found) -> Iterator[Picture]:
-    """Pictures of the classes, and splits, that a table states."""
-    root, name = table.path.parent, table.path.name
+def add_pictures(found: Found, root: Path, split: str | None, pictures: Sequence[Path], rows: Rows | None) -> None:
+    """Adds the pictures below `root`, whose classes are its subfolders, or what the rows of its table state."""
+    if rows is None:
+        found.left_out["in no class's folder"] += [path for path in pictures if path.parent == root]
+        inside = [path for path in pictures if path.parent != root]
+        found.pictures += [Picture(path, normalize("NFC", path.relative_to(root).parts[0]), split) for path in inside]
+        return
     there = {normalize("NFC", path.relative_to(root).as_posix()): path for path in pictures}
     # As in Hugging Face's loader: paths in a table that is above the splits' folders state the split.
-    by_folder = {file: SPLITS.get(file.partition("/")[0].casefold()) for file in table.rows}
+    by_folder = {file: SPLITS.get(file.partition("/")[0].casefold()) for file in rows}
     if None in by_folder.values() or "train" not in by_folder.values():
         by_folder = {}
-    for file, (label, its_split) in table.rows.items():
+    for file, (label, its_split) in rows.items():
         if file in there:
-            yield Picture(there[file], label, split or its_split or by_folder.get(file))
-    found.leave_out(f"without a row in {name}", [path for file, path in there.items() if file not in table.rows])
-    missing = [root / file for file in table.rows if file not in there and not (root / file).exists()]
-    found.leave_out(f"in {name}, but not there", missing)
+            found.pictures.append(Picture(there[file], label, split or its_split or by_folder.get(file)))
+    found.left_out["without a row in the table"] += [path for file, path in there.items() if file not in rows]
+    missing = [root / file for file in rows if file not in there and not (root / file).exists()]
+    found.left_out["in the table, but not there"] += missing
 
 
-def read_table(folder: Path) -> Table | None:
-    """The CSV or JSON lines file that states the classes of a folder's pictures; None: the classes are folders.
+def read_table(folder: Path) -> Rows | None:
+    """What a CSV or JSON lines file in a folder states of its pictures; None: the classes are subfolders.
 
     Raises:
         ValueError: names the file, the line and what to change.
@@ -209,7 +195,7 @@ def read_table(folder: Path) -> Table | None:
         if columns[kind] is None:
             has = ", ".join(map(str, list(records[0][1])[:NAMED]))
             raise ValueError(f"{path} has no column {COLUMNS[kind][0]!r}, but {has}: rename the one that is meant")
-    rows: dict[str, tuple[str, str | None]] = {}
+    rows: Rows = {}
     lines: dict[str, int] = {}
     for line, record in records:
         where = f"{path}, line {line}"
@@ -229,7 +215,7 @@ def read_table(folder: Path) -> Table | None:
     without = [line for line, (_, split) in zip(lines.values(), rows.values(), strict=True) if split is None]
     if 0 < len(without) < len(rows):
         raise ValueError(f"{path}, line {without[0]}: {columns['split']} is empty: fill it in, or remove the column")
-    return Table(path, rows)
+    return rows
 
 
 def csv_records(text: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
@@ -264,11 +250,11 @@ def as_text(value: Any) -> str:
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder but hidden ones, in natural order. Follows links, but not in circles."""
+    """All files below a folder but hidden ones. Follows links, but not in circles."""
     here = os.path.realpath(folder)
     if here in above:
         return
-    for path in sorted(folder.iterdir(), key=by_name):
+    for path in folder.iterdir():
         if is_clutter(path):
             continue
         if path.is_dir():

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from src.datamodules.digits_datamodule import DigitsDataModule
 from src.datamodules.loader import EpochSampler, ImageSet, ResumableDataLoader, collated
+from tests.conftest import assert_same
 
 N, BATCH = 20, 4
 
@@ -33,11 +34,16 @@ def make_loader(num_workers: int = 0, flip: bool = False, length: int | None = N
     )
 
 
-def pass_over(loader: ResumableDataLoader, epoch: int) -> list[list[int]]:
-    """The labels of each batch, as Lightning asks for them: an iterator, then the epoch, then the batches."""
+def batches_of(loader: ResumableDataLoader, epoch: int) -> list[list[Tensor]]:
+    """Images and labels of each batch, as Lightning asks for them: an iterator, then the epoch, then the batches."""
     batches = iter(loader)
     loader.sampler.set_epoch(epoch)
-    return [labels.tolist() for _, labels in batches]
+    return [list(batch) for batch in batches]
+
+
+def pass_over(loader: ResumableDataLoader, epoch: int) -> list[list[int]]:
+    """The labels of each batch."""
+    return [labels.tolist() for _, labels in batches_of(loader, epoch)]
 
 
 # ImageSet
@@ -153,42 +159,20 @@ def test_processes_share_out_an_epoch_of_several_passes() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resuming_in_a_later_pass_of_an_epoch(num_workers: int) -> None:
-    whole = pass_over(make_loader(length=50), epoch=1)
-    assert len(whole) == 13
-    rest = make_loader(num_workers, length=50)
-    rest.load_state_dict({"epoch": 1, "images": 8 * BATCH})
-    assert pass_over(rest, epoch=1) == whole[8:]
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resuming_inside_an_epoch_mirrors_the_same_images(num_workers: int) -> None:
-    def images(loader: ResumableDataLoader) -> list[Tensor]:
-        batches = iter(loader)
-        loader.sampler.set_epoch(6)
-        return [images for images, _ in batches]
-
-    whole, plain = images(make_loader(flip=True)), images(make_loader())
-    rest = make_loader(num_workers, flip=True)
-    rest.load_state_dict({"epoch": 6, "images": 2 * BATCH})
-    assert torch.equal(torch.cat(images(rest)), torch.cat(whole[2:]))
-    assert not torch.equal(torch.cat(plain[2:]), torch.cat(whole[2:]))
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_remaining_batches_follow_exactly(num_workers: int) -> None:
-    whole = pass_over(make_loader(), epoch=6)
-    first, rest = make_loader(num_workers), make_loader(num_workers)
+@pytest.mark.parametrize(("flip", "length", "stop"), [(False, None, 2), (True, None, 2), (False, 50, 8)])
+def test_the_remaining_batches_follow_exactly(num_workers: int, flip: bool, length: int | None, stop: int) -> None:
+    whole = batches_of(make_loader(0, flip, length), epoch=6)
+    first, rest = make_loader(num_workers, flip, length), make_loader(num_workers, flip, length)
     first.sampler.set_epoch(6)
     batches = iter(first)
-    assert [next(batches)[1].tolist() for _ in range(2)] == whole[:2]
+    assert_same([list(next(batches)) for _ in range(stop)], whole[:stop])
     state = first.state_dict()
-    assert state == {"epoch": 6, "images": 2 * BATCH}
+    assert state == {"epoch": 6, "images": stop * BATCH}
 
     rest.load_state_dict(state)
-    assert pass_over(rest, epoch=6) == whole[2:]
-    assert rest.state_dict() == {"epoch": 6, "images": len(whole) * BATCH}
-    assert pass_over(rest, epoch=7) == pass_over(make_loader(), epoch=7)
+    assert_same(batches_of(rest, epoch=6), whole[stop:])
+    assert rest.state_dict() == {"epoch": 6, "images": length or N}
+    assert_same(batches_of(rest, epoch=7), batches_of(make_loader(0, flip, length), epoch=7))
 
 
 def test_a_second_stop_counts_from_the_epochs_beginning() -> None:

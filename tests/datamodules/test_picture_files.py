@@ -241,8 +241,8 @@ def test_rows_and_pictures_without_each_other_are_counted(tmp_path: Path) -> Non
     rows = [f"{name},{label}" for name, label in [*ROWS, ("gone.png", "cat")]]
     table(tmp_path, "labels.csv", "\n".join(["file_name,label", *rows]))
     said = find_pictures(tmp_path).in_words()
-    assert "1 without a row in labels.csv (1 .png: new.png)" in said
-    assert "1 in labels.csv, but not there (1 .png: gone.png)" in said
+    assert "1 without a row in the table (1 .png: new.png)" in said
+    assert "1 in the table, but not there (1 .png: gone.png)" in said
 
 
 @pytest.mark.parametrize(
