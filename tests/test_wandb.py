@@ -233,15 +233,15 @@ def test_a_logger_that_cannot_start_fails_the_run(train_here: Train, tmp_path: P
 def test_a_key_that_w_and_b_refuses_is_a_mistake_and_a_server_in_trouble_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: type[Exception]
 ) -> None:
-    started = []
+    started, init = [], wandb.init
 
-    def start(options: dict[str, Any], mode: str) -> Any:
+    def start(mode: str, **options: Any) -> Any:
         started.append(mode)
         if mode == "online":
             raise error("WANDB_API_KEY invalid: it has 5 characters")
-        return wandb.init(**options, mode="disabled")
+        return init(mode="disabled", **options)
 
-    monkeypatch.setattr("src.run.loggers._start", start)
+    monkeypatch.setattr(wandb, "init", start)
     if error is wandb.errors.AuthenticationError:
         with pytest.raises(UserError, match=r"logger\.wandb: WANDB_API_KEY invalid.*: set WANDB_API_KEY in \.env"):
             make_wandb_logger("p", str(tmp_path), mode="online")

@@ -11,7 +11,6 @@ import wandb
 from pydantic import Field
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
-from torch import Tensor
 
 from src.config.types import Count
 from src.models.image_model import ImageModel
@@ -27,37 +26,36 @@ InARow = Annotated[int, Field(ge=1, le=1000)]  # images
 
 
 class PictureCallback(Callback, ABC):
-    """Draws something once in so many epochs, at their end.
+    """Draws something at the end of an epoch.
 
     Args:
-        every_n_epochs: how often.
+        every_n_epochs: epochs from one picture to the next.
     """
 
     def __init__(self, every_n_epochs: Count = 1) -> None:
         self.every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self.on_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self.draw(trainer, pl_module, f"epoch {trainer.current_epoch}, batch {trainer.global_step:,}")
 
     @abstractmethod
-    def on_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        """Draws. Lightning no longer calls this by itself."""
+    def draw(self, trainer: Trainer, model: ImageModel, when: str) -> None:
+        """Draws and shows the picture; `when` begins its caption."""
 
 
 class LogSampleGrid(PictureCallback):
     """A grid of generated images, one row a class, always from the same noise.
 
-    It goes to `samples/epoch_NNNN.png` in the run folder, and as `gen_imgs` to W&B and to every other logger that
-    takes pictures. Where images are drawn with a moving average, what the generator itself makes of the same noise
-    stands beside it, as `gen_imgs_raw` and `samples/raw_NNNN.png`. The noise is kept in the checkpoint, so that a
-    resumed run draws the same grid.
+    It goes to `samples/epoch_NNNN.png` in the run folder, and as `gen_imgs` to every logger that takes pictures. Where
+    a moving average of the weights draws the images, a second grid shows what the weights themselves make of the same
+    noise: `samples/raw_NNNN.png` and `gen_imgs_raw`.
 
     Args:
         n_per_class: images a row.
-        every_n_epochs: how often.
-        seed: of the noise.
-        raw: whether to show the generator without its average, too.
+        every_n_epochs: epochs from one grid to the next.
+        seed: determines the noise.
+        raw: whether to draw the second grid.
     """
 
     def __init__(self, n_per_class: InARow = 10, every_n_epochs: Count = 1, seed: int = 0, raw: bool = True) -> None:
@@ -65,39 +63,29 @@ class LogSampleGrid(PictureCallback):
         self.n_per_class = n_per_class
         self.seed = seed
         self.raw = raw
-        self.noise: Tensor | None = None
 
-    def on_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        labels = torch.arange(pl_module.n_classes).repeat_interleave(self.n_per_class)
-        if self.noise is None or len(self.noise) != len(labels):
-            self.noise = pl_module.draw_noise(len(labels), torch.Generator().manual_seed(self.seed))
-        if not trainer.is_global_zero:
-            return
-        epoch = trainer.current_epoch
-        caption = f"epoch {epoch}, batch {trainer.global_step:,}: one row a class, 0 to {pl_module.n_classes - 1}"
-        grid = to_grid(pl_module.generate(labels, noise=self.noise), self.n_per_class)
-        show(trainer, "gen_imgs", grid, caption, f"samples/epoch_{epoch:04d}.png")
-        if self.raw and pl_module.has_average:
-            grid = to_grid(pl_module.generate(labels, noise=self.noise, average=False), self.n_per_class)
-            caption += ", without the moving average"
-            show(trainer, "gen_imgs_raw", grid, caption, f"samples/raw_{epoch:04d}.png")
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"noise": self.noise}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.noise = state["noise"]
+    def draw(self, trainer: Trainer, model: ImageModel, when: str) -> None:
+        labels = torch.arange(model.n_classes).repeat_interleave(self.n_per_class)
+        caption = f"{when}: one row a class, 0 to {model.n_classes - 1}"
+        kinds = [("gen_imgs", "epoch", True, caption)]
+        if self.raw and model.has_average:
+            kinds.append(("gen_imgs_raw", "raw", False, f"{caption}, without the moving average"))
+        for key, file, average, text in kinds:
+            images = model.generate(labels, torch.Generator().manual_seed(self.seed), average=average)
+            path = f"samples/{file}_{trainer.current_epoch:04d}.png"
+            show(trainer, key, to_grid(images, self.n_per_class), text, path)
 
 
 class LogInterpolation(PictureCallback):
-    """From each class to the next in a row, with the noise of the row held fixed: `interpolation`.
+    """In each row, images from one class to the next, all from the same noise: `interpolation`.
 
-    Where the images between two classes look like neither, the model has learnt classes; where they jump, a table.
+    A model that has learnt classes draws both at the ends, and neither in the middle; one that has learnt images by
+    heart jumps.
 
     Args:
-        steps: images a row, the two classes included.
-        every_n_epochs: how often.
-        seed: of the noise.
+        steps: images a row, with both classes.
+        every_n_epochs: epochs from one picture to the next.
+        seed: determines the noise.
     """
 
     def __init__(self, steps: InARow = 10, every_n_epochs: Count = 1, seed: int = 0) -> None:
@@ -105,44 +93,34 @@ class LogInterpolation(PictureCallback):
         self.steps = steps
         self.seed = seed
 
-    def on_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:
-        if not trainer.is_global_zero:
-            return
-        n = pl_module.n_classes
+    def draw(self, trainer: Trainer, model: ImageModel, when: str) -> None:
+        n = model.n_classes
         labels = torch.arange(n).repeat_interleave(self.steps)
-        noise = pl_module.draw_noise(n, torch.Generator().manual_seed(self.seed)).repeat_interleave(self.steps, dim=0)
-        weight = torch.linspace(0, 1, self.steps).repeat(n)
-        images = pl_module.interpolate(labels, (labels + 1) % n, weight, noise)
-        epoch = trainer.current_epoch
-        caption = f"epoch {epoch}, batch {trainer.global_step:,}: each row from a class to the next, with one noise"
-        show(
-            trainer,
-            "interpolation",
-            to_grid(images, self.steps),
-            caption,
-            f"pictures/interpolation/epoch_{epoch:04d}.png",
-        )
+        noise = model.draw_noise(n, torch.Generator().manual_seed(self.seed)).repeat_interleave(self.steps, dim=0)
+        images = model.interpolate(labels, (labels + 1) % n, torch.linspace(0, 1, self.steps).repeat(n), noise)
+        caption = f"{when}: each row from a class to the next, with one noise"
+        path = f"pictures/interpolation/epoch_{trainer.current_epoch:04d}.png"
+        show(trainer, "interpolation", to_grid(images, self.steps), caption, path)
 
 
 class LogRealImages(Callback):
-    """Once: real training images as the model is served them, one row a class: `real_imgs`.
+    """Once: real training images as the model gets them, one row a class: `real_imgs`.
 
-    They come at the end of the first epoch, so that training starts sooner.
+    They come at the end of the first epoch, so that training starts sooner. A resumed run that does not find the
+    picture in its folder draws it again.
 
     Args:
         n_per_class: images a row; a class that has fewer repeats them.
     """
 
-    FILE = "pictures/real_imgs.png"
-
     def __init__(self, n_per_class: InARow = 10) -> None:
         self.n_per_class = n_per_class
-        self._shown = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or (self._shown and (Path(trainer.default_root_dir) / self.FILE).exists()):
+        path = "pictures/real_imgs.png"
+        is_there = trainer.current_epoch > 0 and (Path(trainer.default_root_dir) / path).exists()
+        if is_there or not trainer.is_global_zero:
             return
-        self._shown = True
         data = trainer.datamodule.sets["train"]  # type: ignore[attr-defined]
         chosen = []
         for label in range(trainer.datamodule.n_classes):  # type: ignore[attr-defined]
@@ -150,21 +128,14 @@ class LogRealImages(Callback):
             if len(of_class):
                 chosen.append(of_class.repeat(-(-self.n_per_class // len(of_class)))[: self.n_per_class])
         images, _ = data.__getitems__(torch.cat(chosen).tolist())
-        caption = "real training images, one row a class"
-        show(trainer, "real_imgs", to_grid(images, self.n_per_class), caption, self.FILE)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"shown": self._shown}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._shown = state["shown"]  # a resumed run shows them again where it could not take them over
+        show(trainer, "real_imgs", to_grid(images, self.n_per_class), "real training images, one row a class", path)
 
 
 class LogConfusions(Callback):
     """After each validation and after the test: what the model itself took for what, as its `confusions` say.
 
-    Of a GAN that is `d_confusion`. A D that is right about all images is one that G learns nothing from; one that is
-    right about half of them sees no difference any more.
+    A GAN has `d_confusion`. G learns nothing from a D that is right about all images; a D that is right about half of
+    them cannot tell any more.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,25 +162,20 @@ class LogModelArtifact(Callback):
     The last has the alias `latest`, the best by the checkpoints' `monitor` has `best`; with no best, the last has both.
 
     Args:
-        registry: where in a W&B registry to link the best to, such as `wandb-registry-model/digits`; None: nowhere.
-            Links are made by online runs alone.
+        registry: place in a W&B registry to which an online run links the best, such as `wandb-registry-model/digits`;
+            None: it is not linked.
     """
 
     def __init__(self, registry: str | None = None) -> None:
         self.registry = registry
 
     def finish_run(self, trainer: Trainer, status: str, metrics: Mapping[str, float]) -> None:
-        """Adds the files that are there. An interrupted run has its last checkpoint, too."""
-        run = wandb_run(trainer)
-        folder = getattr(trainer.checkpoint_callback, "dirpath", None)
+        """Adds the files that exist. An interrupted run has its last checkpoint, too."""
+        run, folder = wandb_run(trainer), getattr(trainer.checkpoint_callback, "dirpath", None)
         if run is None or folder is None:
             return
-        files = [(Path(folder) / "last.ckpt", ["latest"])]
-        if best := getattr(trainer.checkpoint_callback, "best_model_path", ""):
-            files.insert(0, (Path(best), ["best"]))
-        else:
-            files[0][1].append("best")
-        for path, aliases in files:
+        last, best = Path(folder) / "last.ckpt", getattr(trainer.checkpoint_callback, "best_model_path", "")
+        for path, aliases in [(Path(best), ["best"]), (last, ["latest"])] if best else [(last, ["latest", "best"])]:
             if not path.exists():
                 continue
             artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={"file": path.name})
@@ -220,7 +186,7 @@ class LogModelArtifact(Callback):
 
 
 class LogCodeArtifact(Callback):
-    """The run's source as a W&B code artifact: run.py, src/, configs/, and what is not committed.
+    """The run's source as a W&B code artifact: run.py, src/, configs/, and the changes that are not committed.
 
     It is added at the end of the first epoch, so that training starts sooner.
     """
@@ -236,7 +202,7 @@ class LogCodeArtifact(Callback):
         run.log_code(str(ROOT), include_fn=is_source)
         patch = Path(trainer.default_root_dir) / "diff.patch"
         if patch.exists():
-            shutil.copy(patch, run.dir)  # it is uploaded with the run
+            shutil.copy(patch, run.dir)  # W&B uploads it with the run
 
 
 def is_source(path: str, root: str) -> bool:

@@ -102,7 +102,7 @@ def make_wandb_logger(
         job_type: what kind of run it is.
         notes: free text.
         entity: W&B user or team; None: the key's default.
-        id: of a run to go on with; None: a new run.
+        id: the run to go on with; None: a new run.
         mode: online | offline | disabled; None: `WANDB_DISABLED`, else `WANDB_MODE`, else what key and network allow.
 
     Raises:
@@ -117,66 +117,51 @@ def make_wandb_logger(
         raise ValueError(f"mode (or else WANDB_MODE) must be online, offline or disabled, not {mode!r}")
     if mode == "disabled":
         return DummyLogger()  # wandb's own stand-in fails on pictures
-    options: dict[str, Any] = {
-        "project": project,
-        "dir": save_dir,
-        "name": name,
-        "tags": list(tags),
-        "group": group,
-        "job_type": job_type,
-        "notes": notes,
-        "entity": entity,
-        "id": id,
-        "resume": "allow" if id and "WANDB_RESUME" not in os.environ else None,
-    }
+
+    def start(mode: Any) -> Any:
+        # The end-of-run table says what wandb would. The console is not captured: a progress bar fills it.
+        settings = wandb.Settings(
+            init_timeout=20,
+            console="off",
+            quiet=True,
+            silent=mode != "online",
+            x_transaction_log_flush_interval=1.0,  # seconds; a run that is killed loses what its file has not
+        )
+        resume: Any = "allow" if id and "WANDB_RESUME" not in os.environ else None
+        options: Any = {"project": project, "name": name, "group": group, "job_type": job_type, "entity": entity}
+        options |= {"dir": save_dir, "tags": list(tags), "notes": notes, "id": id, "resume": resume}
+        return wandb.init(**options, mode=mode, settings=settings)
+
     try:
-        run = _start(options, mode)
+        run = start(mode)
     except (wandb.errors.AuthenticationError, wandb.errors.UsageError) as error:
         reason = telling(str(error))
         concerns_key = isinstance(error, wandb.errors.AuthenticationError) or "key" in reason.lower()
         remedy = "set WANDB_API_KEY in .env, or logger.wandb.mode=offline" if concerns_key else "change it"
         raise UserError(f"logger.wandb: {reason}: {remedy}") from error
-    except wandb.errors.CommError as error:  # which an AuthenticationError is, too
+    except wandb.errors.CommError as error:  # the base of AuthenticationError, too
         log.warning("W&B could not begin the run (%s): recording offline", telling(str(error)))
-        run = _start(options, "offline")
-    logger = WandbLogger(experiment=run)
-    for best, names in [("min", LOWER_IS_BETTER), ("max", HIGHER_IS_BETTER)]:
-        for name in names:  # the best validation stands in the runs' table, beside the last
-            run.define_metric(f"val/{name}", step_metric="trainer/global_step", summary=f"{best},last")
-    return logger
-
-
-def _start(options: dict[str, Any], mode: Any) -> Any:
-    # The end-of-run table says what wandb would. The console is not captured: a progress bar fills it.
-    settings = wandb.Settings(
-        init_timeout=20,
-        console="off",
-        quiet=True,
-        silent=mode != "online",
-        x_transaction_log_flush_interval=1.0,  # seconds; a run that is killed loses what its file has not
-    )
-    return wandb.init(**options, mode=mode, settings=settings)
+        run = start("offline")
+    for best, metrics in [("min", LOWER_IS_BETTER), ("max", HIGHER_IS_BETTER)]:
+        for metric in metrics:  # the best validation stands in the runs' table, beside the last
+            run.define_metric(f"val/{metric}", step_metric="trainer/global_step", summary=f"{best},last")
+    return WandbLogger(experiment=run)
 
 
 def reachable_mode() -> str:
     """`online` if there is a key and W&B answers within seconds, else `offline`; says why where there is a key."""
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    if has_wandb_key(url) and _answers(url):
-        return "online"
+    if has_wandb_key(url):
+        try:
+            urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S)
+            return "online"
+        except urllib.error.HTTPError:  # it answers
+            return "online"
+        except OSError as error:
+            log.warning("W&B does not answer at %s (%s): recording offline", url, error)
     # For the whole process: what else wandb sends (telemetry) would wait for an answer when the process ends.
     os.environ["WANDB_MODE"] = "offline"
     return "offline"
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S)
-    except urllib.error.HTTPError:
-        pass  # it answers
-    except OSError as error:
-        log.warning("W&B does not answer at %s (%s): recording offline", url, error)
-        return False
-    return True
 
 
 def has_wandb_key(url: str) -> bool:
