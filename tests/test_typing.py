@@ -17,8 +17,8 @@ from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 import run
-from src.config.arguments import VERBS
 from src.config.command_line import as_typed, in_hydras_grammar
+from src.config.help import VERBS
 from src.config.instantiate import instantiate
 from src.config.keys import KEYS
 from src.config.text import escaped

@@ -3,10 +3,9 @@
 import os
 from collections.abc import Iterable, Sequence
 
-from src.config.help import help_on, help_on_all
+from src.config.help import VERBS, help_on, help_on_all
 from src.errors import UserError
 
-VERBS = ("train", "sample", "interpolate", "evaluate", "export", "serve", "report")
 LISTINGS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
 HYDRA_FLAGS = (
     *("--", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),

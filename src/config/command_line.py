@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
@@ -15,11 +15,11 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from src.config.help import CONFIGS
 from src.config.keys import KEYS
 from src.config.text import escaped, existing, same
-from src.config.types import LISTS, alternatives, takers
+from src.config.types import LISTS, alternatives, element_type, hints_of
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][^=\s'\"]*)=(.*)", re.DOTALL)
 PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_/][\w/.\-]*", re.ASCII | re.IGNORECASE)
 QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?=,|$)""", re.DOTALL)
@@ -103,8 +103,11 @@ class KeyTypes:
         if name == "_target_":
             return str
         if isinstance(part, dict) and "_target_" in part:
-            hint = _parameter(str(part["_target_"]), name)
-            if hint is not None:
+            try:
+                target = get_object(str(part["_target_"]))
+            except Exception:  # what cannot be imported is told later
+                return Any
+            if hint := hints_of(target).get(name):
                 return hint
         return str if isinstance(present, str) and "${" not in present else Any
 
@@ -112,7 +115,7 @@ class KeyTypes:
         """A value in Hydra's grammar, of a key that holds one of these types."""
         lists = [kind for kind in kinds if (get_origin(kind) or kind) in LISTS]
         if lists and value.startswith("[") and value.endswith("]") and not (Path in kinds and _exists(value)):
-            inner = alternatives((get_args(lists[0]) or (Any,))[0])
+            inner = alternatives(element_type(lists[0]))
             elements = split(value[1:-1]) if value[1:-1].strip() else []
             return f"[{','.join(self.read(each.strip(), inner) for each in elements)}]"
         parsed = _parse(value)
@@ -239,12 +242,3 @@ def _hydras(key: str) -> Any:
     for name in key.split(".")[1:]:
         hint = get_type_hints(hint).get(name, Any) if isinstance(hint, type) else Any
     return Path if hint is str and key.endswith("dir") else hint
-
-
-def _parameter(target: str, name: str) -> Any:
-    """The hint of a constructor's argument; None if nothing states one."""
-    try:
-        hints = (get_type_hints(taker) for taker in takers(get_object(target)))
-        return next((each[name] for each in hints if name in each), None)
-    except Exception:  # not every library's annotations can be resolved; what cannot be imported is told later
-        return None

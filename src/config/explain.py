@@ -5,7 +5,6 @@ import errno
 import importlib
 import re
 from collections.abc import Iterable
-from pathlib import Path
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -18,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from src.config.help import CONFIGS
 from src.errors import UserError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXTRAS = "pip install -r requirements-extras.txt"
 # Keys that people know from older templates and Lightning 1.x, and what to do instead.
 RENAMED = {

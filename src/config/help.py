@@ -15,7 +15,8 @@ COMMANDS = {
     "python run.py task=sample ckpt_path=last labels=[5]": "draw with it",
     "python run.py debug=true": "five batches of everything",
 }
-EXAMPLES = {
+# An example of each verb.
+VERBS = {
     "train": "experiment=train_mnist_cnn_gan trainer.max_epochs=2 'notes=a first try'",
     "sample": "ckpt_path=last labels=[3,8] n_per_label=16",
     "interpolate": "ckpt_path=last labels=[3,8]",
@@ -34,7 +35,7 @@ def help_on_all() -> str:
             "Usage: python run.py [task=VERB] [KEY=VALUE]...",
             "",
             "Verbs (their keys: python run.py task=VERB --help)",
-            *_table({verb: _about(CONFIGS / f"{verb}.yaml") for verb in EXAMPLES}),
+            *_table({verb: _about(CONFIGS / f"{verb}.yaml") for verb in VERBS}),
             "",
             "Commands that people type",
             *_table(COMMANDS),
@@ -50,7 +51,7 @@ def help_on_all() -> str:
 
 def help_on(verb: str) -> str:
     """A verb's keys with their defaults and comments; of `train` also the groups and the keys of the main parts."""
-    lines = [_about(CONFIGS / f"{verb}.yaml"), "", f"  python run.py task={verb} {EXAMPLES[verb]}", "", "Keys"]
+    lines = [_about(CONFIGS / f"{verb}.yaml"), "", f"  python run.py task={verb} {VERBS[verb]}", "", "Keys"]
     lines += _keys(CONFIGS / f"{verb}.yaml")
     if verb == "train":
         folders = sorted(path for path in CONFIGS.rglob("*") if path.is_dir() and "hydra" not in path.parts)

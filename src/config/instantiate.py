@@ -5,8 +5,8 @@ from collections import abc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +14,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.loggers import Logger
 
 from src.config.explain import RENAMED, begins_with_argument, explain_os, explain_part
-from src.config.types import check, takers
+from src.config.types import alternatives, check, element_type, hints_of, takers
 from src.errors import UserError
 
 # What each part of a run must be, and each of a group.
@@ -34,36 +34,37 @@ def instantiate(config: DictConfig, key: str, **kwargs: Any) -> Any:
         UserError: the part is missing, refused its arguments, its `_target_` cannot be imported, or what that makes is
             not what belongs there.
     """
-    plain = checked(config, key)
-    made = _build(plain, key, config, kwargs)
-    _check_made(plain, made, KINDS.get(key) or KINDS_IN.get(key.rpartition(".")[0], Any), key)
-    return made
+    kind = KINDS.get(key) or KINDS_IN.get(key.rpartition(".")[0], Any)
+    return _build(checked(config, key), key, kind, config, kwargs)
 
 
-def _build(part: Any, key: str, config: DictConfig, kwargs: Mapping[str, Any] | None = None) -> Any:
+def _build(part: Any, key: str, hint: Any, config: DictConfig, kwargs: Mapping[str, Any] | None = None) -> Any:
     """What plain values describe: each dict with a `_target_` is called with its arguments, which are built first.
 
     Hydra would do the same at once, but then nobody could look at a part before its owner has taken it.
+
+    Raises:
+        UserError: a part cannot be built, or is not what `hint` asks for.
     """
     if isinstance(part, list):
-        return [_build(value, f"{key}.{i}", config) for i, value in enumerate(part)]
+        return [_build(value, f"{key}.{i}", element_type(hint), config) for i, value in enumerate(part)]
     if not isinstance(part, dict):
         return part
-    built = {name: _build(value, f"{key}.{name}", config) for name, value in part.items()}
     if "_target_" not in part:
-        return built
-    args, arguments = built.get("_args_", ()), {n: value for n, value in built.items() if not n.startswith("_")}
+        return {name: _build(value, f"{key}.{name}", element_type(hint), config) for name, value in part.items()}
     try:
         target = hydra.utils.instantiate({"_target_": part["_target_"], "_partial_": True})
-        hints = _hints(target.func)
-        for name in arguments:
-            _check_made(part[name], arguments[name], hints.get(name, Any), f"{key}.{name}")
-        call = partial(target, *args, **arguments, **(kwargs or {}))
-        return call if part.get("_partial_") else call()
+        hints = hints_of(target.func)
+        built = {name: _build(value, f"{key}.{name}", hints.get(name, Any), config) for name, value in part.items()}
+        arguments = {name: value for name, value in built.items() if not name.startswith("_")}
+        call = partial(target, *built.get("_args_", ()), **arguments, **(kwargs or {}))
+        made = call if part.get("_partial_") else call()
     except UserError:
         raise
     except Exception as error:
         raise UserError(explain_part(key, error, config)) from error
+    _check_made(made, hint, key, part["_target_"])
+    return made
 
 
 def instantiate_each(config: DictConfig, group: str) -> Iterator[Any]:
@@ -149,7 +150,7 @@ def check_arguments(
     Raises:
         UserError: names the argument and what it may be.
     """
-    hints = _hints(target, include_extras=True) | dict(declared or {})
+    hints = hints_of(target) | dict(declared or {})
     parameters: dict[str, inspect.Parameter] = {}
     open_ended = False
     try:
@@ -170,43 +171,21 @@ def check_arguments(
             check(f"{key}.{name}", value, hints.get(name, Any))
 
 
-def _hints(target: Callable[..., Any], include_extras: bool = False) -> dict[str, Any]:
-    """The types of a function's or a class's arguments, as far as they are known."""
-    try:
-        hints: dict[str, Any] = {}
-        for taker in takers(target):
-            hints = get_type_hints(taker, include_extras=include_extras) | hints
-        return hints
-    except Exception:  # not every library's annotations can be resolved, and builtins have none
-        return {}
-
-
-def _check_made(part: Any, made: Any, hint: Any, key: str) -> None:
-    """Refuses what a `_target_` has made where it is not what its argument is declared to be.
-
-    Args:
-        part: plain values; what has no `_target_` in it was checked before.
-        made: of them.
-        hint: the argument's type.
-        key: of the argument.
+def _check_made(made: Any, hint: Any, key: str, target: str) -> None:
+    """Refuses what a `_target_` has made where it is not what `hint` asks for.
 
     Raises:
         UserError: names the `_target_`, what it makes, and what is needed.
     """
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if isinstance(part, (list, dict)) and "_target_" not in part:
-        # Of a container or nothing, the container.
-        inner = next((get_args(each)[-1] for each in options if get_args(each)), Any)
-        for name, value in enumerate(part) if isinstance(part, list) else part.items():
-            _check_made(value, made[name], inner, f"{key}.{name}")
-    elif isinstance(part, dict) and (made is None or not _is_made_for(made, hint)):
-        if isinstance(made, partial) and not any(get_origin(each) is abc.Callable for each in options):
-            raise UserError(f"{key}._partial_ is true, but {_named(hint)} is needed: set it to false")
-        kind = _class_in(made)
-        shown = "nothing" if made is None else f"the class {kind.__name__}" if made is kind else _article(kind.__name__)
-        raise UserError(
-            f"{key}._target_={part['_target_']} makes {shown}, but {_named(hint)} is needed: choose another class"
-        )
+    options = alternatives(hint)
+    if made is not None and any(_is_made_for(made, each) for each in options):
+        return
+    needed = " or ".join(_named(each) for each in options if each is not NoneType)
+    if isinstance(made, partial) and not any(get_origin(each) is abc.Callable for each in options):
+        raise UserError(f"{key}._partial_ is true, but {needed} is needed: set it to false")
+    kind = _class_in(made)
+    shown = "nothing" if made is None else f"the class {kind.__name__}" if made is kind else _article(kind.__name__)
+    raise UserError(f"{key}._target_={target} makes {shown}, but {needed} is needed: choose another class")
 
 
 def _class_in(made: Any) -> type:
@@ -217,10 +196,8 @@ def _class_in(made: Any) -> type:
 
 
 def _is_made_for(made: Any, hint: Any) -> bool:
-    """Whether an object can be what a type hint asks for; in doubt it can."""
+    """Whether an object can be what a type asks for; in doubt it can."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        return any(_is_made_for(made, each) for each in inner)
     if kind is abc.Callable:
         called, returns = _class_in(made), inner[-1] if inner else Any
         if called is not type(made) and isinstance(returns, type):
@@ -237,10 +214,8 @@ def _is_made_for(made: Any, hint: Any) -> bool:
 
 
 def _named(hint: Any) -> str:
-    """What a type hint asks for, by its own name."""
+    """What a type asks for, by its own name."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        return " or ".join(_named(each) for each in inner if each is not NoneType)
     if kind is abc.Callable:
         return f"what makes {_named(inner[-1])}" if inner and isinstance(inner[-1], type) else "something to call"
     return _article(kind.__name__) if isinstance(kind, type) and kind is not object else "something"

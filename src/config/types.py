@@ -9,7 +9,7 @@ from enum import Enum
 from inspect import signature
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -53,11 +53,11 @@ def check(name: str, value: Any, hint: Any) -> None:
     Raises:
         UserError: says what it must be.
     """
-    options = alternatives(hint)
     if isinstance(value, dict):
-        named = next((get_args(each)[-1] for each in options if get_origin(each) in (dict, Mapping)), Any)
-        for key, inner in value.items() if "_target_" not in value else ():
-            check(f"{name}.{key}", inner, named)
+        if "_target_" in value:
+            return
+        for key, inner in value.items():
+            check(f"{name}.{key}", inner, element_type(hint))
     try:
         TypeAdapter(_in_yaml(hint), config=ConfigDict(strict=True)).validate_python(value)
     except ValidationError as error:
@@ -77,6 +77,11 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
+def element_type(hint: Any) -> Any:
+    """The type of what a list or a mapping by name holds; `Any` where a hint states none."""
+    return next((get_args(each)[-1] for each in alternatives(hint) if get_origin(each) in (dict, Mapping, *LISTS)), Any)
+
+
 def takers(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """The function that takes a target's arguments; of a class whose constructor has `**kwargs`, also its parents'."""
     if not isinstance(target, type):
@@ -87,6 +92,17 @@ def takers(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
             yield init
             if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature(init).parameters.values()):
                 return
+
+
+def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a function's or a class's arguments, as far as they are known."""
+    hints: dict[str, Any] = {}
+    try:
+        for taker in takers(target):
+            hints = get_type_hints(taker, include_extras=True) | hints
+    except Exception:  # not every library's annotations can be resolved, and builtins have none
+        return {}
+    return hints
 
 
 def in_words(hint: Any) -> str:

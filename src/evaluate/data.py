@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.explain import CONFIGS
+from src.config.help import CONFIGS
 from src.config.instantiate import blamed_on, instantiate
 from src.datamodules.folder_datamodule import FolderDataModule
 from src.datamodules.image_datamodule import ImageDataModule

@@ -9,8 +9,9 @@ from pathlib import Path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from src.config.command_line import CONFIGS, composed
+from src.config.command_line import composed
 from src.config.explain import explain, explain_os, is_users
+from src.config.help import CONFIGS
 from src.errors import UserError
 from src.run.commands import is_sweep
 

@@ -67,4 +67,4 @@ def test_parts_arrive_as_they_were_made() -> None:
     model = build_model(compose_config("train", *typed))
     assert isinstance(model.loss, HingeLoss) and list(model.penalties) == ["r1"]
     assert isinstance(model.optimizer_d, partial)
-    assert isinstance(model.configure_optimizers()[0][1], torch.optim.AdamW)
+    assert isinstance(model.configure_optimizers()[1], torch.optim.AdamW)
