@@ -125,7 +125,7 @@ def test_models(name: str) -> None:
     assert isinstance(model, ImageModel)
     images = model.generate(torch.arange(model.n_classes), torch.Generator().manual_seed(0))
     assert images.shape == (model.n_classes, model.channels, model.img_size, model.img_size)
-    assert len(model.configure_optimizers()[0]) == 2
+    assert len(model.configure_optimizers()) == 2
 
 
 @options("datamodule")
