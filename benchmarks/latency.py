@@ -75,7 +75,7 @@ def main() -> None:
         **figures,
         **sizes,
         onnxruntime=version("onnxruntime"),
-        parameters=sum(each.numel() for each in sampler.model.generator.parameters()),
+        parameters=sum(each.numel() for each in sampler.model.sampler(average=True).parameters()),
         rounds=ROUNDS,
         latency="\n".join(f"| {' | '.join(line)} |" for line in lines),
         single=1e3 * onnx[1],

@@ -65,11 +65,12 @@ Where the recipe's step goes, by operator (its own time, all threads):
 def make_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], int]:
     """A function that runs the i-th step, and its batch size."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        config = compose("train", ["experiment=train_mnist_cnn_gan", *overrides])
+        of_data = ["model.n_classes=10", "model.channels=1"]
+        config = compose("train", ["experiment=train_mnist_cnn_gan", *of_data, *overrides])
     torch.manual_seed(0)
     model = instantiate(config, "model").train()
     penalties, size = model.penalties, config.datamodule.batch_size
-    optimizers = model.configure_optimizers()[0]
+    optimizers = model.configure_optimizers()
     networks = [model.generator, model.discriminator]
     if more == "channels last":
         model.to(memory_format=torch.channels_last)

@@ -114,7 +114,7 @@ def bare_loop(data: ImageSet, batches: int) -> float:
 
 def recipe_bare_loop(data: ImageSet, batches: int) -> float:
     """Images/s of the recommended recipe's arithmetic, written by hand for its settings."""
-    config = composed("recipe")
+    config = composed("recipe", "model.n_classes=10", "model.channels=1")
     model, adam = config.model, config.model.optimizer_d
     generator, discriminator = instantiate(config, "model.generator"), instantiate(config, "model.discriminator")
     average = copy.deepcopy(generator).eval().requires_grad_(False)
@@ -127,7 +127,7 @@ def recipe_bare_loop(data: ImageSet, batches: int) -> float:
     start = time.perf_counter()
     for i in range(batches):
         real, labels = data.__getitems__(order[i % len(order)])
-        fake = generator(torch.randn(size, *model.noise_shape), labels)
+        fake = generator(torch.randn(size, model.latent_dim), labels)
         discriminator.requires_grad_(False)
         g_loss = softplus(-discriminator(fake, labels)).mean()
         opt_g.zero_grad()
@@ -204,8 +204,9 @@ def composed(kind: str, *overrides: str) -> DictConfig:
     """Composes the experiment of a kind."""
     data_dir = Path(os.environ.get("DATA_DIR") or ROOT / "data").resolve()
     always = [f"experiment={EXPERIMENTS[kind]}.yaml", f"data_dir={data_dir}", f"work_dir={ROOT}"]
+    typed = in_hydras_grammar("train", [*always, *overrides])
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        return compose("train", in_hydras_grammar("train", [*always, *overrides]), return_hydra_config=True)
+        return compose("train", typed, return_hydra_config=True)
 
 
 def time_logging(seconds: dict[str, float]) -> None:
