@@ -10,9 +10,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from src.callbacks.quality import draw, once, require_images
+from src.callbacks.quality import draw, on_rank_zero, require_images
 from src.config.explain import EXTRAS
+from src.datamodules.loader import ImageSet
 from src.errors import UserError
+from src.metrics.evaluator import choice
 from src.pictures.pixels import to_pixels
 
 NETWORK_TIMEOUT_S = 10.0
@@ -48,45 +50,45 @@ class LogInception(Callback):
             UserError: they cannot, or the model draws no images of classes.
         """
         require_images("callbacks.inception", pl_module, trainer.datamodule)  # type: ignore[attr-defined]
-        once(trainer, find_inception)
+        on_rank_zero(trainer, find_inception)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        sets = trainer.datamodule.sets  # type: ignore[attr-defined]
-        labels = sets["test"].labels
-        n = min(self.n, len(trainer.datamodule.whole_train))  # type: ignore[attr-defined]
-        pixels = draw(trainer, pl_module, labels.repeat(n // len(labels) + 1)[:n], seed=0)
-        sets = sets | {"train": trainer.datamodule.whole_train}  # type: ignore[attr-defined]
-        metrics = once(trainer, lambda: self._compare(sets, pixels, pl_module.device))
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        train, test = data.whole_train, data.sets["test"]
+        n = min(self.n, len(train))
+        pixels = draw(trainer, pl_module, test.labels.repeat(n // len(test) + 1)[:n], seed=0)
+        metrics = on_rank_zero(trainer, lambda: compare(pixels, train, test, pl_module.device))
         pl_module.log_dict(metrics, batch_size=self.n, sync_dist=True)
 
-    def _compare(self, sets: Any, pixels: Tensor, device: torch.device) -> dict[str, float]:
-        from torch_fidelity import calculate_metrics
 
-        some = torch.randperm(len(sets["train"]), generator=torch.Generator().manual_seed(0))[: len(pixels)]
-        wanted = {"train": some.tolist(), "test": range(len(sets["test"]))}
-        served = {name: to_pixels(sets[name].__getitems__(indices)[0]) for name, indices in wanted.items()}
-        logged = {}
-        with tempfile.TemporaryDirectory() as folder:  # the test split's features, which are needed twice
-            for suffix, images in [("", pixels), ("_floor", served["train"])]:
-                found = calculate_metrics(
-                    input1=Pictures(images),
-                    input2=Pictures(served["test"]),
-                    input2_cache_name="test",
-                    cache_root=folder,
-                    fid=True,
-                    kid=True,
-                    isc=True,
-                    kid_subset_size=min(1_000, len(images), len(served["test"])),
-                    cuda=device.type == "cuda",
-                    save_cpu_ram=True,  # no processes to load what is in memory
-                    verbose=False,
-                )
-                logged[f"test/inception_fid{suffix}"] = found["frechet_inception_distance"]
-                logged[f"test/inception_kid{suffix}"] = found["kernel_inception_distance_mean"]
-                logged[f"test/inception_score{suffix}"] = found["inception_score_mean"]
-        return logged
+def compare(pixels: Tensor, train: ImageSet, test: ImageSet, device: torch.device) -> dict[str, float]:
+    """The metrics of images uint8 [N, C, H, W] and of N training images, against those of the test split."""
+    from torch_fidelity import calculate_metrics
+
+    real, _ = train.__getitems__(choice(len(train), len(pixels)).tolist())
+    reference = to_pixels(test.__getitems__(range(len(test)))[0])
+    logged = {}
+    with tempfile.TemporaryDirectory() as folder:  # the test split's features, which are needed twice
+        for suffix, images in [("", pixels), ("_floor", to_pixels(real))]:
+            found = calculate_metrics(
+                input1=Pictures(images),
+                input2=Pictures(reference),
+                input2_cache_name="test",
+                cache_root=folder,
+                fid=True,
+                kid=True,
+                isc=True,
+                kid_subset_size=min(1_000, len(images), len(reference)),
+                cuda=device.type == "cuda",
+                save_cpu_ram=True,  # no processes to load what is in memory
+                verbose=False,
+            )
+            logged[f"test/inception_fid{suffix}"] = found["frechet_inception_distance"]
+            logged[f"test/inception_kid{suffix}"] = found["kernel_inception_distance_mean"]
+            logged[f"test/inception_score{suffix}"] = found["inception_score_mean"]
+    return logged
 
 
 def find_inception() -> None:

@@ -1,4 +1,4 @@
-"""The data set that images are compared with: that of the models, or the one that was named."""
+"""The data set to compare images with: the one that the models trained on, or the one that was named."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +15,17 @@ from src.datamodules.published_datamodule import PublishedDataModule
 from src.errors import UserError
 from src.evaluate.inputs import Input, ModelInput
 from src.run.trust import DATA, refuse_untrusted
-from src.sampling.checkpoint_sampler import CheckpointSampler
 
 FALLBACK = "digits-fallback"  # the name under which MNIST's datamodule serves the digits
 SAME_IMAGES = ("_target_", "train_val_test_split", "folder")  # arguments that decide what is in which split
-LEAST = 10  # images in a split
 
 
 def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, Any]:
     """The datamodule's part of a configuration.
 
     Args:
-        inputs: to be compared with it.
-        named: what was composed for `datamodule=NAME`; None: it was not typed.
+        inputs: what to compare with it.
+        named: the part that `datamodule=NAME` composed; None: it was not typed.
 
     Raises:
         UserError: nothing says which data they are, or one input's data are not another's.
@@ -61,23 +59,23 @@ def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, An
 
 
 def _part_in(source: Input) -> dict[str, Any] | None:
-    """What a checkpoint says of its datamodule, none of which is to be trusted but the arguments of ours."""
-    if not isinstance(source, ModelInput) or not isinstance(source.sampler, CheckpointSampler):
+    """What a checkpoint says of its datamodule. Only classes that are trusted are built."""
+    if not isinstance(source, ModelInput) or source.checkpoint is None:
         return None
-    part = source.sampler.datamodule
-    refuse_untrusted(part, source.path, trusted=(*DATA, *source.sampler.trusted))
+    part = source.checkpoint.datamodule
+    refuse_untrusted(part, source.path, trusted=(*DATA, *source.checkpoint.trusted))
     if not isinstance(part, dict) or "_target_" not in part:
         return None
     plain = {key: value for key, value in part.items() if key == "_target_" or not str(key).startswith("_")}
     published = issubclass(hydra.utils.get_class(part["_target_"]), PublishedDataModule)
-    return plain | ({"data_dir": None} if published else {})  # ours takes its place
+    return plain | ({"data_dir": None} if published else {})  # `load_data` sets ours
 
 
 def load_data(part: dict[str, Any], img_size: int, data_dir: str | Path) -> ImageDataModule:
-    """The data, served at `img_size`, from our own folder.
+    """The data, served at `img_size`, from the folder `data_dir`.
 
     Raises:
-        UserError: they are not there, or are no images of classes.
+        UserError: they are not there, or are not images of classes.
     """
     ours = {"img_size": img_size, "data_dir": str(data_dir), "offline_fallback": False}
     part = part | {key: value for key, value in ours.items() if key in part}
@@ -87,7 +85,7 @@ def load_data(part: dict[str, Any], img_size: int, data_dir: str | Path) -> Imag
     with blamed_on("datamodule", folder="data_dir"):
         try:
             datamodule.prepare_data()
-        except FileNotFoundError as error:  # it may offer other data, which only training can do with
+        except FileNotFoundError as error:  # its sentence offers the digits instead, which only help training
             if not isinstance(datamodule, PublishedDataModule):
                 raise
             raise UserError(
@@ -99,31 +97,23 @@ def load_data(part: dict[str, Any], img_size: int, data_dir: str | Path) -> Imag
 
 
 def check_fit(inputs: Sequence[Input], datamodule: ImageDataModule) -> None:
-    """Refuses inputs that are not of these data.
+    """Refuses inputs that were not trained on these data, or do not look like them.
 
     Raises:
         UserError: names the input and what to type.
     """
-    for split in ("val", "test"):
-        if len(datamodule.sets[split]) < LEAST:
-            raise UserError(
-                f"datamodule has {len(datamodule.sets[split])} images in its {split} split, but at least {LEAST} are"
-                " needed: change datamodule.train_val_test_split"
-            )
     same = {datamodule.source, *({"digits", FALLBACK} if "digits" in datamodule.source else ())}
     for each in inputs:
-        # A folder's name is no more than that: it may have been moved.
+        # A folder may have been moved or renamed.
         if each.source is not None and each.source not in same and not isinstance(datamodule, FolderDataModule):
             raise UserError(
                 f"ckpt_path={each.path} was trained on {each.source!r}, but datamodule is {datamodule.source!r}: leave"
                 " datamodule out, or choose another file"
             )
-        for name, values in (
-            ("channels", (each.channels, datamodule.channels)),
-            ("n_classes", (each.n_classes, datamodule.n_classes)),
-        ):
-            if values[0] not in (None, values[1]):
+        for name in ("channels", "n_classes"):
+            theirs, needed = getattr(each, name), getattr(datamodule, name)
+            if theirs not in (None, needed):
                 raise UserError(
-                    f"ckpt_path={each.path} has {name}={values[0]}, but the images of {datamodule.source!r} have"
-                    f" {values[1]}: name the data that it draws with datamodule=NAME"
+                    f"ckpt_path={each.path} has {name}={theirs}, but the images of {datamodule.source!r} have {needed}:"
+                    " name the data that it draws with datamodule=NAME"
                 )

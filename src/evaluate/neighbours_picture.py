@@ -5,45 +5,76 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from src.pictures.confusion import FONT, INK, PAPER, fitted
+from src.evaluate.copies import N_NEIGHBOURS, Nearest
+from src.evaluate.measure import Real, Result
+from src.metrics.evaluator import N_NEAREST
+from src.pictures.confusion import FONT, INK, PAPER, drawable, fitted
+from src.pictures.pixels import to_pixels
 
-CELL, GAP, LEFT, TOP = 58, 12, 92, 84
+N_SHOWN = 10  # rows of a panel
+CELL, GAP, LEFT, TOP = 58, 12, 92, 84  # pixels
 GREY = (110, 110, 110)
 
 
-class Row(NamedTuple):
-    """An image uint8 [H, W, C], its class, its nearest training images [K, H, W, C], and its `closeness`."""
+class Panel(NamedTuple):
+    """A title of up to four lines, images uint8 [N, C, H, W] with their neighbours, and which of them are its rows."""
 
-    image: np.ndarray
-    name: str
-    neighbours: np.ndarray
-    closeness: float
+    title: str
+    images: Tensor
+    nearest: Nearest
+    rows: Sequence[int]
 
 
-def draw_neighbours(panels: Sequence[tuple[str, Sequence[Row]]]) -> np.ndarray:
-    """Panels side by side, each with a title of up to four lines and its rows, as uint8 [H, W, 3]."""
-    n_neighbours = max(len(row.neighbours) for _, rows in panels for row in rows)
-    width = LEFT + CELL + GAP + n_neighbours * CELL + 2 * GAP
-    height = TOP + max(len(rows) for _, rows in panels) * CELL + GAP
+def draw_neighbours(result: Result, real: Real) -> np.ndarray:
+    """Three panels side by side as uint8 [H, W, 3]; each row is an image and the training images nearest to it.
+
+    The images nearest to a training image, the first image of each class, and the nearest of the held-out images.
+    """
+    datamodule, labels = real.evaluator.datamodule, real.evaluator.labels[:N_NEAREST].tolist()
+    names, n = drawable(datamodule.class_names), len(labels)
+    first = [labels.index(label) for label in sorted(set(labels))][:N_SHOWN]
+    closest, real_closest = (near.closeness.argsort()[:N_SHOWN].tolist() for near in (result.nearest, real.nearest))
+    held_out = to_pixels(datamodule.sets["val"].__getitems__(real.evaluator.held_out[:N_NEAREST].tolist())[0])
+    panels = [
+        Panel(
+            f"The {len(closest)} of {n:,} images that are nearest\nto a training image, and beside them the nearest."
+            "\nNumber: distance to the first of these, over the\ndistance from there to another training image",
+            result.pixels,
+            result.nearest,
+            closest,
+        ),
+        Panel("The first image of each class,\nnot chosen", result.pixels, result.nearest, first),
+        Panel(
+            f"For comparison: the {len(real_closest)} of {n:,} real images,\nheld out from training, that are nearest",
+            held_out,
+            real.nearest,
+            real_closest,
+        ),
+    ]
+    width = LEFT + CELL + GAP + N_NEIGHBOURS * CELL + 2 * GAP
+    height = TOP + max(len(panel.rows) for panel in panels) * CELL + GAP
     picture = Image.new("RGB", (width * len(panels), height), PAPER)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(FONT)
-    for number, (title, rows) in enumerate(panels):
+    for number, (title, images, nearest, rows) in enumerate(panels):
         left = GAP + width * number
         draw.multiline_text((left, 6), title, INK, font)
-        for i, row in enumerate(rows):
-            top = TOP + CELL * i
-            draw.text((left, top + CELL // 2 - 9), fitted(row.name, LEFT - 12, draw, font), INK, font, anchor="lm")
-            draw.text((left, top + CELL // 2 + 9), f"{row.closeness:.2f}", GREY, font, anchor="lm")
-            picture.paste(enlarged(row.image), (left + LEFT, top))
-            for k, neighbour in enumerate(row.neighbours):
+        for row, i in enumerate(rows):
+            top = TOP + CELL * row
+            name = fitted(names[labels[i]], LEFT - 12, draw, font)
+            draw.text((left, top + CELL // 2 - 9), name, INK, font, anchor="lm")
+            draw.text((left, top + CELL // 2 + 9), f"{nearest.closeness[i]:.2f}", GREY, font, anchor="lm")
+            picture.paste(enlarged(images[i]), (left + LEFT, top))
+            neighbours, _ = datamodule.whole_train.__getitems__(nearest.indices[i].tolist())
+            for k, neighbour in enumerate(to_pixels(neighbours)):
                 picture.paste(enlarged(neighbour), (left + LEFT + CELL + GAP + k * CELL, top))
     return np.asarray(picture)
 
 
-def enlarged(image: np.ndarray) -> Image.Image:
-    """An image uint8 [H, W, C] as large as its cell, pixel by pixel where it is smaller."""
+def enlarged(image: Tensor) -> Image.Image:
+    """An image uint8 [C, H, W] as large as its cell, pixel by pixel where it is smaller."""
     side = CELL - 2
-    colour = Image.fromarray(np.broadcast_to(image, (*image.shape[:2], 3)).copy())
-    return colour.resize((side, side), Image.Resampling.BOX if image.shape[0] < side else Image.Resampling.LANCZOS)
+    colour = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy().copy())
+    return colour.resize((side, side), Image.Resampling.BOX if colour.height < side else Image.Resampling.LANCZOS)

@@ -1,17 +1,26 @@
 """Failures of models that draw images of classes, which numbers alone do not name."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from src.metrics.classes import class_accuracy
-from src.metrics.quality import Quality
 
 LABELS_IGNORED = 0.1  # of the way from guessing to the accuracy of real images
 LABELS_MISSED = 0.6  # likewise
 LABELS_MIXED_UP = 0.5  # share of a class's images that are taken for one and the same other class
 VARIANCE_GONE = 0.1  # of that of real images
 COPIED = 0.3  # of the distance from held-out images to the nearest training image, both lower quartiles
+
+
+class Quality(NamedTuple):
+    """What `Evaluator.measure` finds: `metrics` by name, and what alarms look at besides."""
+
+    metrics: dict[str, float]
+    confusion: Tensor  # int64 [n_classes, n_classes]: asked for, taken for
+    variance: Tensor  # [n_classes], over that of real images
+    nearest_train: Tensor  # of the first 1,000
 
 
 def alarms(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ N_FEATURES = 64
 WIDTHS = (24, 48, 96)
 SIZE, SMALL_SIZE = 32, 16  # pixels; the latter for data sets of images that are no larger
 N_PASSES = 20  # over the training images, but
-MOST_IMAGES = 250_000  # in all, which takes about a minute
+MOST_IMAGES = 250_000  # in all, in about a minute
 BATCH = 128
 LEARNING_RATE = 5e-3  # at its highest
 WEIGHT_DECAY = 0.02
@@ -24,15 +24,19 @@ EMBED_BATCH = 500
 
 
 class Embedded(NamedTuple):
-    """What a classifier makes of images: `features` float32 [N, d], `predicted` int64 [N], and `labels` int64 [N]."""
+    """Images in a classifier's features float32 [N, d], the classes it predicts, and their labels, both int64 [N]."""
 
     features: Tensor
     predicted: Tensor
     labels: Tensor
 
+    def at(self, index: Tensor) -> "Embedded":
+        """The images at these indices, int64 [M]."""
+        return Embedded(*(tensor[index] for tensor in self))
+
 
 def accuracy_of(images: Embedded) -> float:
-    """The share of images that are taken for what their labels say."""
+    """The share of images whose label is predicted."""
     return float((images.predicted == images.labels).double().mean())
 
 
@@ -61,7 +65,7 @@ class FeatureNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def features(self, pixels: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] -> float32 [N, 64]. Floats are no pixels: round first, as a file would."""
+        """uint8 [N, C, H, W] -> float32 [N, 64]; floats are refused, as no file would hold them."""
         if pixels.dtype != torch.uint8:
             raise ValueError(f"pixels must be uint8, as in a file, not {pixels.dtype}: round with to_pixels")
         images = resized(pixels.float(), self.size).div(127.5).sub(1)
@@ -102,7 +106,7 @@ def train_classifier(
     """A `FeatureNet` trained from scratch on at most 250,000 randomly shifted images, in about a minute on two cores.
 
     The recipe is fixed, so that classifiers trained on different images compare. It repeats itself to the bit on one
-    machine, and leaves torch's global generators alone. Images are never flipped: digits are no digits then.
+    machine, and leaves torch's global generators alone. Images are never flipped: a mirrored digit is not a digit.
 
     Args:
         pixels: uint8 [N, C, H, W].
@@ -133,7 +137,7 @@ def train_classifier(
                 order = torch.randperm(len(pixels), generator=rng)
             index, order = order[:batch], order[batch:]
             images = shifted(pixels[index], net.size // 16, rng).to(device)
-            # Half of them a little blurred, as images are that were drawn or served larger and come back to this size.
+            # Half of them are blurred a little, as images are that were drawn or served larger than this size.
             larger = resized(images[::2].float(), 2 * net.size)
             images[::2] = resized(larger, net.size).round().byte()
             loss = cross_entropy(net(images), labels[index].to(device))

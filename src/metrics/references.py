@@ -1,24 +1,27 @@
-"""The feature net of a data set and what it makes of the real images, kept in a file for the next run."""
+"""The feature net of a data set and the real images in its features, kept in a file for the next run."""
 
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from src.config.explain import telling
 from src.config.text import safe_name
+from src.datamodules.image_datamodule import ImageDataModule
+from src.datamodules.loader import ImageSet
 from src.errors import UserError
 from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, accuracy_of, train_classifier
 from src.pictures.pixels import to_pixels
 from src.run.checksum import splits_sha256
+from src.run.files import replacing
 
 log = logging.getLogger(__name__)
 
+LEAST = 10  # images in a split
 # The test accuracy without which a feature net is not used, with the training images that it takes.
 REQUIRED_ACCURACY = {
     "mnist": (50_000, 0.99),
@@ -29,16 +32,6 @@ REQUIRED_ACCURACY = {
 }
 
 
-class LabelledImages(Protocol):
-    """One split of a data set: images uint8 [N, C, H, W], labels int64 [N], and how it is served to the model."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images float32 [B, C, img_size, img_size] in [-1, 1] and labels int64 [B]."""
-
-
 class References(NamedTuple):
     """A data set's feature net, on the CPU, and the real images of `train`, `val` and `test` in its features."""
 
@@ -47,65 +40,57 @@ class References(NamedTuple):
     real: dict[str, Embedded]
 
 
-def load_references(
-    sets: Mapping[str, LabelledImages],
-    source: str,
-    n_classes: int,
-    img_size: int,
-    cache_dir: Path,
-    device: torch.device,
-) -> References:
+def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device) -> References:
     """The feature net of these data, trained on first use, and the real images in its features.
 
-    Both are kept in `cache_dir` in a file whose name carries the data's name and a hash of the three splits and of the
-    recipe: other data have another file. Real images go the way of generated ones: served at `img_size`, rounded to
-    uint8, resized to the net's size.
+    Both are kept in a file whose name has the data's name and a hash of the three splits and of the recipe: other data
+    have another file. The net trains on all training images, whatever part of them a run trains on. Real images go the
+    way of generated ones: served at `img_size`, rounded to uint8, resized to the net's size.
 
     Args:
-        sets: the splits `train`, `val` and `test`; the net sees the first alone.
-        source: names the data.
-        n_classes: number of classes.
-        img_size: height and width of the images served, in pixels.
-        cache_dir: where the file is.
+        data: set up.
+        cache_dir: the folder of the file.
         device: where to train and to compute.
 
     Raises:
-        UserError: the net's accuracy on the test split is too low for its numbers to mean anything.
+        UserError: a split is too small, or the net's accuracy on the test split too low for its numbers to mean
+            anything.
     """
-    hashed = data_hash(sets)
-    name = f"{source}-{hashed}"
-    path = cache_dir / f"{safe_name(source)}-{hashed}.pt"
-    size = sets["train"].images.shape[-2]
-    net = FeatureNet(n_classes, sets["train"].images.shape[1], size)
+    sets, train = data.sets | {"train": data.whole_train}, data.whole_train
+    for split in ("val", "test"):
+        if len(sets[split]) < LEAST:
+            raise UserError(
+                f"datamodule has {len(sets[split])} images in its {split} split, but at least {LEAST} are needed:"
+                " change datamodule.train_val_test_split"
+            )
+    hashed = splits_sha256(sets, str(RECIPE).encode())[:8]
+    name, path = f"{data.source}-{hashed}", cache_dir / f"{safe_name(data.source)}-{hashed}.pt"
+    _, channels, size, _ = train.images.shape
+    net = FeatureNet(data.n_classes, channels, size)
     cached = read_cache(path)
     if cached is None:
-        data = sets["train"]
-        log.info("training the feature net of %s: at most a minute on two cores, once for %s", source, path)
-        net = train_classifier(data.images, data.labels, n_classes, size, device, f"feature net of {source}")
+        log.info("training the feature net of %s: at most a minute on two cores, once for %s", data.source, path)
+        task = f"feature net of {data.source}"
+        net = train_classifier(train.images, train.labels, data.n_classes, size, device, task)
         cached = {"weights": {key: value.cpu() for key, value in net.state_dict().items()}, "real": {}}
     net.load_state_dict(cached["weights"])
     net.to(device).eval().requires_grad_(False)
-    if img_size not in cached["real"]:
-        cached["real"][img_size] = {split: tuple(embed_served(net, data)) for split, data in sets.items()}
+    if data.img_size not in cached["real"]:
+        cached["real"][data.img_size] = {split: tuple(embed_served(net, images)) for split, images in sets.items()}
         write_cache(cached, path)
-    real = {split: Embedded(*tensors) for split, tensors in cached["real"][img_size].items()}
+    real = {split: Embedded(*tensors) for split, tensors in cached["real"][data.img_size].items()}
     accuracy = accuracy_of(real["test"])
-    check_accuracy(accuracy, source, len(real["train"].labels), n_classes, path)
+    check_accuracy(accuracy, data.source, len(train), data.n_classes, path)
     log.info("features: %s, weights %s, test accuracy %.2f %%", name, digest(cached["weights"])[:8], 100 * accuracy)
     return References(name, net.cpu(), real)
 
 
-def data_hash(sets: Mapping[str, LabelledImages]) -> str:
-    """Eight hexadecimal digits of the splits' pixels and labels and of the recipe's number."""
-    return splits_sha256(sets, str(RECIPE).encode())[:8]
-
-
-def embed_served(net: FeatureNet, data: LabelledImages) -> Embedded:
+def embed_served(net: FeatureNet, images: ImageSet) -> Embedded:
     """A split in the net's features, as the model is served it."""
     parts = []
-    for indices in torch.arange(len(data.labels)).split(EMBED_BATCH):
-        images, labels = data.__getitems__(indices.tolist())
-        parts.append(net.embed(to_pixels(images), labels))
+    for indices in torch.arange(len(images)).split(EMBED_BATCH):
+        served, labels = images.__getitems__(indices.tolist())
+        parts.append(net.embed(to_pixels(served), labels))
     return Embedded(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -129,33 +114,29 @@ def check_accuracy(accuracy: float, source: str, n_train: int, n_classes: int, p
 
 
 def read_cache(path: Path) -> dict[str, Any] | None:
-    """What `write_cache` wrote; None where there is no file, or, with a warning, where it is damaged."""
+    """What `write_cache` wrote; None if there is no file or, with a warning, if it is damaged."""
     if not path.exists():
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content.pop("sha256") == digest(content):
             return content
+        why = "is damaged"
     except OSError as error:
-        log.warning("%s cannot be read (%s): it is made anew", path, error.strerror or error)
-        return None
+        why = f"cannot be read ({error.strerror or error})"
     except Exception:  # torch raises RuntimeError, EOFError, KeyError, ... for files that are cut or garbled
-        pass
-    log.warning("%s is damaged: it is made anew", path)
+        why = "is damaged"
+    log.warning("%s %s: it is made anew", path, why)
     return None
 
 
 def write_cache(content: dict[str, Any], path: Path) -> None:
-    """Writes beside the target and then renames, so that the file is whole or not there. Warns where it cannot."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Writes the file atomically; warns if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, "wb") as file:
-                torch.save(content | {"sha256": digest(content)}, file)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        # Other runs may write it at the same time.
+        with replacing(path, f".{os.getpid()}") as partial, open(partial, "wb") as file:
+            torch.save(content | {"sha256": digest(content)}, file)
     except (OSError, RuntimeError) as error:  # torch hides what the system said behind a RuntimeError
         log.warning(
             "%s cannot be written (%s), so that every run trains the feature net anew: set data_dir=DIR or, for"
@@ -166,19 +147,19 @@ def write_cache(content: dict[str, Any], path: Path) -> None:
 
 
 def digest(content: Any) -> str:
-    """A sha256 of tensors and plain values in nested dicts and tuples."""
+    """A sha256, in hexadecimal, of tensors and plain values in nested dicts and tuples."""
     hashed = hashlib.sha256()
-    _update(hashed, content)
+
+    def update(part: Any) -> None:
+        if isinstance(part, Tensor):
+            hashed.update(part.contiguous().numpy().tobytes())
+        elif isinstance(part, dict):
+            for key in sorted(part):
+                hashed.update(str(key).encode())
+                update(part[key])
+        else:
+            for each in part:
+                update(each)
+
+    update(content)
     return hashed.hexdigest()
-
-
-def _update(hashed: Any, content: Any) -> None:
-    if isinstance(content, Tensor):
-        hashed.update(content.contiguous().numpy().tobytes())
-    elif isinstance(content, dict):
-        for key in sorted(content):
-            hashed.update(str(key).encode())
-            _update(hashed, content[key])
-    else:
-        for each in content:
-            _update(hashed, each)

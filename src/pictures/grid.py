@@ -1,8 +1,13 @@
-"""Many images as one picture. No torch is needed for it."""
+"""Images of NumPy as pixels, and many of them as one picture. It needs no torch."""
 
 import numpy as np
 
 BORDER = 2  # black pixels around each image
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images float32 [N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C], rounded to the nearest of 256 levels."""
+    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def grid(images: np.ndarray, columns: int, channels: int = 3) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From a generator's output to pixels."""
+"""From a model's output to pixels."""
 
 import numpy as np
 from torch import Tensor
@@ -11,11 +11,6 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.float().add(1).mul(127.5).round().clamp(0, 255).byte()
 
 
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Images [N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C], rounded to the nearest of 256 levels."""
-    return to_pixels(images).permute(0, 2, 3, 1).cpu().numpy()
-
-
 def to_grid(images: Tensor, columns: int) -> np.ndarray:
     """Images [N, C, H, W] in [-1, 1] -> one picture uint8 [H', W', 3], row by row."""
-    return grid(to_uint8(images), columns)
+    return grid(to_pixels(images).permute(0, 2, 3, 1).cpu().numpy(), columns)

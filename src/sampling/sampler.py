@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from src.models.request import Request
+from src.pictures.grid import to_uint8
 
 BLOCK = 64  # images that the network always sees at a time, so that no byte depends on how many are asked for
 
@@ -98,11 +99,6 @@ class Sampler(ABC):
             rows = np.minimum(np.arange(start, start + BLOCK), start + n - 1)  # the last one fills the block
             drawn.append(to_uint8(self.run(request[rows])[:n]))
         return np.concatenate(drawn)
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Images float32 [N, C, H, W] in [-1, 1] -> uint8 [N, H, W, C], rounded to the nearest of 256 levels."""
-    return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 class Noise:

@@ -10,7 +10,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from src.models.request import Request
-from src.sampling.sampler import Sampler, to_uint8
+from src.pictures.grid import to_uint8
+from src.sampling.sampler import Sampler
 
 
 class QueueFullError(Exception):

@@ -12,7 +12,6 @@ from pytorch_lightning import Trainer
 from src.callbacks.inception import LogInception
 from src.errors import UserError
 from tests.callbacks.test_quality import Replaying
-from tests.conftest import build
 from tests.metrics.digits import digits
 
 URL = "https://example.org/weights.pth"
@@ -76,9 +75,3 @@ def test_without_the_weights_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(UserError, match=f"could not be downloaded .*no network.* put {URL} into .*checkpoints"):
         logged_after(10)
-
-
-@pytest.mark.parametrize("n", [9, 50.0, True])
-def test_numbers_that_cannot_be_are_refused(n: Any) -> None:
-    with pytest.raises(ValueError, match="n must be a whole number of at least 10"):
-        build(LogInception, n=n)

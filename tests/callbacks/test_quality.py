@@ -14,6 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
 from src.callbacks import quality
+from src.callbacks.inception import LogInception
 from src.callbacks.quality import LogQuality
 from src.errors import UserError
 from src.models.image_model import ImageModel
@@ -22,7 +23,7 @@ from src.pictures.confusion import CELL, MARGIN
 from src.pictures.pixels import to_pixels
 from tests.conftest import assert_same, build, load
 from tests.metrics.digits import cache_dir, digits, references
-from tests.metrics.test_quality import KEYS
+from tests.metrics.test_evaluator import KEYS
 
 Train = Callable[..., Path]
 LOGGED = {f"{name}{suffix}" for name in KEYS for suffix in ("", "_floor")} | {"alarms"}
@@ -135,7 +136,7 @@ def test_as_many_images_as_asked_for_where_there_are_enough() -> None:
 
 def test_a_classifier_trained_on_samples_knows_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the training images it is the floor's own recipe; with labels off by one it is mostly wrong."""
-    monkeypatch.setattr(quality, "DRAW_BATCH", 2_000)
+    monkeypatch.setattr("src.metrics.evaluator.DRAW_BATCH", 2_000)
     logged = measured(Replaying("train"), "test", cas=True)
     real = references().real["test"]
     assert logged["test/cas_floor"] == pytest.approx(float((real.predicted == real.labels).float().mean()))
@@ -233,7 +234,7 @@ def test_each_process_draws_its_share_of_the_same_images(monkeypatch: pytest.Mon
         def generate(self, labels: Tensor, rng=None, noise=None) -> Tensor:  # type: ignore[no-untyped-def]
             return torch.rand(len(labels), 1, 32, 32, generator=rng)
 
-    monkeypatch.setattr(quality, "DRAW_BATCH", 10)
+    monkeypatch.setattr("src.metrics.evaluator.DRAW_BATCH", 10)
     labels = torch.arange(10).repeat(3)[:25]
     whole = quality.draw(Process(1, 0), Noise(), labels, 0)  # type: ignore[arg-type]
     shares = [quality.draw(Process(2, rank), Noise(), labels, 0) for rank in (0, 1)]  # type: ignore[arg-type]
@@ -248,17 +249,17 @@ def test_what_one_process_finds_or_refuses_holds_for_all() -> None:
         raise UserError("no")
 
     ranks: list[Any] = [Process(2, 0), Process(2, 1)]
-    assert [quality.once(rank, lambda rank=rank: rank.global_rank) for rank in ranks] == [0, 0]
+    assert [quality.on_rank_zero(rank, lambda rank=rank: rank.global_rank) for rank in ranks] == [0, 0]
     for rank in ranks:
         with pytest.raises(UserError, match="no"):
-            quality.once(rank, refuse)
+            quality.on_rank_zero(rank, refuse)
 
 
-@pytest.mark.parametrize("name", ["n_val", "n_test"])
 @pytest.mark.parametrize("value", [9, 0, 100.0, True])
-def test_numbers_that_cannot_be_are_refused(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 10"):
-        build(LogQuality, **{name: value})
+@pytest.mark.parametrize(("callback", "name"), [(LogQuality, "n_val"), (LogQuality, "n_test"), (LogInception, "n")])
+def test_numbers_that_cannot_be_are_refused(callback: type, name: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{name} must be a whole number of at least 10"):
+        build(callback, **{name: value})
 
 
 def test_a_model_without_images_is_refused() -> None:

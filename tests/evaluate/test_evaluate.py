@@ -23,7 +23,7 @@ from src.sampling.checkpoint_sampler import CheckpointSampler
 from tests.conftest import compose_config, needs_onnx
 from tests.forked import run_forked
 from tests.metrics.digits import cache_dir, digits, references
-from tests.metrics.test_quality import KEYS
+from tests.metrics.test_evaluator import KEYS
 
 Evaluated = Callable[..., dict[str, Any]]
 DIGITS = "datamodule=digits"

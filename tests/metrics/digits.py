@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from src.datamodules.digits_datamodule import DigitsDataModule
+from src.metrics.evaluator import Evaluator
 from src.metrics.references import References, load_references
 
 CPU = torch.device("cpu")
@@ -28,4 +29,9 @@ def cache_dir() -> Path:
 
 @functools.cache
 def references() -> References:
-    return load_references(digits().sets, "digits", 10, 32, cache_dir(), CPU)
+    return load_references(digits(), cache_dir(), CPU)
+
+
+@functools.cache
+def evaluator(n: int = 2_000) -> Evaluator:
+    return Evaluator(digits(), references(), n, CPU)

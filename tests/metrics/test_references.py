@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from src.config.text import safe_name
+from src.datamodules.digits_datamodule import DigitsDataModule
 from src.datamodules.loader import ImageSet
 from src.errors import UserError
 from src.metrics import references
-from src.metrics.references import check_accuracy, data_hash, load_references
+from src.metrics.references import check_accuracy, load_references
 from src.pictures.pixels import to_pixels
 from tests.conftest import assert_same
 from tests.metrics.digits import CPU, cache_dir, digits
@@ -30,8 +31,10 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(folder: Path, img_size: int = 32, source: str = "digits") -> references.References:
-    sets = {name: ImageSet(data.images, data.labels, img_size) for name, data in digits().sets.items()}
-    return load_references(sets, source, 10, img_size, folder, CPU)
+    data = DigitsDataModule(img_size=img_size)
+    data.setup()
+    data.source = source
+    return load_references(data, folder, CPU)
 
 
 def test_the_next_run_reads_the_file(cached: Path) -> None:
@@ -69,23 +72,11 @@ def test_real_images_go_the_way_of_generated_ones() -> None:
     assert torch.allclose(embedded.features, digits_references().real["val"].features, atol=1e-5)
 
 
-@pytest.mark.parametrize("part", ["images", "labels"])
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-def test_other_data_have_another_name(part: str, split: str) -> None:
-    sets = dict(digits().sets)
-    tensors = {"images": sets[split].images.clone(), "labels": sets[split].labels.clone()}
-    tensors[part].view(-1)[0] += 1
-    sets[split] = ImageSet(tensors["images"], tensors["labels"], 32)
-
-    assert data_hash(sets) != data_hash(digits().sets)
-    assert data_hash(digits().sets) == data_hash(dict(reversed(digits().sets.items())))
-
-
-def test_another_recipe_has_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = data_hash(digits().sets)
+def test_another_recipe_has_another_name(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(references, "RECIPE", references.RECIPE + 1)
+    monkeypatch.setattr(references, "train_classifier", lambda *_: digits_references().net)
 
-    assert data_hash(digits().sets) != before
+    assert load(cached.parent).name != cached.stem
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other"])
@@ -132,13 +123,20 @@ def test_a_folder_that_cannot_be_written_costs_a_sentence(
 
 
 def test_a_net_that_learnt_nothing_is_refused(tmp_path: Path) -> None:
-    labels = torch.arange(300) % 10
-    sets = {
-        name: ImageSet(data.images[:300], labels[: len(data.images[:300])], 32) for name, data in digits().sets.items()
-    }
+    data = DigitsDataModule()
+    data.setup()
+    data.whole_train = ImageSet(data.whole_train.images[:300], torch.arange(300) % 10, 32)
 
     with pytest.raises(UserError, match=r"feature net of digits \(digits-\w{8}\.pt\) has a test accuracy of"):
-        load_references(sets, "digits", 10, 32, tmp_path, CPU)
+        load_references(data, tmp_path, CPU)
+
+
+def test_a_split_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    data = DigitsDataModule([1_500, 9, 288])
+    data.setup()
+
+    with pytest.raises(UserError, match="9 images in its val split, but at least 10 are needed: change datamodule"):
+        load_references(data, tmp_path, CPU)
 
 
 @pytest.mark.parametrize(

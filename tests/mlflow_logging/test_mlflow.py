@@ -31,7 +31,7 @@ from src.mlflow_logging.registry import ModelRegistry
 from src.models.mnist_gan_model import MNISTGANModel
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
-from src.pictures.pixels import to_uint8
+from src.pictures.grid import to_uint8
 from src.run.checkpoints import build_model, read_checkpoint
 from src.train import train
 from tests.conftest import QUICK, ROOT, compose_config, load
@@ -387,7 +387,7 @@ def test_the_champion_draws_what_the_checkpoint_draws_where_this_project_is_not(
     path = trained / "ckpts" / "best.ckpt"
     model = build_model(read_checkpoint(path), path)
     noise = np.random.default_rng(3).standard_normal((3, 100)).astype(np.float32)
-    expected = to_uint8(model.generate(torch.tensor([5, 5, 3]), noise=torch.from_numpy(noise)))
+    expected = to_uint8(model.generate(torch.tensor([5, 5, 3]), noise=torch.from_numpy(noise)).numpy())
     assert np.abs(same.astype(int) - expected.astype(int)).max() <= 1
     assert same.std() > 1
 

@@ -3,27 +3,28 @@
 import numpy as np
 import torch
 
-from src.pictures.pixels import to_grid, to_uint8
+from src.pictures.grid import to_uint8
+from src.pictures.pixels import to_grid, to_pixels
 
 
 def test_every_level_survives() -> None:
     levels = torch.arange(256)
     images = (levels / 127.5 - 1).view(256, 1, 1, 1)
-    pixels = to_uint8(images)
-    assert pixels.dtype == np.uint8 and pixels.shape == (256, 1, 1, 1)
-    assert pixels.flatten().tolist() == levels.tolist()
+    assert to_pixels(images).dtype == torch.uint8
+    assert to_pixels(images).flatten().tolist() == to_uint8(images.numpy()).flatten().tolist() == levels.tolist()
 
 
 def test_between_levels_the_nearest_wins_and_the_range_is_kept() -> None:
     images = torch.tensor([-1.0, 1.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1, -1.5, 7.0]).view(6, 1, 1, 1)
-    assert to_uint8(images).flatten().tolist() == [0, 255, 0, 1, 0, 255]
+    for pixels in (to_pixels(images), to_uint8(images.numpy())):
+        assert pixels.flatten().tolist() == [0, 255, 0, 1, 0, 255]
 
 
 def test_channels_come_last() -> None:
     images = torch.full((2, 3, 4, 5), -1.0)
     images[1, 2, 3, 4] = 1
-    pixels = to_uint8(images)
-    assert pixels.shape == (2, 4, 5, 3)
+    pixels = to_uint8(images.numpy())
+    assert pixels.dtype == np.uint8 and pixels.shape == (2, 4, 5, 3)
     assert np.argwhere(pixels).tolist() == [[1, 3, 4, 2]]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from src.datamodules.picture_files import find_pictures
 from src.errors import UserError
-from src.pictures.pixels import to_uint8
+from src.pictures.grid import to_uint8
 from src.run.checkpoints import build_model, read_checkpoint
 from src.sample import sample
 from src.sampling.labels import folder_names
@@ -52,7 +52,7 @@ def test_the_images_are_the_models_own(drawn: Drawn, checkpoint: Path) -> None:
     found = np.load(drawn("a", "labels=[5]", "truncation=0.5", "weights=raw") / "samples.npz")
     model = build_model(read_checkpoint(checkpoint), checkpoint)
     noise = torch.from_numpy(Noise((100,), 0)(16)) / 2
-    expected = to_uint8(model.generate(torch.full([16], 5), noise=noise, average=False))
+    expected = to_uint8(model.generate(torch.full([16], 5), noise=noise, average=False).numpy())
     assert np.abs(found["images"].astype(int) - expected).max() <= 1  # where rounding is close
     assert found["labels"].tolist() == [5] * 16
 

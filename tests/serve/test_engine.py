@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("prometheus_client", reason="needs pip install -r requirements-serve.txt")
 from src.models.request import Request
-from src.sampling.sampler import About, Noise, Sampler, to_uint8
+from src.pictures.grid import to_uint8
+from src.sampling.sampler import About, Noise, Sampler
 from src.serve.engine import Engine, Order, QueueFullError
 
 pytestmark = pytest.mark.extras

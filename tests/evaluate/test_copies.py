@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from src.metrics.copies import copied, nearest_training_images
-from src.metrics.jackknife import standard_error
-from src.metrics.neighbours import nearest_neighbours
+from src.evaluate.compare import standard_error
+from src.evaluate.copies import copied, nearest_neighbours, nearest_training_images
+from src.metrics.neighbours import nearest_distance
 
 
 def points(n: int, seed: int) -> torch.Tensor:
@@ -20,28 +20,28 @@ def train() -> torch.Tensor:
 
 
 def test_new_images_are_no_copies_and_training_images_are(train: torch.Tensor) -> None:
-    held_out, new = (nearest_training_images(points(500, seed), train, 3) for seed in (1, 2))
+    held_out, new = (nearest_training_images(points(500, seed), train) for seed in (1, 2))
 
     assert copied(held_out, held_out) == pytest.approx(0.01)
     assert copied(new, held_out) < 0.03
-    assert copied(nearest_training_images(train[::2], train, 3), held_out) == 1
-    assert (nearest_training_images(train, train, 3).closeness == 0).all()  # not only nearly
+    assert copied(nearest_training_images(train[::2], train), held_out) == 1
+    assert (nearest_training_images(train, train).closeness == 0).all()  # not only nearly
 
 
 def test_near_copies_are_found_in_a_class_of_great_differences(train: torch.Tensor) -> None:
     """They are farther from their originals than new images of the other class are from training images."""
     near = train[1_000:] + 5 * torch.randn(1_000, 8, generator=torch.Generator().manual_seed(3))
-    held_out = nearest_training_images(points(500, 1), train, 3)
-    found = nearest_training_images(near, train, 3)
+    held_out = nearest_training_images(points(500, 1), train)
+    found = nearest_training_images(near, train)
 
-    assert found.distance[:, 0].median() > held_out.distance[:500, 0].median()
+    assert nearest_distance(near, train).median() > nearest_distance(points(500, 1)[:500], train).median()
     assert copied(found, held_out) > 0.9
     assert (found.indices[:, 0] == torch.arange(1_000, 2_000)).double().mean() > 0.95
 
 
 def test_a_training_image_that_is_there_twice() -> None:
     train = torch.tensor([[0.0], [0.0], [1.0], [5.0]])
-    found = nearest_training_images(torch.tensor([[0.0], [0.5]]), train, 2)
+    found = nearest_training_images(torch.tensor([[0.0], [0.5]]), train)
     assert found.closeness[0] == 0 and found.closeness[1] > 1
 
 

@@ -1,0 +1,168 @@
+"""How good generated images are, beside as many real ones: a run and `task=evaluate` both measure with this."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from src.datamodules.image_datamodule import ImageDataModule
+from src.metrics.alarms import Quality, alarms
+from src.metrics.classes import class_accuracy, class_variance, confusion_matrix
+from src.metrics.feature_net import Embedded, accuracy_of, train_classifier
+from src.metrics.frechet import fit_gaussian, frechet_distance
+from src.metrics.kid import kernel_distance, mean_kernel
+from src.metrics.neighbours import nearest_distance, precision_recall_density_coverage, real_radii
+from src.metrics.references import References, embed_served
+from src.pictures.pixels import to_pixels
+
+N_NEAREST = 1_000  # images whose nearest training images are looked up, which costs more than all the rest
+N_CAS = 50_000  # images that a classifier trains on
+SEED = 0  # chooses the real images that are compared
+DRAW_BATCH = 250  # images drawn from one generator
+# The tested checkpoint was chosen by a validation's images: the test draws others, and CAS others again.
+SEEDS = {"val": 0, "test": 1_000_000, "cas": 2_000_000}
+
+
+class Evaluator:
+    """Measures sets of n images against the real images of a data set, in the features of its own classifier.
+
+    The reference is the test split: all of it for means and variances, n images where the number matters. The floor is
+    the quality of n images of the validation split, which the classifier has not seen: the best that n images can have.
+
+    Args:
+        datamodule: the real images.
+        references: their classifier, and they in its features.
+        n: images in a set; fewer where the validation or the test split has fewer.
+        device: where images are embedded and classifiers trained.
+        counts: int64 [n_classes], no set has more images of a class; None: any number.
+
+    Attributes:
+        held_out: indices in the validation split of the images that the floor measures, int64 [n].
+        labels: their classes, which a model is to draw: then samples and floor differ in nothing else.
+        name: of the classifier's file.
+        net: the classifier.
+        real: the splits `train`, `val` and `test` in its features.
+    """
+
+    def __init__(
+        self,
+        datamodule: ImageDataModule,
+        references: References,
+        n: int,
+        device: torch.device,
+        counts: Tensor | None = None,
+    ) -> None:
+        self.datamodule = datamodule
+        self.name, self.net, self.real = references.name, references.net.to(device), references.real
+        self._device = device
+        self._counts = counts
+        val, test = self.real["val"], self.real["test"]
+        allowed = _within(val.labels, counts)
+        self.n = min(n, len(allowed), len(test.labels))
+        self.held_out = allowed[choice(len(allowed), self.n)]
+        self.labels = val.labels[self.held_out]
+        self._gaussian = fit_gaussian(test.features)
+        self._variance = class_variance(test.features, test.labels, datamodule.n_classes)
+        self._reference = test.features[choice(len(test.labels), self.n)]
+
+    @cached_property
+    def floor(self) -> Quality:
+        """The quality of the held-out images. It is measured when first needed: a run starts sooner."""
+        return self.measure(self.real["val"].at(self.held_out))
+
+    def measure(self, images: Embedded) -> Quality:
+        """Quality of embedded images, whose labels are the classes that were asked for. Keys of `metrics`:
+
+        - `fd`: Frechet distance to the test split.
+        - `kid`: kernel distance to n images of the test split.
+        - `precision`, `recall`, `density`, `coverage`: of these and n images of the test split.
+        - `label_accuracy`, `worst_class_accuracy`: images that the classifier takes for what was asked for.
+        - `within_class_variance`: of features, over that of the test split, mean over classes; 1 = as real, 0 = one
+          image a class.
+        - `nearest_train`: mean distance of 1,000 of them to the nearest training image; far below its floor, images are
+          copies.
+        """
+        n_classes = self.datamodule.n_classes
+        confusion = confusion_matrix(images.predicted, images.labels, n_classes)
+        accuracy = class_accuracy(confusion)
+        variance = class_variance(images.features, images.labels, n_classes) / self._variance
+        nearest = nearest_distance(images.features[:N_NEAREST], self.real["train"].features)
+        metrics = {
+            "fd": frechet_distance(fit_gaussian(images.features), self._gaussian),
+            "kid": kernel_distance(images.features, self._reference, self._mean_kernel),
+            "label_accuracy": float(confusion.trace() / confusion.sum()),
+            "worst_class_accuracy": float(accuracy[~accuracy.isnan()].min()),
+            **precision_recall_density_coverage(self._reference, images.features, self._radii),
+            "within_class_variance": float(variance.nanmean()),
+            "nearest_train": float(nearest.mean()),
+        }
+        return Quality(metrics, confusion, variance, nearest)
+
+    # A third of what neighbours and kernels cost, and the same every time.
+
+    @cached_property
+    def _radii(self) -> list[Tensor]:
+        return real_radii(self._reference)
+
+    @cached_property
+    def _mean_kernel(self) -> Tensor:
+        return mean_kernel(self._reference)
+
+    def alarms(self, quality: Quality) -> dict[str, str]:
+        """What is wrong with generated images: see `src.metrics.alarms`."""
+        return alarms(quality, self.floor, self.datamodule.class_names)
+
+    @property
+    def cas_labels(self) -> Tensor:
+        """The classes of the images to draw for `cas`, int64 [M]: those of training images."""
+        return self.datamodule.whole_train.labels[self._cas_images]
+
+    @cached_property
+    def _cas_images(self) -> Tensor:
+        labels = self.datamodule.whole_train.labels
+        chosen = choice(len(labels), N_CAS)
+        return chosen[_within(labels[chosen], self._counts)]
+
+    def cas(self, pixels: Tensor) -> float:
+        """The accuracy on real test images of a classifier that has seen nothing but generated ones.
+
+        Ravuri & Vinyals, Classification accuracy score for conditional generative models, 2019; GAN-train, Shmelkov et
+        al. 2018.
+
+        Args:
+            pixels: an image uint8 [M, C, H, W] of each of `cas_labels`.
+        """
+        test = self.datamodule.sets["test"]
+        what = self.datamodule.n_classes, test.images.shape[-2], self._device, "classifier of generated images"
+        return accuracy_of(embed_served(train_classifier(pixels, self.cas_labels, *what), test))
+
+    @cached_property
+    def cas_floor(self) -> float:
+        """The same after as many real training images."""
+        train = self.datamodule.whole_train
+        if len(self._cas_images) == min(N_CAS, len(train)):
+            return accuracy_of(self.real["test"])  # the feature net has seen them
+        return self.cas(to_pixels(train.__getitems__(self._cas_images.tolist())[0]))
+
+
+def in_parts(labels: Tensor, seed: int) -> Iterator[tuple[slice, torch.Generator]]:
+    """Where each part of labels [N] lies, and the source of its noise.
+
+    Each part has a source of its own: its noise does not depend on how many processes or verbs draw the others.
+    """
+    for start in range(0, len(labels), DRAW_BATCH):
+        yield slice(start, start + DRAW_BATCH), torch.Generator().manual_seed(seed + start)
+
+
+def choice(n_all: int, n: int, seed: int = SEED) -> Tensor:
+    """The indices of `n` out of `n_all` images at random, without repetition; always the same ones."""
+    return torch.randperm(n_all, generator=torch.Generator().manual_seed(seed))[:n]
+
+
+def _within(labels: Tensor, counts: Tensor | None) -> Tensor:
+    """The indices of labels [N] in their order, of each class no more than its count."""
+    if counts is None:
+        return torch.arange(len(labels))
+    kept = [(labels == label).nonzero().flatten()[:n] for label, n in enumerate(counts.tolist())]
+    return torch.cat(kept).sort().values
