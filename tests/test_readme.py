@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from tests.conftest import ROOT, load
+from tests.conftest import ROOT, compose_config, load
 from tests.forked import run_forked
 
 PAGES = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
@@ -61,6 +62,14 @@ def test_an_example_runs(copy: Path, command: str) -> None:
             node = node[part]
         assert str(node) == value
     assert (copy / "run" / "samples" / "epoch_0000.png").exists()
+
+
+def test_the_keys_that_pages_name_exist() -> None:
+    options = [["callbacks=inception", "model/networks=residual"], ["datamodule=folder"]]
+    configs = [compose_config("train", *each) for each in options]
+    keys = set(re.findall(r"(?<![\w+])((?:trainer|model|datamodule|callbacks)\.[\w.]+)=", TEXT))
+    assert len(keys) > 20
+    assert not [key for key in keys if all(OmegaConf.select(each, key, default="-") == "-" for each in configs)]
 
 
 def test_readme_is_short() -> None:
