@@ -12,8 +12,9 @@ import wandb
 from PIL import Image
 
 from src.errors import UserError
+from src.run.checks import check_run_wide
 from src.run.loggers import check_wandb, make_wandb_logger
-from src.train import check_run_wide, train
+from src.train import train
 from tests.conftest import QUICK, compose_config, wandb_records, wandb_run
 from tests.forked import run_forked
 

@@ -205,15 +205,15 @@ class Checkpoint(ModelCheckpoint):
         self._step_written = trainer.global_step
 
 
-def arrange(checkpoints: Sequence[ModelCheckpoint], run_dir: Path) -> None:
+def arrange(callbacks: Sequence[Callback], run_dir: Path) -> None:
     """Gives several checkpoint callbacks one folder, files of different names there, and one `last.ckpt`.
 
     Args:
-        checkpoints: the first is the run's own.
+        callbacks: of the run; the first one that writes checkpoints is the run's own.
         run_dir: the run folder, for those that name none.
     """
     taken: set[tuple[str, str]] = set()
-    for i, checkpoint in enumerate(checkpoints):
+    for i, checkpoint in enumerate(each for each in callbacks if isinstance(each, ModelCheckpoint)):
         checkpoint.dirpath = str(checkpoint.dirpath or run_dir / "ckpts")
         if i > 0:
             checkpoint.save_last = None

@@ -1,13 +1,17 @@
 """What makes a run repeatable from its checkpoint."""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
+
+from src.run.resume import Past
+from src.run.summary import seconds_so_far
 
 
 class RunState(Callback):
@@ -20,14 +24,14 @@ class RunState(Callback):
     Args:
         about: what is known of the run, plain values: `config`, the whole configuration; `data`, what it trains on;
             `commit`, of the code; `started`, when its first part began.
-        folders: the run folders of all its parts, this one last.
-        seconds: says the wall-clock of all its parts so far.
+        past: what the run goes on from.
+        run_dir: its folder.
     """
 
-    def __init__(self, about: Mapping[str, Any], folders: Sequence[str], seconds: Callable[[], float | None]) -> None:
+    def __init__(self, about: Mapping[str, Any], past: Past, run_dir: Path) -> None:
         self.about = {key: about[key] for key in ("config", "data", "commit", "started")}
-        self.folders = list(folders)
-        self.seconds = seconds
+        self.past = past
+        self.run_dir = run_dir
         self._saved = False  # since the last batch began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,7 +53,11 @@ class RunState(Callback):
             torch.cuda.manual_seed(seed)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= self.about | {"folders": self.folders, "seconds": self.seconds() or 0.0, "loggers": {}}
+        checkpoint |= self.about | {
+            "folders": [*self.past.folders, str(self.run_dir.resolve())],
+            "seconds": seconds_so_far(self.run_dir, self.past.seconds) or 0.0,
+            "loggers": {},
+        }
         self._saved = True
         for logger in trainer.loggers:
             logger.save()  # a run that is killed and resumed misses nothing that was logged before the checkpoint

@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,19 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
 
 @rank_zero_only
 def record_results(
-    config: DictConfig, run_dir: Path, origin: dict[str, str], metrics: dict[str, float], seconds: float | None
+    about: Mapping[str, Any], run_dir: Path, metrics: Mapping[str, float], seconds: float | None
 ) -> None:
-    """Keeps the final metrics as `results.json` in the run folder, their origin, and the seconds it took."""
+    """Keeps the final metrics as `results.json` in the run folder, with their origin and the seconds it took.
+
+    Args:
+        about: what `run.json` says of the run.
+        run_dir: the run folder.
+        metrics: by name; those of training are left out.
+        seconds: of the whole command.
+    """
     record = {
-        "name": config.name,
-        **origin,
+        **{key: about[key] for key in ("name", "command", "commit", "machine")},
+        "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
         "seconds": seconds,
         "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
     }

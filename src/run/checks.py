@@ -1,0 +1,75 @@
+"""What no part can check by itself before the first batch: run-wide keys, and whether the parts fit each other."""
+
+import os
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from src.datamodules.image_datamodule import ImageDataModule
+from src.errors import UserError
+from src.models.image_model import ImageModel
+from src.run.commands import is_sweep
+from src.run.trust import trusted_packages
+
+
+def check_run_wide(config: DictConfig) -> None:
+    """Refuses values that no part will look at; tags that nobody chose are those of `WANDB_TAGS`.
+
+    Raises:
+        UserError: names the key.
+    """
+    trusted_packages(config)
+    tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    if "WANDB_TAGS" in os.environ:
+        os.environ["WANDB_TAGS"] = ",".join(tags)  # wandb reads it, too, and refuses a comma at its end
+    if not config.tags:
+        config.tags = tags
+    metric = config.optimized_metric
+    if metric is None and is_sweep() and "basic_sweeper" not in HydraConfig.get().sweeper._target_:
+        raise UserError("optimized_metric is null, but the sweeper needs a number: set optimized_metric=val/fd")
+    if metric and metric.startswith("test/") and not config.test_after_training:
+        raise UserError(f"optimized_metric={metric} needs test_after_training=true")
+
+
+def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer: Trainer) -> None:
+    """Refuses parts that do not fit each other, before the first batch.
+
+    Raises:
+        UserError: names both keys.
+    """
+    found, hints = [], []
+    for name in ("img_size", "channels", "n_classes"):
+        ours, theirs = getattr(model, name, None), getattr(datamodule, name, None)
+        if ours != theirs and None not in (ours, theirs):
+            found.append(f"model.{name} is {ours}, but datamodule.{name} is {theirs}")
+            follows = "datamodule.img_size alone, which model.img_size follows"
+            hints.append(follows if name == "img_size" else f"model.{name}={theirs}")
+    if found:
+        raise UserError(f"{', and '.join(found)}: set {' '.join(hints)}")
+    if isinstance(model, ImageModel) and isinstance(datamodule, ImageDataModule):
+        last = torch.tensor([datamodule.n_classes - 1])
+        try:
+            images = model.generate(last, torch.Generator().manual_seed(0))
+        except IndexError as error:
+            raise UserError(
+                f"model.generator knows no class {int(last)}, but the datamodule has {datamodule.n_classes}: set"
+                " model.n_classes alone, which the networks follow"
+            ) from error
+        drawn = list(images.shape[1:])
+        served = [datamodule.channels, datamodule.img_size, datamodule.img_size]
+        if drawn != served:
+            raise UserError(
+                f"model.generator draws images of {drawn}, but the datamodule's are {served}: set datamodule.img_size"
+                " alone, which the networks follow"
+            )
+    batch_size = getattr(datamodule, "batch_size", None)
+    if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise UserError("datamodule.batch_size is 1, but the model has BatchNorm, which needs 2 images or more: use 64")
+    if trainer.world_size > 1 and is_sweep():
+        raise UserError(
+            "a sweep runs one process a job, because each further process would repeat the whole sweep: use"
+            " trainer.gpus=1 or 0 and trainer.devices=1, or start the jobs one by one"
+        )
