@@ -1,4 +1,4 @@
-"""What people type, put into Hydra's grammar: the values of keys that hold text or paths are taken literally."""
+"""Translates what people type into Hydra's grammar, so that text and paths are taken literally."""
 
 import os
 import re
@@ -32,21 +32,21 @@ _typed: dict[str, str] = {}  # what was typed, by what Hydra was given for it
 
 
 def as_typed(override: str) -> str:
-    """One of Hydra's overrides as it was typed; what was not rewritten can be typed as it is."""
+    """One of Hydra's overrides as it was typed."""
     return _typed.get(override, override)
 
 
 def in_quotes(text: str) -> str:
-    """Text as Hydra's grammar has it in quotes, where nothing in it means more than itself."""
+    """Text in the quotes of Hydra's grammar, with every special character escaped."""
     return QuotedString(escaped(text), Quote.single).with_quotes()
 
 
 def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
-    """The arguments of `python run.py` so that Hydra reads what was meant.
+    """Translates the arguments of `python run.py` into Hydra's grammar.
 
-    The value of a key that holds text or a path becomes a quoted string; one that stands in quotes already is Hydra's
-    and left alone. In a sweep such a value is several where it has commas, unless a space follows one of them, or the
-    key takes a path and either the whole exists or a part does not.
+    The value of a key that holds text or a path becomes a quoted string, unless it is quoted already. In a sweep its
+    commas separate values, unless a space follows one of them, or the key takes a path and either the whole exists or
+    a part does not.
 
     Args:
         task: the verb.
@@ -73,7 +73,7 @@ def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
 
 
 class KeyTypes:
-    """What the keys of a command hold.
+    """The types of a command's keys.
 
     Args:
         task: the verb.
@@ -86,7 +86,7 @@ class KeyTypes:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration with the parts that were chosen, nothing looked up."""
+        """The configuration with the chosen parts; references are not resolved."""
         return composed(self.task, self.arguments)
 
     def of(self, key: str) -> Any:
@@ -122,8 +122,8 @@ class KeyTypes:
         is_text = str in kinds or Path in kinds
         if value in ("", "null"):
             return value
-        if isinstance(parsed, QuotedString):  # Hydra's own words, but for what refers to nothing
-            kept = REFERENCE.sub(lambda found: found[0] if self._is_meant(found) else escaped(found[0]), parsed.text)
+        if isinstance(parsed, QuotedString):  # only what refers to nothing is escaped
+            kept = self._literal(parsed.text, in_quotes=True)
             return value if kept == parsed.text else QuotedString(kept, parsed.quote).with_quotes()
         if not is_text and (parsed is not UNREADABLE or value.startswith(("[", "{"))):
             return value
@@ -134,14 +134,20 @@ class KeyTypes:
             if len(text) > 1 and text[0] == text[-1] == '"':  # how Lightning writes hydra.run.dir for its processes
                 text = text[1:-1]
             text = existing(text)
-        text = REFERENCE.sub(lambda found: found[0] if self._refers(found) else escaped(found[0]), text)
+        text = self._literal(text)
         return value if PLAIN.fullmatch(text) and text == value else QuotedString(text, Quote.single).with_quotes()
 
-    def _is_meant(self, found: re.Match[str]) -> bool:
-        return found[0].count("\\") % 2 == 1 or self._refers(found)  # escaped already
+    def _literal(self, text: str, in_quotes: bool = False) -> str:
+        """Escapes each `${` that refers to nothing; in quotes it may be escaped already."""
+
+        def kept(found: re.Match[str]) -> str:
+            is_escaped = in_quotes and found[0].count("\\") % 2 == 1
+            return found[0] if is_escaped or self._refers(found) else escaped(found[0])
+
+        return REFERENCE.sub(kept, text)
 
     def _refers(self, found: re.Match[str]) -> bool:
-        """Whether `${...}` stands for something else."""
+        """Whether `${...}` names a key or a resolver that exists."""
         if found["resolver"]:
             return found["resolver"] in ("hydra", "now") or OmegaConf.has_resolver(found["resolver"])
         key = found["key"]
@@ -174,7 +180,7 @@ def _composed(task: str, chosen: Sequence[str]) -> dict[str, Any]:
 
 
 def split(text: str) -> list[str]:
-    """What stands between the commas of a list, except those in quotes and in brackets."""
+    """Splits a list at its commas, except those in quotes and in brackets."""
     parts, start, depth, i = [], 0, 0, 0
     while i <= len(text):
         if i == start and (quoted := QUOTED.match(text, i)):
@@ -189,7 +195,7 @@ def split(text: str) -> list[str]:
 
 
 def _parts(value: str, kinds: Sequence[Any]) -> list[str]:
-    """The values that a sweep goes through; the value alone where a comma in it is text, or Hydra reads it well."""
+    """The values of a sweep; the value alone where its commas are text, or syntax that Hydra reads well."""
     parsed = _parse(value)
     if not (str in kinds or Path in kinds or parsed is UNREADABLE or any(get_origin(kind) in LISTS for kind in kinds)):
         return [value]
@@ -207,7 +213,7 @@ def _parts(value: str, kinds: Sequence[Any]) -> list[str]:
 
 
 def _option(group: str, value: str) -> str:
-    """The name of a group's option as its file has it, be it in another Unicode form."""
+    """The name of a group's option in the Unicode form that its file has."""
     if value.isascii():
         return value
     names = [path.stem for path in (CONFIGS / group).glob("*.yaml")]
@@ -216,7 +222,7 @@ def _option(group: str, value: str) -> str:
 
 
 def _parse(value: str) -> Any:
-    """What Hydra reads; UNREADABLE where it does not."""
+    """The value that Hydra reads, or UNREADABLE."""
     try:
         return OverridesParser.create().parse_rule(f"x={value}", "override")._value
     except HydraException:
@@ -237,7 +243,7 @@ def _at(config: Any, key: str) -> Any:
 
 
 def _hydras(key: str) -> Any:
-    """The hint of one of Hydra's own keys; those that name a folder are paths."""
+    """The type of one of Hydra's own keys; those that name a folder hold paths."""
     hint: Any = HydraConf
     for name in key.split(".")[1:]:
         hint = get_type_hints(hint).get(name, Any) if isinstance(hint, type) else Any

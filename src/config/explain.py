@@ -1,4 +1,4 @@
-"""Mistakes, told in one sentence that says what to type instead."""
+"""Turns errors into one sentence that says what to type instead."""
 
 import difflib
 import errno
@@ -32,7 +32,7 @@ RENAMED = {
     "trainer.gradient_clip_val": "use model.clip_grad_norm",
     "trainer.accumulate_grad_batches": "remove it and raise datamodule.batch_size",
 }
-# What libraries say without saying what to type.
+# What to type, where a library's message does not say it.
 REMEDIES = {
     "must be either both floats": "write 0.0 instead of 0",
     "Invalid learning rate": "set lr to a positive number such as 2.0e-4",
@@ -46,7 +46,7 @@ NO_NEWS = re.compile(
 HEADINGS = re.compile(
     r"(?:#+ )?(?:Last error|Exception summary|Original error(?: was)?|Explanation):?\s*(.*)", re.IGNORECASE
 )
-# Lines that explain nothing to whoever typed the command.
+# Lines that do not help whoever typed the command.
 NOISE = re.compile(
     r"\(Background on this error at|full_key:|object_type=|For further information|frame #\d+|Exception raised from"
     r"|For debugging consider|Compile with `TORCH|CUDA kernel errors might"
@@ -72,7 +72,7 @@ def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
 
 
 def telling(text: str) -> str:
-    """The part of a library's message that says what went wrong; in most it is the first line."""
+    """The part of a library's message that says what went wrong: in most it is the first line."""
     lines = [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in text.splitlines()]
     lines = [line for line in lines if line.strip() and not NOISE.match(line.strip())]
     if not lines:
@@ -100,7 +100,7 @@ def telling(text: str) -> str:
 def _explain(error: BaseException, known_keys: list[str]) -> str:
     text = str(error).strip()
     first = telling(text) if text else type(error).__name__
-    if "Traceback (most recent call last)" in text:  # a process that works for this one says which error it was
+    if "Traceback (most recent call last)" in text:  # of a worker process, with the name of the error
         text = first = first.removeprefix("src.errors.UserError: ").removeprefix(f"{type(error).__name__}: ")
     if isinstance(error, MissingConfigException):
         return _missing_option(error, text)
@@ -130,7 +130,7 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
         return f"cannot read a configuration: {first}"
     if "Config group override" in text:
         return "a configuration group takes the name of one of its files: see configs/"
-    if type(error).__module__.startswith("src."):  # says what to do
+    if type(error).__module__.startswith("src."):  # ours say what to do
         return text
     if _is_lightnings(error) or type(error) is ValueError:
         return text + _remedy(text)
@@ -138,7 +138,7 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
 
 
 def explain_part(key: str, error: Exception, config: DictConfig | None = None) -> str:
-    """What the constructor of the part `key` objected to, and the argument's key where `config` tells it."""
+    """Why the part `key` cannot be built; names the argument where `config` shows which one is meant."""
     cause = error.__cause__ if isinstance(error, InstantiationException) else error
     text = str(cause or error).strip()
     if isinstance(cause, ImportError):
@@ -150,8 +150,6 @@ def explain_part(key: str, error: Exception, config: DictConfig | None = None) -
         return f"{key}.{match[1]} is not an option of {key}: remove it"
     if isinstance(cause, TypeError) and (match := re.search(r"missing .* arguments?: (.*)", text)):
         return f"{key} lacks {match[1]}: add it, or set {key}._partial_=true where its owner adds it"
-    if isinstance(cause, UserError):
-        return text
     if isinstance(cause, ValueError) and begins_with_argument(text):
         return f"{key}.{text}{_remedy(text)}"
     if cause is None:
@@ -165,7 +163,7 @@ def begins_with_argument(text: str) -> bool:
 
 
 def explain_os(error: OSError, remedy: str = "choose another folder with hydra.run.dir=DIR") -> str:
-    """What the operating system refused, and `remedy`."""
+    """What the operating system refused, and what to do."""
     if error.errno is None:  # not the system's: one of ours, which already says what to do
         return str(error)
     where = f" {error.filename!s}" if error.filename else ""
@@ -175,7 +173,7 @@ def explain_os(error: OSError, remedy: str = "choose another folder with hydra.r
 
 
 def _argument_meant(text: str, key: str, config: DictConfig | None) -> str:
-    """`key`, or `key.argument` where a library's message speaks of one of the part's arguments or its value."""
+    """`key`, or `key.argument` where a library's message names one of the part's arguments or its value."""
     part = OmegaConf.select(config, key) if config is not None and key else None
     if not isinstance(part, DictConfig):
         return key
@@ -189,7 +187,7 @@ def _argument_meant(text: str, key: str, config: DictConfig | None) -> str:
 
 
 def _bad_target(key: str, target: str) -> str:
-    """A `_target_` that cannot be imported: misspelt, or of a package that is not there."""
+    """Why a `_target_` cannot be imported: it is misspelt, or its package is missing."""
     module, _, name = target.rpartition(".")
     try:
         there = [n for n, v in vars(importlib.import_module(module)).items() if getattr(v, "__module__", "") == module]

@@ -1,4 +1,4 @@
-"""Build a part of the configuration, with errors a person can act on."""
+"""Builds the parts of the configuration, with errors a person can act on."""
 
 import inspect
 from collections import abc
@@ -39,7 +39,7 @@ def instantiate(config: DictConfig, key: str, **kwargs: Any) -> Any:
 
 
 def _build(part: Any, key: str, hint: Any, config: DictConfig, kwargs: Mapping[str, Any] | None = None) -> Any:
-    """What plain values describe: each dict with a `_target_` is called with its arguments, which are built first.
+    """Builds what plain values describe: calls each `_target_` with its arguments, which are built first.
 
     Hydra would do the same at once, but then nobody could look at a part before its owner has taken it.
 
@@ -85,7 +85,7 @@ def checked(config: DictConfig, key: str) -> dict[str, Any]:
     """`config`'s part `key` as plain values.
 
     Raises:
-        UserError: it is none, or its arguments cannot be what its constructor takes.
+        UserError: it is not a part, or its constructor does not take these arguments.
     """
     part = OmegaConf.select(config, key)
     if not isinstance(part, DictConfig) or "_target_" not in part:
@@ -97,7 +97,7 @@ def checked(config: DictConfig, key: str) -> dict[str, Any]:
 
 @contextmanager
 def blamed_on(key: str, folder: str) -> Iterator[None]:
-    """Turns what a part objects to at work into a sentence with the part's key in front.
+    """Puts the part's key in front of the errors that it raises at work.
 
     Args:
         key: the part.

@@ -1,4 +1,4 @@
-"""Text that means itself: in configurations, in file names, and in either form in which Unicode writes an umlaut."""
+"""Text in configurations and file names, in whichever form Unicode writes its umlauts."""
 
 import os
 import re
@@ -6,14 +6,14 @@ from pathlib import Path
 from unicodedata import category, normalize
 
 LONGEST = 80  # bytes of a folder's name: Windows has 260 characters for a whole path
-# Not in a file's name on Windows, or anywhere.
+# Characters that Windows or every system refuses in a file's name.
 UNSAFE = re.compile(r'[<>:"/\\|?*]')
-# Devices on Windows, with any ending.
+# Names of devices on Windows, whatever their ending.
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]|conin\$|conout\$)\s*(\..*)?", re.IGNORECASE)
 
 
 def escaped(text: str) -> str:
-    r"""Text as a value of a configuration that is literal: OmegaConf would look up what stands in `${}`."""
+    r"""The text as OmegaConf takes it literally: it would look up what stands in `${}`."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
@@ -23,7 +23,7 @@ def same(a: str, b: str) -> bool:
 
 
 def existing(path: str) -> str:
-    """The path with `~` looked up, and as the file system has it, where that differs in its Unicode form alone."""
+    """The path with `~` expanded, in the Unicode form that the file system has."""
     path = os.path.expanduser(path)
     if path.isascii() or os.path.lexists(path):
         return path
@@ -40,7 +40,7 @@ def existing(path: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A name without what some system refuses."""
+    """The name as a file name that every system accepts."""
     text = UNSAFE.sub("_", normalize("NFC", name))
     text = "".join("_" if category(char) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") else char for char in text)
     text = text.encode()[:LONGEST].decode(errors="ignore")
@@ -50,6 +50,6 @@ def safe_name(name: str) -> str:
 
 
 def without_zeros(text: str) -> str | None:
-    """A whole number as it is usually written; None: the text is none."""
+    """A whole number without leading zeros; None where the text is not a whole number."""
     number = re.fullmatch(r"(-?)0*(\d+)", text, re.ASCII)
     return number[1] + number[2] if number else None
