@@ -158,15 +158,6 @@ def test_a_damaged_picture_is_named(folder: Path, damage: str) -> None:
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_hidden_or_no_picture_is_left_out(folder: Path) -> None:
-    for name in (".hidden.png", "notes.txt", "Thumbs.db"):
-        (folder / "red" / name).write_text("no picture", encoding="utf-8")
-    (folder / ".cache").mkdir()
-    (folder / "readme.png").write_text("in no class", encoding="utf-8")
-    datamodule = loaded(folder)
-    assert sum(map(len, datamodule.sets.values())) == sum(COUNTS.values())
-
-
 # What cannot be
 
 

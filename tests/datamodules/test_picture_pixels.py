@@ -2,11 +2,12 @@
 
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from src.datamodules.picture_files import ENDINGS
 from src.datamodules.picture_pixels import decode, decode_one
@@ -61,59 +62,44 @@ def twelve_bit_tiff(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["png16", "tiff16", "big endian", "rgb16", "rgba16", "la16", "tags", "max tag", "float", "float tags", "int32 tags",
-     "white is zero", "pgm16", "pgm12", "pgm10", "12 bits", "float white", "int32 white", "12 in 16 white",
-     *(["pfm"] if ".pfm" in ENDINGS else [])],  # not in old versions of Pillow
-)  # fmt: skip
+FULL, ALPHA = (RAMP * 65_535).round().astype(np.uint16), np.full((8, 8), 65_535, np.uint16)
+
+
+def of_most(most: int, kind: type = np.uint16) -> np.ndarray:
+    return (RAMP * most).round().astype(kind)
+
+
+STORED = {  # the file's name and how it is written
+    "png16": ("a.png", lambda path: Image.fromarray(FULL).save(path)),
+    "rgb16": ("a.png", lambda path: png16(path, np.stack([FULL] * 3, -1), 2)),
+    "rgba16": ("a.png", lambda path: png16(path, np.stack([FULL, FULL, FULL, ALPHA], -1), 6)),
+    "la16": ("a.png", lambda path: png16(path, np.stack([FULL, ALPHA], -1), 4)),
+    "tiff16": ("a.tif", lambda path: tiff(path, FULL)),
+    "big endian": ("a.tif", lambda path: Image.fromarray(FULL.astype(">u2")).save(path)),
+    "tags": ("a.tif", lambda path: tiff(path, 100 + of_most(3_995), t340=100, t341=4_095)),
+    "max tag": ("a.tif", lambda path: tiff(path, of_most(4_095), t281=4_095)),
+    "float": ("a.tif", lambda path: tiff(path, RAMP.astype(np.float32))),
+    "float tags": ("a.tif", lambda path: tiff(path, (RAMP * 2 - 1).astype(np.float32), t340=-1.0, t341=1.0)),
+    "int32 tags": ("a.tif", lambda path: tiff(path, of_most(1_000_000, np.int32), t340=0, t341=1_000_000)),
+    "white is zero": ("a.tif", lambda path: tiff(path, 65_535 - FULL, t262=0)),
+    "12 bits": ("a.tif", lambda path: twelve_bit_tiff(path)),
+    **{f"pgm{b}": ("a.pgm", lambda path, b=b: pgm(path, RAMP * (2**b - 1), 2**b - 1)) for b in (10, 12, 16)},
+    "float white=255": ("a.tif", lambda path: tiff(path, (RAMP * 255).astype(np.float32))),
+    "int32 white=70000": ("a.tif", lambda path: tiff(path, of_most(70_000, np.int32))),
+    "12 in 16 white=4095": ("a.tif", lambda path: tiff(path, of_most(4_095))),
+}
+if ".pfm" in ENDINGS:  # not in old versions of Pillow
+    lines = RAMP[::-1].astype("<f4").tobytes()
+    STORED["pfm"] = ("a.pfm", lambda path: path.write_bytes(b"Pf\n8 8\n-1.0\n" + lines))
+
+
+@pytest.mark.parametrize("kind", STORED)
 def test_a_ramp_is_a_ramp_whatever_it_is_stored_as(tmp_path: Path, kind: str) -> None:
-    full, white = (RAMP * 65_535).round().astype(np.uint16), None
-    path = tmp_path / ("a.png" if kind in ("png16", "rgb16", "rgba16", "la16") else "a.tif")
-    alpha = np.full_like(full, 65_535)
-    if kind == "png16":
-        Image.fromarray(full).save(path)
-    elif kind == "tiff16":
-        tiff(path, full)
-    elif kind == "big endian":
-        Image.fromarray(full.astype(">u2")).save(path)
-    elif kind == "rgb16":
-        png16(path, np.stack([full] * 3, -1), 2)
-    elif kind == "rgba16":
-        png16(path, np.stack([full, full, full, alpha], -1), 6)
-    elif kind == "la16":
-        png16(path, np.stack([full, alpha], -1), 4)
-    elif kind == "tags":
-        tiff(path, (100 + RAMP * 3_995).round().astype(np.uint16), t340=100, t341=4_095)
-    elif kind == "max tag":
-        tiff(path, (RAMP * 4_095).round().astype(np.uint16), t281=4_095)
-    elif kind == "float":
-        tiff(path, RAMP.astype(np.float32))
-    elif kind == "float tags":
-        tiff(path, (RAMP * 2 - 1).astype(np.float32), t340=-1.0, t341=1.0)
-    elif kind == "int32 tags":
-        tiff(path, (RAMP * 1_000_000).round().astype(np.int32), t340=0, t341=1_000_000)
-    elif kind == "white is zero":
-        tiff(path, 65_535 - full, t262=0)
-    elif kind == "12 bits":
-        twelve_bit_tiff(path)
-    elif kind.startswith("pgm"):
-        bits = int(kind[3:])
-        path = pgm(tmp_path / "a.pgm", RAMP * (2**bits - 1), 2**bits - 1)
-    elif kind == "pfm":
-        path = tmp_path / "a.pfm"
-        path.write_bytes(b"Pf\n8 8\n-1.0\n" + RAMP[::-1].astype("<f4").tobytes())
-    elif kind == "float white":
-        tiff(path, (RAMP * 255).astype(np.float32))
-        white = 255
-    elif kind == "int32 white":
-        tiff(path, (RAMP * 70_000).round().astype(np.int32))
-        white = 70_000
-    else:
-        tiff(path, (RAMP * 4_095).round().astype(np.uint16))
-        white = 4_095
+    name, write = STORED[kind]
+    write(tmp_path / name)
+    white = float(kind.partition("white=")[2] or 0) or None
     for channels in (1, 3):
-        pixels = decode_one(path, channels, 8, white).pixels
+        pixels = decode_one(tmp_path / name, channels, 8, white).pixels
         assert np.abs(pixels - LEVELS[..., None]).max() <= 1, pixels[0, :, 0]
 
 
@@ -151,41 +137,38 @@ def test_pictures_of_16_bits_that_are_all_dark_are_asked_about(tmp_path: Path) -
     assert images.amax((1, 2, 3)).tolist() == [16, 255]
 
 
-@pytest.mark.parametrize("kind", ["palette", "palette alpha", "LA", "PA", "RGBa", "1", "CMYK", "YCbCr", "LAB"])
-def test_colours_survive_every_mode(tmp_path: Path, kind: str) -> None:
-    """Orange on the left; on the right the same, or nothing where there can be nothing."""
-    image = Image.new("RGBA", (8, 8), (200, 120, 40, 255))
-    path, left, right = tmp_path / "a.png", (200, 120, 40), (200, 120, 40)
-    if kind in ("palette alpha", "LA", "PA", "RGBa"):
-        image.paste((0, 0, 0, 0), (4, 0, 8, 8))
-        right = (255, 255, 255)
-    if kind == "palette":
-        image.convert("RGB").quantize(4).save(path)
-    elif kind == "palette alpha":
-        image.quantize(4).save(path)
-    elif kind == "LA":
-        image.convert("LA").save(path)
-        left = (135, 135, 135)
-    elif kind == "PA":
-        image.save(path := tmp_path / "a.webp", lossless=True)
-    elif kind == "RGBa":
-        image.save(path := tmp_path / "a.tif", tiffinfo={338: 1})  # alpha has been multiplied in
-    elif kind == "1":
-        Image.fromarray(np.repeat([[True] * 4 + [False] * 4], 8, 0)).save(path)
-        left, right = (255, 255, 255), (0, 0, 0)
-    elif kind == "LAB":
-        from PIL import ImageCms
+def lab(image: Image.Image) -> Image.Image:
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return ImageCms.profileToProfile(image.convert("RGB"), *profiles, outputMode="LAB")
 
-        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-        lab = ImageCms.profileToProfile(image.convert("RGB"), *profiles, outputMode="LAB")
-        lab.save(path := tmp_path / "a.tif")
-    elif kind == "CMYK":
-        image.convert("CMYK").save(path := tmp_path / "a.jpg", quality=100)
-    else:
-        image.convert(kind).save(path := tmp_path / "a.tif") if kind != "YCbCr" else image.convert("RGB").save(
-            path := tmp_path / "a.jpg", quality=100
-        )
-    pixels = decode_one(path, 3, 8).pixels.astype(int)
+
+ORANGE, GREY, WHITE, BLACK = (200, 120, 40), (135, 135, 135), (255, 255, 255), (0, 0, 0)
+BITS = Image.fromarray(np.repeat([[True] * 4 + [False] * 4], 8, 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "convert", "options", "left", "right"),
+    [
+        ("palette.png", lambda image: image.convert("RGB").quantize(4), {}, ORANGE, ORANGE),
+        ("palette-alpha.png", lambda image: image.quantize(4), {}, ORANGE, WHITE),
+        ("LA.png", lambda image: image.convert("LA"), {}, GREY, WHITE),
+        ("RGBA.webp", lambda image: image, {"lossless": True}, ORANGE, WHITE),
+        ("RGBa.tif", lambda image: image, {"tiffinfo": {338: 1}}, ORANGE, WHITE),  # alpha has been multiplied in
+        ("1.png", lambda image: BITS, {}, WHITE, BLACK),
+        ("CMYK.jpg", lambda image: image.convert("CMYK"), {"quality": 100}, ORANGE, ORANGE),
+        ("YCbCr.jpg", lambda image: image.convert("RGB"), {"quality": 100}, ORANGE, ORANGE),
+        ("LAB.tif", lab, {}, ORANGE, ORANGE),
+    ],
+)
+def test_colours_survive_every_mode(
+    tmp_path: Path, name: str, convert: Callable[[Image.Image], Image.Image], options: dict, left: tuple, right: tuple
+) -> None:
+    """Orange on the left; on the right the same, or nothing where there can be nothing."""
+    image = Image.new("RGBA", (8, 8), (*ORANGE, 255))
+    if right == WHITE:
+        image.paste((0, 0, 0, 0), (4, 0, 8, 8))
+    convert(image).save(tmp_path / name, **options)
+    pixels = decode_one(tmp_path / name, 3, 8).pixels.astype(int)
     assert np.abs(pixels[4, 1] - left).max() <= 4 and np.abs(pixels[4, 6] - right).max() <= 4, pixels[4]
 
 
