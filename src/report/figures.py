@@ -24,6 +24,7 @@ DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1
 MAX_LABELS = 12
 LABEL_HEIGHT = 11.0  # points
 STYLE = {
+    "text.parse_math": False,  # labels may be anybody's
     "svg.fonttype": "none",
     "svg.hashsalt": "report",  # the same figure is the same text
     "figure.figsize": (4.5, 2.8),  # inches
@@ -53,18 +54,11 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve.
+    """One curve; a NaN in `y` leaves a gap. The same style, a colour and a dash, is the same in all figures."""
 
-    Attributes:
-        x: [N].
-        y: [N]; NaN leaves a gap.
-        label: a few letters at its end.
-        style: which colour and dash; the same number looks the same in all figures.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    label: str
+    x: np.ndarray  # [N]
+    y: np.ndarray  # [N]
+    label: str  # a few letters at its end
     style: int
 
 
@@ -120,9 +114,8 @@ def draw(
         _label_ends(axes, ends)
         buffer = io.StringIO()
         drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Figure(
-        panel.title, panel.note, _for_page(buffer.getvalue(), panel.title, _in_words(lines, levels, x_label), number)
-    )
+    words = _in_words(lines, levels, x_label)
+    return Figure(panel.title, panel.note, _for_page(buffer.getvalue(), panel.title, words, number))
 
 
 def dashes(line_style: int) -> str:
@@ -151,9 +144,9 @@ def _draw_line(axes: Any, line: Line, coarse: bool, band: bool) -> float:
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, dict[str, str]]]) -> None:
-    """Writes labels to the right of these heights, from below, each above the one before it, the last within the axes.
+    """Writes labels beside the ends of lines, from the lowest up, each above the one before it and all within the axes.
 
-    A legend of matplotlib would do, were it not that runs of a group share a colour and a dash.
+    A legend would not do, as runs of a group share a colour and a dash.
     """
     axes.autoscale_view()  # else the limits are set only when it is drawn
     height = axes.bbox.height * 72 / axes.figure.dpi
@@ -163,17 +156,7 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, str, dict[str, str]]]) ->
         highest = height - LABEL_HEIGHT * (len(ends) - 1 - i)
         place = max(min(to_axes.transform((0, y))[1] * height, highest), lowest)
         lowest = place + LABEL_HEIGHT
-        axes.annotate(
-            text,
-            (1, place / height),
-            xycoords="axes fraction",
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            annotation_clip=False,
-            **look,
-        )
+        axes.text(1.015, place / height, text, transform=axes.transAxes, va="center", fontsize=9, **look)
 
 
 def _in_words(lines: Sequence[Line], levels: Mapping[str, float], x_label: str) -> str:

@@ -88,15 +88,16 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     # The data's name comes first, whatever key it has.
     firsts = [runs[members[0]] for members in found.values()]
     essences = [{key: value for key, value in essence(run).items() if key != "data_source"} for run in firsts]
-    keys = sorted(
-        (key for key in _all_keys(essences) if _differs(key, [each for each in essences if each])), key=_weight
-    )
+    known = [each for each in essences if each]
+    keys = sorted((key for key in _all_keys(known) if _differs(key, known)), key=_weight)
     several_sources = len({run.about.data.source for run in firsts}) > 1
     groups = []
     for run, own, members in zip(firsts, essences, found.values(), strict=True):
         words = [run.about.data.source] if several_sources and run.about.data.source else []
-        words += [f"{_short(key, keys)}={show_value(own[key])}" for key in keys if key in own]
-        more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+        own_keys = [key for key in keys if key in own]
+        n_more = len(words) + len(own_keys) - 3
+        words += [f"{_short(key, keys)}={show_value(own[key])}" for key in own_keys[:3]]
+        more = f" and {n_more} more" if n_more > 0 else ""
         groups.append(Group(", ".join(words[:3]) + more if own else "configuration unknown", tuple(members)))
     return groups
 
@@ -121,7 +122,7 @@ def compare(a: Sequence[float], b: Sequence[float]) -> Difference | None:
     before, after = statistics.fmean(a), statistics.fmean(b)
     low = high = after - before
     if len({*a}) > 1 or len({*b}) > 1:
-        from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # it takes a second to import
+        from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # takes a second
 
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # one of them may not spread at all
             low, high = ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE)
@@ -155,7 +156,7 @@ def differing_keys(runs: Sequence[Run]) -> tuple[list[str], list[str], list[str]
     known = [run for run in runs if run.flat]
     matters = _all_keys([essence(run) for run in known])
     keys = _all_keys([run.flat for run in known])
-    differ = [key for key in keys if _differs(key, [run.flat for run in known])]
+    differ = dict.fromkeys(key for key in keys if _differs(key, [run.flat for run in known]))
     return (
         sorted((key for key in differ if key in matters), key=_weight),
         [key for key in differ if key not in matters],

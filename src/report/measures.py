@@ -34,11 +34,6 @@ class Measure:
         sign = "+" if value > 0 else "\N{MINUS SIGN}"
         return f"{sign}{shown}" if shown.strip("0.%") else shown
 
-    @property
-    def title_in_text(self) -> str:
-        """The title within a sentence."""
-        return self.title if self.title[:2].isupper() else self.title[0].lower() + self.title[1:]
-
     def is_better(self, a: float, b: float) -> bool:
         """Whether `a` is better than `b`."""
         if self.better == "near one":
@@ -47,13 +42,7 @@ class Measure:
 
 
 MEASURES = (
-    Measure(
-        "label_accuracy",
-        "Label accuracy",
-        "higher",
-        "{:.2%}",
-        "images that the classifier takes for what was asked for",
-    ),
+    Measure("label_accuracy", "Label accuracy", "higher", "{:.2%}", "images taken for the class that was asked for"),
     Measure("worst_class_accuracy", "Worst class", "higher", "{:.2%}", "the same, of the class that does worst"),
     Measure("fd", "FD", "lower", "{:.3f}", "Fréchet distance: how far the images, as a whole, are from real ones"),
     Measure("kid", "KID", "lower", "{:z.4f}", "kernel distance: the same question, without assuming a bell curve"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import yaml  # type: ignore[import-untyped]
 
 from src.report.curves import curves_of_one
@@ -55,12 +56,9 @@ def about_one(run: Run) -> dict[str, Any]:
     real = picture_of(run, run.real, n_bytes) if run.real else None
     singles = {"Real images, for comparison": real} if real else {}
     split = split_of(run.metrics)
-    return {
+    return described(run) | {
         "title": run.name,
         "several": False,
-        "run": run,
-        "facts": facts(run),
-        "verdict": judge(run),
         "split": split,
         "n_images": n_measured(run, split) if split else None,
         "quality": _quality(run, split),
@@ -69,10 +67,14 @@ def about_one(run: Run) -> dict[str, Any]:
         "strips": strips,
         "stops": stops_of(strips),
         "singles": singles | interpolation_of(run, n_bytes),
-        "matrices": matrices_of(run),
         "configuration": as_yaml(run.about.config),
         "notes": [(run, "")],
     }
+
+
+def described(run: Run) -> dict[str, Any]:
+    """What a page says of each run, be it one or several."""
+    return {"run": run, "facts": facts(run), "verdict": judge(run), "matrices": matrices_of(run)}
 
 
 def facts(run: Run) -> list[Fact]:
@@ -137,13 +139,15 @@ def matrices_of(run: Run) -> list[Matrix]:
         n = len(table.counts)
         names = texts.names or run.about.data.classes
         names = names if len(names) == n else [str(i) for i in range(n)]
-        shares = [[each / max(1, sum(row)) for each in row] for row in table.counts]
+        counts = np.array(table.counts)
+        shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
         when = "test" if split == "test" else f"validation of epoch {table.epoch}"
-        matrix = Matrix(f"{texts.title}, {when}", texts, names, table.counts, shares)
-        if n > MATRIX:
-            for i in sorted(range(n), key=lambda i: (shares[i][i], i))[:WORST]:
-                taken = max((j for j in range(n) if j != i), key=lambda j: shares[i][j])
-                matrix.worst.append((names[i], shares[i][i], names[taken], shares[i][taken]))
+        matrix = Matrix(f"{texts.title}, {when}", texts, names, table.counts, shares.tolist())
+        right = shares.diagonal()
+        wrong = shares - np.diag(right)
+        for i in np.argsort(right, kind="stable")[:WORST] if n > MATRIX else ():
+            taken = int(wrong[i].argmax())
+            matrix.worst.append((names[i], float(right[i]), names[taken], float(wrong[i, taken])))
         found.append(matrix)
     return found
 

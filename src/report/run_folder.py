@@ -102,39 +102,22 @@ class Table:
 
 @dataclass
 class Run:
-    """What a run folder says. Its texts have at most `TEXT` letters; whoever shows them must escape them.
-
-    Attributes:
-        folder: where it lies.
-        about: what `run.json` says.
-        metrics: the last value of each metric, where that is a finite number.
-        curves: by metric; those of the test have one point.
-        tables: the last of each kind.
-        last_alarm: the last warning of the run about its images.
-        last_logged: seconds from the start of the run until it last logged something.
-        grids: sample grids by epoch.
-        raw_grids: the same without the moving average of the weights.
-        real: a picture of real images.
-        interpolations: from class to class, by epoch.
-        diff: what was not committed.
-        missing: what a run folder has and this one lacks.
-        damaged: what is there and cannot be used, or not as a whole.
-    """
+    """What a run folder says. Its texts have at most `TEXT` letters; whoever shows them must escape them."""
 
     folder: Path
     about: About = field(default_factory=About)
-    metrics: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
-    tables: dict[str, Table] = field(default_factory=dict)
-    last_alarm: str = ""
-    last_logged: float | None = None
-    grids: dict[int, Path] = field(default_factory=dict)
-    raw_grids: dict[int, Path] = field(default_factory=dict)
-    real: Path | None = None
-    interpolations: dict[int, Path] = field(default_factory=dict)
-    diff: str = ""
-    missing: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)  # the last value of each, where that is a finite number
+    curves: dict[str, Curve] = field(default_factory=dict)  # by metric; those of the test have one point
+    tables: dict[str, Table] = field(default_factory=dict)  # the last of each kind
+    last_alarm: str = ""  # what the run warned of last
+    last_logged: float | None = None  # seconds from its start
+    grids: dict[int, Path] = field(default_factory=dict)  # samples by epoch
+    raw_grids: dict[int, Path] = field(default_factory=dict)  # the same without the moving average of the weights
+    real: Path | None = None  # a picture of real images
+    interpolations: dict[int, Path] = field(default_factory=dict)  # from class to class, by epoch
+    diff: str = ""  # what was not committed
+    missing: list[str] = field(default_factory=list)  # what a run folder has and this one lacks
+    damaged: list[str] = field(default_factory=list)  # what is there and cannot be used, or not as a whole
 
     @property
     def name(self) -> str:
@@ -156,8 +139,8 @@ class Run:
         """How many epochs it has completed, as far as can be seen."""
 
         def last(split: str) -> int:
-            epochs = [curve.epochs for name, curve in self.curves.items() if name.startswith(split)]
-            return int(np.nan_to_num(np.concatenate(epochs), nan=-1).max()) if epochs else -1
+            found = [np.fmax.reduce(c.epochs, initial=-1) for name, c in self.curves.items() if name.startswith(split)]
+            return int(max(found, default=-1))
 
         # The last epoch of a run that still trains, or was stopped in training, is not complete.
         trained = last("train/") + (self.about.status == "finished")
@@ -175,20 +158,15 @@ def read_run(folder: Path) -> Run:
     Checkpoints are not opened, links that lead out of the folder are not followed, nothing is looked up elsewhere.
     """
     run = Run(folder)
-    files = _Files(folder, run.damaged)
-    run.about = _read_about(files)
-    raw = files.read("metrics.jsonl", METRICS_BYTES)
-    if raw is None:
-        run.missing.append("metrics.jsonl")
-    else:
-        _read_metrics(run, raw)
-    run.grids = files.pictures("samples/epoch_*.png")
-    run.raw_grids = files.pictures("samples/raw_*.png")
-    run.interpolations = files.pictures("pictures/interpolation/epoch_*.png")
-    run.real = files.find("pictures/real_imgs.png")
-    run.missing += [] if run.grids else ["samples/epoch_*.png"]
-    run.missing += [] if run.real else ["pictures/real_imgs.png"]
-    run.diff = clean((files.read("diff.patch", DIFF_BYTES) or b"").decode("utf-8", errors="replace"), DIFF_BYTES)
+    run.about = _read_about(run)
+    _read_metrics(run)
+    run.grids = _pictures(run, "samples/epoch_*.png")
+    run.raw_grids = _pictures(run, "samples/raw_*.png")
+    run.interpolations = _pictures(run, "pictures/interpolation/epoch_*.png")
+    run.real = _find(run, "pictures/real_imgs.png")
+    run.diff = clean(_read(run, "diff.patch", DIFF_BYTES).decode("utf-8", errors="replace"), DIFF_BYTES)
+    parts = {"metrics.jsonl": run.curves, "samples/epoch_*.png": run.grids, "pictures/real_imgs.png": run.real}
+    run.missing = [name for name, part in parts.items() if not part]
     return run
 
 
@@ -204,73 +182,70 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
-class _Files:
-    """The files of a run folder; what is wrong with one is added to `damaged`."""
-
-    def __init__(self, folder: Path, damaged: list[str]) -> None:
-        self.folder = folder
-        self.damaged = damaged
-
-    def find(self, name: str) -> Path | None:
-        """A regular file that lies in the folder; None: there is none, such as a pipe or a link out of the folder."""
-        path = self.folder / name
-        try:
-            real = path.resolve(strict=True)
-            usable = real.is_file()
-        except (OSError, RuntimeError):  # it is not there, or links go round in a circle
-            return None
-        if usable and not real.is_relative_to(self.folder.resolve()):
-            self.damaged.append(f"{name} is a link that leads out of the run folder, and was not followed")
-            return None
-        return path if usable else None
-
-    def read(self, name: str, n_bytes: int) -> bytes | None:
-        """The file's first `n_bytes`; None where it cannot be read."""
-        path = self.find(name)
-        if path is None:
-            return None
-        try:
-            with open(path, "rb") as file:
-                raw = file.read(n_bytes + 1)
-        except OSError as error:
-            self.damaged.append(f"{name} cannot be read ({error.strerror})")
-            return None
-        if len(raw) > n_bytes:
-            self.damaged.append(f"{name} is larger than {n_bytes / 1e6:g} MB: the rest was not read")
-        return raw[:n_bytes]
-
-    def pictures(self, pattern: str) -> dict[int, Path]:
-        """Pictures by epoch, which is the number at the end of their names."""
-        found = {}
-        for path in self.folder.glob(pattern):
-            digits = re.search(r"_(\d{1,9})\.png$", path.name, re.ASCII)
-            if digits and self.find(str(path.relative_to(self.folder))):
-                found[int(digits[1])] = path
-        return dict(sorted(found.items()))
+def _find(run: Run, name: str) -> Path | None:
+    """A regular file that lies in the run folder; None: there is none, such as a pipe or a link out of the folder."""
+    path = run.folder / name
+    try:
+        real = path.resolve(strict=True)
+        usable = real.is_file()
+    except (OSError, RuntimeError):  # it is not there, or links go round in a circle
+        return None
+    if usable and not real.is_relative_to(run.folder.resolve()):
+        run.damaged.append(f"{name} is a link that leads out of the run folder, and was not followed")
+        return None
+    return path if usable else None
 
 
-def _read_about(files: _Files) -> About:
-    about = _parse(files.read("run.json", RUN_BYTES) or b"")
+def _read(run: Run, name: str, n_bytes: int) -> bytes:
+    """The first `n_bytes` of a file; nothing where it is not there or cannot be read."""
+    path = _find(run, name)
+    if path is None:
+        return b""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(n_bytes + 1)
+    except OSError as error:
+        run.damaged.append(f"{name} cannot be read ({error.strerror})")
+        return b""
+    if len(raw) > n_bytes:
+        run.damaged.append(f"{name} is larger than {n_bytes / 1e6:g} MB: the rest was not read")
+    return raw[:n_bytes]
+
+
+def _pictures(run: Run, pattern: str) -> dict[int, Path]:
+    """Pictures by epoch, which is the number at the end of their names."""
+    found = {}
+    for path in run.folder.glob(pattern):
+        digits = re.search(r"_(\d{1,9})\.png$", path.name, re.ASCII)
+        if digits and _find(run, str(path.relative_to(run.folder))):
+            found[int(digits[1])] = path
+    return dict(sorted(found.items()))
+
+
+def _read_about(run: Run) -> About:
+    try:
+        about = _shown(_parse(_read(run, "run.json", RUN_BYTES)))
+    except ValueError:
+        about = None
     if not isinstance(about, dict):
-        files.damaged.append("run.json is cut short or not JSON")
+        run.damaged.append("run.json is cut short or not JSON")
         return About()
     if about.get("format") != FORMAT:
-        files.damaged.append(
+        run.damaged.append(
             f"run.json has the format {clean(str(about.get('format')), 20)}, but this version reads {FORMAT}: what it"
             " understands is shown"
         )
-    about = {name: value for name, value in about.items() if name in About.model_fields}
     try:
         return About.model_validate(about)
     except ValidationError as error:
         wrong = {str(each["loc"][0]) for each in error.errors()}
-        files.damaged.append(f"run.json has values that cannot be used: {', '.join(sorted(wrong))}")
+        run.damaged.append(f"run.json has values that cannot be used: {', '.join(sorted(wrong))}")
         return About.model_validate({name: value for name, value in about.items() if name not in wrong})
 
 
-def _read_metrics(run: Run, raw: bytes) -> None:
+def _read_metrics(run: Run) -> None:
     points: dict[str, list[tuple[float, float | None, float | None]]] = {}
-    *lines, rest = raw.split(b"\n")
+    *lines, rest = _read(run, "metrics.jsonl", METRICS_BYTES).split(b"\n")
     n_bad = 0
     for line in filter(bytes.strip, [*lines, rest]):
         row = _parse(line)
@@ -282,36 +257,39 @@ def _read_metrics(run: Run, raw: bytes) -> None:
         run.last_logged = max(filter(None, (run.last_logged, seconds)), default=None)
         for name, value in row.items():
             if name == "alarm" and isinstance(value, str):
-                run.last_alarm = value
+                run.last_alarm = clean(value)
             elif isinstance(value, list) and _is_table(value):
-                run.tables[name] = Table(value, int(epoch or 0))
+                run.tables[clean(name)] = Table(value, int(epoch or 0))
             elif (value is None or number(value) is not None) and (name in points or len(points) < N_CURVES):
                 points.setdefault(name, []).append((step, epoch, number(value)))
     if n_bad:
         run.damaged.append(f"{n_bad} line{'s' if n_bad > 1 else ''} of metrics.jsonl cannot be read")
     if rest.strip() and _parse(rest) is None:
         run.damaged.append("the last line of metrics.jsonl is cut short: the run was killed, or goes on")
-    if not points and not run.damaged:
-        run.missing.append("any number in metrics.jsonl")
     for name, rows in sorted(points.items()):
         table = np.array(rows, dtype=np.float64)  # None becomes NaN
         table = table[np.argsort(table[:, 0], kind="stable")]
         # What was logged again at a step, as a resumed run does, replaces what was there.
         table = table[np.append(np.diff(table[:, 0]) > 0, True)]
-        run.curves[name] = Curve(*table.T)
+        run.curves[clean(name)] = Curve(*table.T)
         if np.isfinite(table[-1, 2]):
-            run.metrics[name] = float(table[-1, 2])
+            run.metrics[clean(name)] = float(table[-1, 2])
 
 
 def _parse(raw: bytes) -> Any:
-    """JSON with texts that can be shown, and null in place of numbers that are not finite; None: it is not JSON."""
+    """JSON, with null in place of NaN and infinity; None: it is not JSON."""
     try:
-        return _shown(json.loads(raw.decode("utf-8", errors="replace"), parse_constant=lambda _: None))
+        return json.loads(raw.decode("utf-8", errors="replace"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
 
 
 def _shown(value: Any, depth: int = 0) -> Any:
+    """JSON with texts that can be shown, and null in place of numbers that are not finite.
+
+    Raises:
+        ValueError: it is too deep.
+    """
     if depth > DEPTH:
         raise ValueError("it is too deep")
     if isinstance(value, str):
@@ -326,9 +304,11 @@ def _shown(value: Any, depth: int = 0) -> Any:
 def _is_table(rows: list[Any]) -> bool:
     """Whether it is a square table of counts."""
     n = len(rows)
-    return 0 < n <= N_CLASSES and all(
-        isinstance(row, list) and len(row) == n and all(type(each) is int and each >= 0 for each in row) for row in rows
-    )
+
+    def is_row(row: Any) -> bool:
+        return isinstance(row, list) and len(row) == n and all(type(each) is int and 0 <= each < 2**53 for each in row)
+
+    return 0 < n <= N_CLASSES and all(map(is_row, rows))
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,8 +4,7 @@ import itertools
 import os
 import statistics
 import string
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from src.report.curves import curves_of_several
@@ -21,10 +20,10 @@ from src.report.groups import (
     show_value,
 )
 from src.report.measures import MEASURES, Measure, common_split, count, split_of
-from src.report.one_run import as_yaml, facts, interpolation_of, matrices_of, stops_of
+from src.report.one_run import as_yaml, described, interpolation_of, stops_of
 from src.report.pictures import Strip, pictures_of
 from src.report.run_folder import Run
-from src.report.verdict import Sentence, collapsed, judge
+from src.report.verdict import Sentence, collapsed
 
 # Of pictures, before they are written as text, which makes them a third larger.
 N_BYTES = 18_000_000
@@ -32,33 +31,28 @@ N_BYTES_OF_ONE = 2_500_000
 FRAMES = 12  # sample grids of a run
 ALL_PAIRS = 4  # groups up to which each is compared with each, and not with the first alone
 SHOWN_KEYS = 400
+LETTERS = [*string.ascii_uppercase, *(f"A{each}" for each in string.ascii_uppercase)]  # more than a page has runs
 
-
-@dataclass
-class Comparison:
-    """Two groups, by position, and their differences by measure; those that do not compare are left out."""
-
-    base: int
-    other: int
-    differences: dict[str, Difference]
+Seeds = dict[str, list[list[float]]]  # by measure, for each group, a value for each seed
+# By the positions of two groups their differences, by measure; those that do not compare are left out.
+Comparisons = dict[tuple[int, int], dict[str, Difference]]
 
 
 def about_several(runs: Sequence[Run]) -> dict[str, Any]:
     """What `report.html` needs to know of several runs. Damaged pictures are added to `run.damaged`."""
     groups = group_runs(runs)
     group_of = {i: g for g, group in enumerate(groups) for i in group.members}
-    letters = [letter(i) for i in range(len(runs))]
+    letters = LETTERS[: len(runs)]
     grouped = len(groups) < len(runs)
     styles = [group_of[i] if grouped else i for i in range(len(runs))]
     split = common_split([run.metrics for run in runs])
     measures = [measure for measure in MEASURES if any(f"{split}/{measure.name}" in run.metrics for run in runs)]
     comparable = split is not None and all(same_ground(runs[0], run, split) for run in runs[1:])
-    # By measure, for each group, a value for each seed.
     seeds = {
         measure.name: [by_seed([runs[i] for i in group.members], f"{split}/{measure.name}") for group in groups]
         for measure in measures
     }
-    comparisons = compare_groups(runs, groups, seeds, split) if split else []
+    comparisons = compare_groups(runs, groups, seeds, split) if split else {}
     matter, aside, equal = differing_keys(runs)
     n_bytes = min(N_BYTES_OF_ONE, N_BYTES // len(runs)) // (FRAMES + 1)
     prefix, names = without_prefix([run.name for run in runs])
@@ -68,15 +62,12 @@ def about_several(runs: Sequence[Run]) -> dict[str, Any]:
         frames = pictures_of(run, run.grids, FRAMES, n_bytes)
         strips.append(Strip(names[i], alt, frames, letters[i], styles[i]))
         rows.append(
-            {
-                "run": run,
+            described(run)
+            | {
                 "name": names[i],
                 "letter": letters[i],
                 "style": styles[i],
                 "group": group_of[i] + 1,
-                "verdict": judge(run),
-                "facts": facts(run),
-                "matrices": matrices_of(run),
                 "singles": interpolation_of(run, n_bytes),
                 "quality": [
                     _quality(run, runs, measure, f"{split}/{measure.name}", comparable) for measure in measures
@@ -100,8 +91,8 @@ def about_several(runs: Sequence[Run]) -> dict[str, Any]:
         "floors": [_floor(runs, measure, split) for measure in measures],
         "comparable": comparable,
         "spreads": [(measure, _spread_cells(measure, seeds[measure.name], comparisons)) for measure in measures],
-        "base": comparisons[0].base + 1 if comparisons else None,
-        "n_tried": sum(len(each.differences) for each in comparisons),
+        "base": _base(comparisons) + 1,
+        "n_tried": sum(map(len, comparisons.values())),
         "confidence": CONFIDENCE,
         "figures": curves_of_several(runs, styles, letters),
         "strips": [strip for strip in strips if strip.frames],
@@ -114,12 +105,6 @@ def about_several(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def letter(i: int) -> str:
-    """A, B, ... Z, AA, AB, ..."""
-    letters = string.ascii_uppercase
-    return letters[i] if i < 26 else letters[i // 26 - 1] + letters[i % 26]
-
-
 def without_prefix(names: Sequence[str]) -> tuple[str, list[str]]:
     """The words that all names begin with, if they are long, and the names without them."""
     prefix = os.path.commonprefix(names)  # noqa: RUF071  # they are not paths
@@ -129,24 +114,27 @@ def without_prefix(names: Sequence[str]) -> tuple[str, list[str]]:
     return prefix, [name.removeprefix(prefix) for name in names]
 
 
-def compare_groups(
-    runs: Sequence[Run], groups: Sequence[Group], seeds: Mapping[str, list[list[float]]], split: str
-) -> list[Comparison]:
+def compare_groups(runs: Sequence[Run], groups: Sequence[Group], seeds: Seeds, split: str) -> Comparisons:
     """Each group that has two seeds or more with the first such one; where they are few, each with each."""
     able = [g for g in range(len(groups)) if _n_seeds(seeds, g) > 1]
-    found = []
+    found: Comparisons = {}
     for base, other in itertools.combinations(able, 2):
         if len(able) > ALL_PAIRS and base != able[0]:
             break
         members = [runs[i] for g in (base, other) for i in groups[g].members]
         ground = all(same_ground(members[0], run, split) for run in members[1:])
         differences = {name: compare(row[base], row[other]) for name, row in seeds.items() if ground}
-        found.append(Comparison(base, other, {name: each for name, each in differences.items() if each}))
+        found[base, other] = {name: each for name, each in differences.items() if each}
     return found
 
 
-def _n_seeds(seeds: Mapping[str, list[list[float]]], g: int) -> int:
+def _n_seeds(seeds: Seeds, g: int) -> int:
     return max(len(row[g]) for row in seeds.values())
+
+
+def _base(comparisons: Comparisons) -> int:
+    """The group that the others are compared with in the table."""
+    return min(comparisons, default=(0, 0))[0]
 
 
 def _quality(run: Run, runs: Sequence[Run], measure: Measure, name: str, comparable: bool) -> dict[str, Any]:
@@ -165,14 +153,11 @@ def _floor(runs: Sequence[Run], measure: Measure, split: str | None) -> str:
     return " to ".join(dict.fromkeys([shown[0], shown[-1]])) if shown else ""
 
 
-def _spread_cells(
-    measure: Measure, row: Sequence[list[float]], comparisons: Sequence[Comparison]
-) -> list[dict[str, Any]]:
+def _spread_cells(measure: Measure, row: Sequence[list[float]], comparisons: Comparisons) -> list[dict[str, Any]]:
     """For each group its mean and standard deviation, and the difference from the first that was compared."""
     cells = []
     for g, values in enumerate(row):
-        against = [each for each in comparisons if each.other == g and each.base == comparisons[0].base]
-        difference = against[0].differences.get(measure.name) if against else None
+        difference = comparisons.get((_base(comparisons), g), {}).get(measure.name)
         cell = {
             "mean": measure.show(statistics.fmean(values)) if values else "",
             "std": measure.show(statistics.stdev(values)) if len(values) > 1 else "",
@@ -228,9 +213,7 @@ def _best_of(runs: Sequence[Run], letters: Sequence[str], name: str, split: str)
     yield Sentence("note", f"{measure.title}: best is {first}, worst {last}{real}.")
 
 
-def _about_spread(
-    groups: Sequence[Group], seeds: Mapping[str, list[list[float]]], comparisons: Sequence[Comparison]
-) -> Iterator[Sentence]:
+def _about_spread(groups: Sequence[Group], seeds: Seeds, comparisons: Comparisons) -> Iterator[Sentence]:
     """Which differences are larger than the spread between seeds."""
     n_seeds = [_n_seeds(seeds, g) for g in range(len(groups))]
     if max(n_seeds) < 2:
@@ -248,12 +231,12 @@ def _about_spread(
             "Only one configuration was run with two seeds or more: whether others differ from it by more than chance"
             " cannot be said.",
         )
-    for comparison in comparisons:
-        a, b = (_group(g, groups) for g in (comparison.base, comparison.other))
+    for pair, differences in comparisons.items():
+        a, b = (_group(g, groups) for g in pair)
         found: dict[str, list[str]] = {}
         for measure in MEASURES:
-            if difference := comparison.differences.get(measure.name):
-                found.setdefault(difference.direction(measure), []).append(measure.title_in_text)
+            if difference := differences.get(measure.name):
+                found.setdefault(difference.direction(measure), []).append(measure.title)
         within = found.pop("within", [])
         parts = "; ".join(f"{direction} in {', '.join(titles)}" for direction, titles in found.items())
         if parts:

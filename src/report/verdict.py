@@ -146,24 +146,20 @@ def _copies(run: Run, split: str) -> list[Sentence]:
 
 def _alarms(run: Run) -> list[Sentence]:
     """What the run itself warned of, by its test, else by its last validation."""
-    by_validation = run.curves["val/alarms"].values if "val/alarms" in run.curves else np.array([])
+    validations = run.curves["val/alarms"].values if "val/alarms" in run.curves else np.array([])
+    raised = int((validations > 0).sum())
     where = "test" if "test/alarms" in run.metrics else "last validation"
     n = run.metrics.get("test/alarms", run.metrics.get("val/alarms"))
-    if n is None and not run.last_alarm:
-        return []
     quoted = f": “{run.last_alarm}”" if run.last_alarm else ""
     if n:
         return [Sentence("bad", f"The {where} raised {count(int(n), 'alarm')}{quoted}.")]
-    if raised := int((by_validation > 0).sum()):
-        text = f"{raised} of {count(len(by_validation), 'validation')} raised alarms; the {where} did not."
-        return [Sentence("note", f"{text} The last was{quoted}." if quoted else text)]
-    if quoted:
-        return [Sentence("note", f"Alarms were raised on the way; the {where} had none. The last was{quoted}.")]
-    if where == "test" and len(by_validation):
-        return [
-            Sentence("good", f"Neither the test nor any of {count(len(by_validation), 'validation')} raised an alarm.")
-        ]
-    return [Sentence("good", f"No alarm was raised by {'the test' if where == 'test' else 'any validation'}.")]
+    if raised or quoted:
+        text = f"{raised} of {count(len(validations), 'validation')} raised alarms, the {where} did not"
+        return [Sentence("note", f"{text}. The last was{quoted}." if quoted else f"{text}.")]
+    if n is None:
+        return []
+    tested = " and by the test" if where == "test" else ""
+    return [Sentence("good", f"No alarm was raised by {count(len(validations), 'validation')}{tested}.")]
 
 
 def _training(run: Run, split: str) -> list[Sentence]:
