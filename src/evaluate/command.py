@@ -24,7 +24,7 @@ from src.evaluate.inputs import open_inputs
 from src.evaluate.measure import Real, Result, measure
 from src.evaluate.neighbours_picture import draw_neighbours
 from src.metrics.evaluator import N_NEAREST, Evaluator
-from src.metrics.references import LEAST, digest, load_references
+from src.metrics.references import LEAST, load_references
 from src.pictures.confusion import draw_label_confusion
 from src.run.checksum import splits_sha256
 from src.run.commands import a_list, next_command, typed_overrides
@@ -73,7 +73,7 @@ def evaluate(config: DictConfig) -> None:
             **{split: len(images.labels) for split, images in evaluator.real.items()},
             "features": evaluator.name,
             # Numbers compare to the last digit only where this is the same, too: nets differ a little by machine.
-            "features_sha256": digest(evaluator.net.state_dict()),
+            "features_sha256": evaluator.net.sha256(),
         },
         "inputs": [in_json(result, files) for result, files in zip(results, pictures, strict=True)],
         "differences": differences,

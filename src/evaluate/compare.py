@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from src.evaluate.measure import Real, Result
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
@@ -41,22 +40,20 @@ def compare(results: Sequence[Result], real: dict[int, Real], console: Console) 
         values = [sign * result.metrics[name] for result in results]
         best = int(np.argmax(values))
         leads = []
-        for i in range(len(results)):
-            if i != best:
-                pairs = zip(estimates[best], estimates[i], strict=True)
-                error = standard_error(torch.tensor([a[name] - b[name] for a, b in pairs], dtype=torch.float64))
-                leads.append((values[best] - values[i], error))
+        for value, estimate in [pair for i, pair in enumerate(zip(values, estimates, strict=True)) if i != best]:
+            error = standard_error([a[name] - b[name] for a, b in zip(estimates[best], estimate, strict=True)])
+            leads.append((values[best] - value, error))
         ahead, error = min(leads)
         sure = all(lead > SURE * its_error for lead, its_error in leads)
         found[name] = {"best": results[best].source.name, "ahead": ahead, "standard_error": error, "sure": sure}
     return found
 
 
-def standard_error(estimates: Tensor) -> float:
-    """The standard error of a number from its values [G] without each of G groups (Tukey 1958; Efron & Stein 1981).
+def standard_error(estimates: Sequence[float]) -> float:
+    """The standard error of a number from its values without each of G groups (Tukey 1958; Efron & Stein 1981).
 
     Of the difference of two numbers if given the differences: what both have in common, such as noise and labels, then
     does not count.
     """
-    n = len(estimates)
-    return float(((estimates - estimates.mean()).square().sum() * (n - 1) / n).sqrt())
+    n, values = len(estimates), torch.tensor(estimates, dtype=torch.float64)
+    return float(((values - values.mean()).square().sum() * (n - 1) / n).sqrt())

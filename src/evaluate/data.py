@@ -13,7 +13,7 @@ from src.datamodules.folder_datamodule import FolderDataModule
 from src.datamodules.image_datamodule import ImageDataModule
 from src.datamodules.published_datamodule import PublishedDataModule
 from src.errors import UserError
-from src.evaluate.inputs import Input, ModelInput
+from src.evaluate.inputs import Input
 from src.run.trust import DATA, refuse_untrusted
 
 FALLBACK = "digits-fallback"  # the name under which MNIST's datamodule serves the digits
@@ -60,7 +60,7 @@ def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, An
 
 def _part_in(source: Input) -> dict[str, Any] | None:
     """What a checkpoint says of its datamodule. Only classes that are trusted are built."""
-    if not isinstance(source, ModelInput) or source.checkpoint is None:
+    if source.checkpoint is None:
         return None
     part = source.checkpoint.datamodule
     refuse_untrusted(part, source.path, trusted=(*DATA, *source.checkpoint.trusted))

@@ -52,6 +52,7 @@ class Input(ABC):
         source: the name of the data it was trained on; None: not known.
         data_sha256: the checksum of these; None: not known.
         about: what else is known of it, as plain values.
+        checkpoint: the opened checkpoint; None: it is something else.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Input(ABC):
     source: str | None = None
     data_sha256: str | None = None
     about: Mapping[str, Any] = {}
+    checkpoint: CheckpointSampler | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,24 +91,19 @@ class Input(ABC):
         """The checksum of its contents, in hexadecimal."""
         return sha256_of(self.path)
 
-    def alarms(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        """Failures that only its family of models has, as `ImageModel.alarms`."""
-        return {}
-
 
 class ModelInput(Input):
     """A checkpoint or an ONNX file."""
 
     def __init__(self, path: Path, sampler: Sampler) -> None:
         super().__init__(path)
-        self.sampler = sampler
-        self.checkpoint = sampler if isinstance(sampler, CheckpointSampler) else None
-        about = sampler.about
+        self.sampler, about = sampler, sampler.about
         self.about = asdict(about)
         self.n_classes, self.channels, self.img_size = about.n_classes, about.channels, about.img_size
         self.source = None if about.data in ("None", "") else about.data
-        if self.checkpoint and isinstance(self.checkpoint.data, dict):
-            self.data_sha256 = self.checkpoint.data.get("sha256")
+        if isinstance(sampler, CheckpointSampler):
+            self.checkpoint = sampler
+            self.data_sha256 = sampler.data.get("sha256") if isinstance(sampler.data, dict) else None
 
     def available(self, datamodule: ImageDataModule) -> None:
         """Any number."""
@@ -121,9 +118,6 @@ class ModelInput(Input):
             for start in track(range(0, len(labels), STEP), f"drawing {escape(self.name)}", console=console)
         ]
         return torch.from_numpy(np.concatenate(drawn)).permute(0, 3, 1, 2).contiguous()
-
-    def alarms(self, metrics: Mapping[str, float]) -> dict[str, str]:
-        return self.checkpoint.model.alarms(metrics) if self.checkpoint else {}
 
 
 class DrawnInput(Input):

@@ -55,7 +55,7 @@ def measure(source: Input, real: Real, cas: bool, console: Console) -> Result:
         found = quality.metrics | {"copied": copied(nearest, real.nearest)}
     if cas:
         found["cas"] = evaluator.cas(source.images(evaluator.cas_labels, "cas", console))
-    raised = evaluator.alarms(quality) | source.alarms(found)
+    raised = evaluator.alarms(quality) | (source.checkpoint.model.alarms(found) if source.checkpoint else {})
     share = found["copied"]
     if share > COPIES + FEW / len(nearest.closeness):
         text = f"training images are copied ({share:.1%} of the images are nearer to one than 99% of real images are)"

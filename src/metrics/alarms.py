@@ -7,11 +7,11 @@ from torch import Tensor
 
 from src.metrics.classes import class_accuracy
 
-LABELS_IGNORED = 0.1  # of the way from guessing to the accuracy of real images
+LABELS_IGNORED = 0.1  # share of the way from guessing to the accuracy of real images
 LABELS_MISSED = 0.6  # likewise
 LABELS_MIXED_UP = 0.5  # share of a class's images that are taken for one and the same other class
-VARIANCE_GONE = 0.1  # of that of real images
-COPIED = 0.3  # of the distance from held-out images to the nearest training image, both lower quartiles
+VARIANCE_GONE = 0.1  # share of the variance of real images
+COPIED = 0.3  # share of the distance from held-out images to the nearest training image, both lower quartiles
 
 
 class Quality(NamedTuple):
@@ -24,15 +24,9 @@ class Quality(NamedTuple):
 
 
 def alarms(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict[str, str]:
-    """What is wrong with generated images, each under a short name that stays the same from one time to the next.
+    """What is wrong with generated images, beside as many real ones: a sentence under a short name that never changes.
 
-    Args:
-        quality: of the generated images.
-        floor: of as many real images.
-        class_names: what each label stands for.
-
-    Returns:
-        `labels`, `class NAME` (lost), `variance` or `variance NAME` (gone) and `copies`, where they apply.
+    The names are `labels`, `class NAME` (lost), `variance` or `variance NAME` (gone) and `copies`.
     """
     found = _of_labels(quality, floor, class_names)
 
@@ -58,19 +52,21 @@ def alarms(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict
 def _of_labels(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict[str, str]:
     accuracy, real_accuracy = quality.metrics["label_accuracy"], floor.metrics["label_accuracy"]
     guessing = 1 / len(class_names)
-    taken_for, shares = _main_reading(quality.confusion)
+    most = quality.confusion.max(1)
+    taken_for = most.indices.tolist()  # for each class the one that most of its images are taken for
+    shares = most.values / quality.confusion.sum(1)  # NaN for a class without images, in a file of samples
     figures = f"{accuracy:.1%} of the images are of the class asked for, real images {real_accuracy:.1%}"
     if accuracy < guessing + LABELS_IGNORED * (real_accuracy - guessing):
-        asked = (~shares.isnan()).nonzero().flatten().tolist()  # a file of samples need not have all classes
+        asked = (~shares.isnan()).nonzero().flatten().tolist()
         if float(shares.nanmean()) < LABELS_MIXED_UP or len({taken_for[label] for label in asked}) < len(asked) / 2:
             return {"labels": f"labels are ignored ({figures}, guessing {guessing:.1%})"}
         pairs = ", ".join(f"{class_names[a]} as {class_names[taken_for[a]]}" for a in asked if a != taken_for[a])
         return {"labels": f"labels are mixed up ({figures}; drawn are {pairs})"}
 
     found = {}
-    of_real = class_accuracy(floor.confusion).tolist()
+    real_shares = class_accuracy(floor.confusion).tolist()
     for label, (name, share) in enumerate(zip(class_names, class_accuracy(quality.confusion).tolist(), strict=True)):
-        if share < min(guessing, of_real[label] / 2):  # some classes are hard to tell even when they are real
+        if share < min(guessing, real_shares[label] / 2):  # some classes are hard to tell even when they are real
             mostly = class_names[taken_for[label]]
             found[f"class {name}"] = (
                 f"class {name} is lost ({share:.1%} of its images are taken for one, most for {mostly})"
@@ -78,9 +74,3 @@ def _of_labels(quality: Quality, floor: Quality, class_names: Sequence[str]) -> 
     if not found and accuracy < guessing + LABELS_MISSED * (real_accuracy - guessing):
         found["labels"] = f"labels are often missed ({figures}, guessing {guessing:.1%})"
     return found
-
-
-def _main_reading(confusion: Tensor) -> tuple[list[int], Tensor]:
-    """For each class the one that most of its images are taken for, and their share; NaN for a class without images."""
-    most = confusion.max(1)
-    return most.indices.tolist(), most.values / confusion.sum(1)

@@ -9,10 +9,10 @@ from torch import Tensor
 from src.datamodules.image_datamodule import ImageDataModule
 from src.metrics.alarms import Quality, alarms
 from src.metrics.classes import class_accuracy, class_variance, confusion_matrix
-from src.metrics.feature_net import Embedded, accuracy_of, train_classifier
+from src.metrics.feature_net import Embedded, train_classifier
 from src.metrics.frechet import fit_gaussian, frechet_distance
 from src.metrics.kid import kernel_distance, mean_kernel
-from src.metrics.neighbours import nearest_distance, precision_recall_density_coverage, real_radii
+from src.metrics.neighbours import nearest_distance, precision_recall_density_coverage, radii
 from src.metrics.references import References, embed_served
 from src.pictures.pixels import to_pixels
 
@@ -102,8 +102,8 @@ class Evaluator:
     # A third of what neighbours and kernels cost, and the same every time.
 
     @cached_property
-    def _radii(self) -> list[Tensor]:
-        return real_radii(self._reference)
+    def _radii(self) -> tuple[Tensor, Tensor]:
+        return radii(self._reference)
 
     @cached_property
     def _mean_kernel(self) -> Tensor:
@@ -135,14 +135,14 @@ class Evaluator:
         """
         test = self.datamodule.sets["test"]
         what = self.datamodule.n_classes, test.images.shape[-2], self._device, "classifier of generated images"
-        return accuracy_of(embed_served(train_classifier(pixels, self.cas_labels, *what), test))
+        return embed_served(train_classifier(pixels, self.cas_labels, *what), test).accuracy
 
     @cached_property
     def cas_floor(self) -> float:
         """The same after as many real training images."""
         train = self.datamodule.whole_train
         if len(self._cas_images) == min(N_CAS, len(train)):
-            return accuracy_of(self.real["test"])  # the feature net has seen them
+            return self.real["test"].accuracy  # the feature net has seen them
         return self.cas(to_pixels(train.__getitems__(self._cas_images.tolist())[0]))
 
 

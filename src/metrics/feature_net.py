@@ -1,5 +1,6 @@
 """A small classifier, in whose features images are compared."""
 
+import hashlib
 from typing import NamedTuple
 
 import torch
@@ -34,10 +35,10 @@ class Embedded(NamedTuple):
         """The images at these indices, int64 [M]."""
         return Embedded(*(tensor[index] for tensor in self))
 
-
-def accuracy_of(images: Embedded) -> float:
-    """The share of images whose label is predicted."""
-    return float((images.predicted == images.labels).double().mean())
+    @property
+    def accuracy(self) -> float:
+        """The share of images whose label is predicted."""
+        return float((self.predicted == self.labels).double().mean())
 
 
 class FeatureNet(nn.Module):
@@ -88,6 +89,13 @@ class FeatureNet(nn.Module):
         predicted = [self.classify(each).argmax(1) for each in features]
         return Embedded(torch.cat(features).cpu(), torch.cat(predicted).cpu(), labels.cpu())
 
+    def sha256(self) -> str:
+        """The checksum of its weights, in hexadecimal; on the CPU."""
+        hashed = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            hashed.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return hashed.hexdigest()
+
 
 def resized(images: Tensor, size: int) -> Tensor:
     """Float images [N, C, H, W] -> [N, C, size, size]: mean of what falls into a pixel, or bilinear where they grow."""
@@ -122,8 +130,7 @@ def train_classifier(
     rng = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
-        net = FeatureNet(n_classes, pixels.shape[1], native_size)
-    net.to(device).train()
+        net = FeatureNet(n_classes, pixels.shape[1], native_size).to(device)
     pixels = torch.cat([resized(part.float(), net.size).round().byte() for part in pixels.split(EMBED_BATCH)])
     batch = min(BATCH, len(pixels))
     steps = min(N_PASSES * len(pixels), MOST_IMAGES) // batch

@@ -1,20 +1,19 @@
 """The feature net of a data set and the real images in its features, kept in a file for the next run."""
 
-import hashlib
 import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 import torch
-from torch import Tensor
 
 from src.config.explain import telling
 from src.config.text import safe_name
 from src.datamodules.image_datamodule import ImageDataModule
 from src.datamodules.loader import ImageSet
 from src.errors import UserError
-from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, accuracy_of, train_classifier
+from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, train_classifier
 from src.pictures.pixels import to_pixels
 from src.run.checksum import splits_sha256
 from src.run.files import replacing
@@ -79,10 +78,11 @@ def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device
         cached["real"][data.img_size] = {split: tuple(embed_served(net, images)) for split, images in sets.items()}
         write_cache(cached, path)
     real = {split: Embedded(*tensors) for split, tensors in cached["real"][data.img_size].items()}
-    accuracy = accuracy_of(real["test"])
+    accuracy = real["test"].accuracy
     check_accuracy(accuracy, data.source, len(train), data.n_classes, path)
-    log.info("features: %s, weights %s, test accuracy %.2f %%", name, digest(cached["weights"])[:8], 100 * accuracy)
-    return References(name, net.cpu(), real)
+    net.cpu()
+    log.info("features: %s, weights %s, test accuracy %.2f %%", name, net.sha256()[:8], 100 * accuracy)
+    return References(name, net, real)
 
 
 def embed_served(net: FeatureNet, images: ImageSet) -> Embedded:
@@ -118,13 +118,13 @@ def read_cache(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content.pop("sha256") == digest(content):
-            return content
+        with ZipFile(path) as archive:
+            if archive.testzip() is None:  # torch does not compare checksums
+                return torch.load(path, map_location="cpu", weights_only=True)
         why = "is damaged"
     except OSError as error:
         why = f"cannot be read ({error.strerror or error})"
-    except Exception:  # torch raises RuntimeError, EOFError, KeyError, ... for files that are cut or garbled
+    except Exception:  # zipfile and torch raise many kinds for files that are cut or garbled
         why = "is damaged"
     log.warning("%s %s: it is made anew", path, why)
     return None
@@ -136,7 +136,7 @@ def write_cache(content: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Other runs may write it at the same time.
         with replacing(path, f".{os.getpid()}") as partial, open(partial, "wb") as file:
-            torch.save(content | {"sha256": digest(content)}, file)
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:  # torch hides what the system said behind a RuntimeError
         log.warning(
             "%s cannot be written (%s), so that every run trains the feature net anew: set data_dir=DIR or, for"
@@ -144,22 +144,3 @@ def write_cache(content: dict[str, Any], path: Path) -> None:
             path,
             telling(str(error)),
         )
-
-
-def digest(content: Any) -> str:
-    """A sha256, in hexadecimal, of tensors and plain values in nested dicts and tuples."""
-    hashed = hashlib.sha256()
-
-    def update(part: Any) -> None:
-        if isinstance(part, Tensor):
-            hashed.update(part.contiguous().numpy().tobytes())
-        elif isinstance(part, dict):
-            for key in sorted(part):
-                hashed.update(str(key).encode())
-                update(part[key])
-        else:
-            for each in part:
-                update(each)
-
-    update(content)
-    return hashed.hexdigest()

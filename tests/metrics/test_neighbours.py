@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from src.metrics import neighbours
-from src.metrics.neighbours import nearest_distance, neighbour_radius, precision_recall_density_coverage, real_radii
+from src.metrics.neighbours import nearest_distance, precision_recall_density_coverage, radii
 
 # Seven points on a line. Each row: its distances to the 3rd and 5th nearest of the others.
 LINE = torch.arange(7.0).unsqueeze(1)
@@ -12,7 +12,7 @@ RADII = {3: [3, 2, 2, 2, 2, 2, 3], 5: [5, 4, 3, 3, 3, 4, 5]}
 
 
 def test_radii_on_a_line() -> None:
-    third, fifth = neighbour_radius(LINE, 3, 5)
+    third, fifth = radii(LINE)
 
     assert third.tolist() == RADII[3]
     assert fifth.tolist() == RADII[5]
@@ -58,7 +58,7 @@ def test_an_outlier_makes_recall_but_no_density() -> None:
     generated = torch.cat([torch.zeros(99, 2) + 50, torch.tensor([[-60.0, -60.0]])])
 
     scores = precision_recall_density_coverage(real, generated)
-    assert precision_recall_density_coverage(real, generated, real_radii(real)) == scores
+    assert precision_recall_density_coverage(real, generated, radii(real)) == scores
     assert scores["recall"] == 1
     assert scores["coverage"] == scores["density"] == 0
 
@@ -77,8 +77,3 @@ def test_nearest_distance() -> None:
     a, b = torch.tensor([[0.0, 0.0], [9.0, 0.0]]), torch.tensor([[3.0, 4.0], [9.0, 1.0]])
 
     assert nearest_distance(a, b).tolist() == [5, 1]
-
-
-def test_too_few_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="more than 5"):
-        precision_recall_density_coverage(LINE, LINE[:5])
