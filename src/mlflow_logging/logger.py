@@ -195,8 +195,8 @@ class SteadyMLFlowLogger(MLFlowLogger):
     def log_picture(self, key: str, image: np.ndarray, caption: str, step: int, path: Path) -> None:
         """Keeps the picture in the file `path` with the run, in the folder `key`.
 
-        Not with `log_image`, which would put it on an axis of steps: MLflow's page writes all parameters above such a
-        picture, out of sight of which it then is.
+        Not with `log_image`, which puts it on an axis of steps: MLflow's page writes all parameters above such a
+        picture, which pushes it out of sight.
         """
         self._send("files", lambda client, run_id: client.log_artifact(run_id, str(path), clean(key)))
 

@@ -1,8 +1,7 @@
 """A trained generator as MLflow loads and serves it: labels in, images out.
 
-Nothing of the project imports this file. A copy of it is kept with every registered version, beside `generator.onnx`,
-and MLflow runs it when the version is loaded ("models from code", so that nothing is unpickled). It therefore imports
-nothing of the project either, and no torch.
+MLflow keeps a copy of this file with every registered version, beside `generator.onnx`, and runs it when the version is
+loaded ("models from code", so that nothing is unpickled). So it imports nothing of the project, and no torch.
 """
 
 from typing import Any
@@ -13,14 +12,14 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-BATCH = 256  # images drawn at a time, so that memory does not grow with what is asked for
+BATCH = 256  # images drawn at a time, so that memory does not grow with the number of labels
 
 
 class RegisteredGenerator(PythonModel):
     """Draws one image a label."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Opens the network that was kept with the version."""
+        """Opens the ONNX file of the version."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it would warn that two inputs have a value already
         self.session = onnxruntime.InferenceSession(
@@ -43,7 +42,7 @@ class RegisteredGenerator(PythonModel):
             Images uint8 [N, H, W, C].
 
         Raises:
-            ValueError: there is no such class.
+            ValueError: a label is not one of the classes.
         """
         labels = np.asarray(model_input["labels"], dtype=np.int64)
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.n_classes):

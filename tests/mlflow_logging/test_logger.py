@@ -1,4 +1,4 @@
-"""MLflow without a server: runs in a database file, and what cannot be meant. test_mlflow.py has a server."""
+"""MLflow without a server: runs in a database file. test_mlflow.py has a server."""
 
 import os
 import signal
@@ -6,7 +6,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -18,6 +17,8 @@ from src.errors import UserError
 from src.mlflow_logging import logger as mlflow_logger
 from src.mlflow_logging.logger import SteadyMLFlowLogger
 
+pytestmark = pytest.mark.extras("mlflow")
+
 Train = Callable[..., Path]
 SHORT = ["trainer.max_epochs=2", "trainer.limit_train_batches=3"]
 
@@ -26,8 +27,7 @@ SHORT = ["trainer.max_epochs=2", "trainer.limit_train_batches=3"]
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs, as making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("tables")
-    if find_spec("mlflow"):
-        SteadyMLFlowLogger("experiment", str(folder))
+    SteadyMLFlowLogger("experiment", str(folder))
     return folder / "mlflow.db"
 
 
@@ -36,9 +36,8 @@ def database(tables: Path, tmp_path: Path) -> Path:
     """A copy of it, where runs in `tmp_path` look for theirs."""
     copy = tmp_path / "logs" / "mlflow.db"
     copy.parent.mkdir()
-    if tables.exists():
-        with closing(sqlite3.connect(tables)) as ours, closing(sqlite3.connect(copy)) as theirs:
-            ours.backup(theirs)
+    with closing(sqlite3.connect(tables)) as ours, closing(sqlite3.connect(copy)) as theirs:
+        ours.backup(theirs)
     return copy
 
 
@@ -64,7 +63,6 @@ class Interrupting(Callback):
             raise RuntimeError("something broke")
 
 
-@pytest.mark.extras("mlflow")
 def test_mlflow_without_a_server_has_record_files_and_champion(
     train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,16 +70,11 @@ def test_mlflow_without_a_server_has_record_files_and_champion(
 
     client, (run,) = mlflow_runs(tmp_path)
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == "mnist_gan_model-digits-seed12345"
-    assert run.data.params["datamodule/batch_size"] == "64"
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train/g_loss")] == [2, 5]
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "test/fd")] == [6]
     kept = tmp_path / "logs" / "mlartifacts" / run.info.run_id / "artifacts"
     for name in ("config_tree.txt", "ckpts/last.ckpt", "ckpts/best.ckpt"):
         assert (kept / name).read_bytes() == (run_dir / name).read_bytes()
-    pictures = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "gen_imgs")]
-    assert pictures == ["gen_imgs/epoch_0000.png", "gen_imgs/epoch_0001.png"]
-    assert (kept / pictures[0]).read_bytes() == (run_dir / "samples" / "epoch_0000.png").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"logs"}
 
     import mlflow
@@ -92,7 +85,6 @@ def test_mlflow_without_a_server_has_record_files_and_champion(
     assert champion.metadata.run_id == run.info.run_id
 
 
-@pytest.mark.extras("mlflow")
 @pytest.mark.parametrize(("by_signal", "status"), [(False, "FAILED"), (True, "KILLED")])
 @pytest.mark.usefixtures("database")
 def test_an_mlflow_run_ends_as_it_did(train_here: Train, tmp_path: Path, by_signal: bool, status: str) -> None:
@@ -107,7 +99,6 @@ def test_an_mlflow_run_ends_as_it_did(train_here: Train, tmp_path: Path, by_sign
     assert client.search_registered_models() == []
 
 
-@pytest.mark.extras("mlflow")
 def test_an_mlflow_server_that_is_down_costs_a_sentence_and_no_record(
     train_here: Train,
     tmp_path: Path,
@@ -140,7 +131,6 @@ class Refusing(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.extras("mlflow")
 def test_an_mlflow_server_that_refuses_the_user_is_a_mistake(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -151,7 +141,6 @@ def test_an_mlflow_server_that_refuses_the_user_is_a_mistake(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.extras("mlflow")
 @pytest.mark.usefixtures("database")
 def test_an_mlflow_run_without_a_test_metric_registers_nothing(
     train_here: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -166,7 +155,6 @@ def test_an_mlflow_run_without_a_test_metric_registers_nothing(
     assert "config_tree.txt" in kept and "ckpts" not in kept
 
 
-@pytest.mark.extras("mlflow")
 @pytest.mark.parametrize("run_id", ["0" * 32, "no id"])
 def test_an_mlflow_run_that_is_gone_begins_anew(database: Path, caplog: pytest.LogCaptureFixture, run_id: str) -> None:
     caplog.set_level("WARNING")  # whatever a test before this one has set
@@ -179,7 +167,6 @@ def test_an_mlflow_run_that_is_gone_begins_anew(database: Path, caplog: pytest.L
     assert said.endswith(f"the experiment experiment has no run {run_id} to go on with: a new run begins")
 
 
-@pytest.mark.extras("mlflow")
 def test_a_database_of_another_mlflow_is_named_with_a_remedy(database: Path) -> None:
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'ff01da956556'")
@@ -190,23 +177,6 @@ def test_a_database_of_another_mlflow_is_named_with_a_remedy(database: Path) -> 
         SteadyMLFlowLogger("experiment", str(database.parent))
 
 
-FOLDERS = ["mlruns", "./mlruns", "/tmp/mlruns", "file:///tmp/mlruns", "C:/mlruns"]
-
-
-@pytest.mark.parametrize(
-    ("uri", "sentence"),
-    [
-        *((folder, r"\(or else MLFLOW_TRACKING_URI\) must be a server's .* given up") for folder in FOLDERS),
-        ("http://somebody:secret@127.0.0.1:9", "must not name .*: set MLFLOW_TRACKING_USERNAME and"),
-    ],
-)
-def test_mlflow_in_a_plain_folder_and_a_password_that_would_be_recorded_are_refused(uri: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=f"tracking_uri {sentence}") as error:
-        SteadyMLFlowLogger("experiment", "logs", tracking_uri=uri)
-    assert "secret" not in str(error.value)
-
-
-@pytest.mark.extras("mlflow")
 def test_a_missing_package_for_the_registry_is_named_when_the_run_begins(
     database: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,6 @@
 """MLflow for real: a server process and an S3 store, started as docker-compose.yaml starts them, and whole runs."""
 
 import csv
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from src.errors import UserError
+from src.mlflow_logging import logger as mlflow_logger
 from src.mlflow_logging.logger import SteadyMLFlowLogger
 from src.mlflow_logging.registry import ModelRegistry
 from src.models.mnist_gan_model import MNISTGANModel
@@ -33,6 +33,7 @@ from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
 from src.pictures.grid import to_uint8
 from src.run.checkpoints import build_model, read_checkpoint
+from src.run.files import sha256_of
 from src.train import train
 from tests.conftest import QUICK, ROOT, compose_config, load
 from tests.forked import run_forked
@@ -250,7 +251,7 @@ def newest_run(stack: Stack) -> Any:
 def run_of(stack: Stack, run_dir: Path) -> Any:
     """The run whose checkpoint was registered first, which is the run in `run_dir`."""
     version = client(stack).get_model_version(NAME, "1")
-    assert version.tags["checkpoint_sha256"] == sha256(run_dir / "ckpts" / "best.ckpt")
+    assert version.tags["checkpoint_sha256"] == sha256_of(run_dir / "ckpts" / "best.ckpt")
     return client(stack).get_run(version.run_id)
 
 
@@ -259,12 +260,18 @@ def artifacts_of(run: Any) -> str:
     return run.info.artifact_uri.removeprefix("mlflow-artifacts:/") + "/"
 
 
+def pictures(stack: Stack, run: Any) -> dict[str, list[str]]:
+    """The names of the pictures that the bucket has of a run, by their folder."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(stack.objects(artifacts_of(run))):
+        if name.endswith(".png"):
+            key, _, file = name.partition("/")
+            found.setdefault(key, []).append(file)
+    return found
+
+
 def steps(stack: Stack, run: Any, metric: str) -> list[int]:
     return [point.step for point in client(stack).get_metric_history(run.info.run_id, metric)]
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -273,19 +280,6 @@ def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
-
-
-def draw_elsewhere(model_uri: str, tracking_uri: str, folder: Path) -> dict[str, np.ndarray]:
-    """What a registered version draws in a process that has MLflow and not this project."""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE, model_uri],
-        cwd=folder,
-        env=os.environ | {"MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(np.load(folder / "drawn.npz"))
 
 
 # A run on a server
@@ -375,8 +369,11 @@ def test_a_version_is_made_of_code_and_onnx_without_a_pickle(stack: Stack, train
 def test_the_champion_draws_what_the_checkpoint_draws_where_this_project_is_not(
     stack: Stack, trained: Path, tmp_path: Path
 ) -> None:
-    drawn = draw_elsewhere(f"models:/{NAME}@champion", stack.uri, tmp_path)
+    uri = {"MLFLOW_TRACKING_URI": stack.uri, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-I", "-c", ELSEWHERE, f"models:/{NAME}@champion"]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | uri, check=True)
 
+    drawn = dict(np.load(tmp_path / "drawn.npz"))
     same, again, other = drawn["three"]
     assert same.shape == (3, 32, 32, 1) and same.dtype == np.uint8
     assert np.array_equal(same, again) and not np.array_equal(same, other)
@@ -444,25 +441,16 @@ def test_a_server_that_is_killed_costs_two_sentences_and_gets_the_rest_by_a_comm
         history = client(running).get_metric_history(run.info.run_id, key)
         expected = [(row["step"], row[key]) for row in rows if key in row and len(row) > 4]
         assert [(point.step, pytest.approx(point.value)) for point in history] == expected
-    kept = stack_pictures(running, run)
+    kept = pictures(running, run)
     assert kept["gen_imgs"] == [f"epoch_000{i}.png" for i in range(4)]
     assert kept["d_confusion"] == [*kept["gen_imgs"], "test.png"] and kept["real_imgs"] == ["real_imgs.png"]
-
-
-def stack_pictures(stack: Stack, run: Any) -> dict[str, list[str]]:
-    """The names of the pictures that the bucket has of a run, by their folder."""
-    found: dict[str, list[str]] = {}
-    for name in sorted(stack.objects(artifacts_of(run))):
-        if name.endswith(".png"):
-            key, _, file = name.partition("/")
-            found.setdefault(key, []).append(file)
-    return found
 
 
 def test_a_server_that_hangs_for_a_while_has_the_whole_record_in_the_end(
     stack: Stack, train_here: Train, said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setattr(mlflow_logger, "SECONDS", "2")  # as if it were the default: files get more time
     typed = [*TINY, "trainer.max_epochs=4", "logger=mlflow", f"logger.mlflow.tracking_uri={stack.uri}"]
     typed += ["logger.mlflow.registered_model=null"]
     run_dir = train_here("run", *typed, *sending(stack, SIGSTOP=1, SIGCONT=3))
@@ -473,7 +461,7 @@ def test_a_server_that_hangs_for_a_while_has_the_whole_record_in_the_end(
     assert steps(stack, run, "train/g_loss") == [2, 5, 8, 11]
     assert run.info.status == "FINISHED"
     assert stack.objects(artifacts_of(run))["ckpts/last.ckpt"] == (run_dir / "ckpts" / "last.ckpt").read_bytes()
-    assert stack_pictures(stack, run)["gen_imgs"] == [f"epoch_000{i}.png" for i in range(4)]
+    assert pictures(stack, run)["gen_imgs"] == [f"epoch_000{i}.png" for i in range(4)]
 
 
 def test_a_store_that_is_down_loses_no_metrics(

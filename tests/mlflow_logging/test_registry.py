@@ -54,11 +54,17 @@ def test_a_version_is_better_or_not(
         ({"mode": "lower"}, "mode must be min or max, not 'lower'"),
         ({"mode": "max"}, "mode is max, by which the worst test/fd would win: set logger.mlflow.mode=min"),
         ({"judged_by": "test/label_accuracy"}, "the worst test/label_accuracy would win"),
+        *(
+            ({"tracking_uri": uri}, r"tracking_uri \(or else MLFLOW_TRACKING_URI\) must be a server's .* given up")
+            for uri in ("mlruns", "./mlruns", "/tmp/mlruns", "file:///tmp/mlruns", "C:/mlruns")
+        ),
+        ({"tracking_uri": "http://me:secret@127.0.0.1:9"}, "must not name .*: set MLFLOW_TRACKING_USERNAME and"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_training(options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as error:
         build(SteadyMLFlowLogger, **{"experiment_name": "any", "save_dir": "logs", "registered_model": "any"} | options)
+    assert "secret" not in str(error.value)
 
 
 def test_the_name_carries_the_data() -> None:
