@@ -51,7 +51,7 @@ def export(config: DictConfig) -> None:
         raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
     check_generator(sampler, path)
     out = out_folder(config.out).resolve()
-    missing = missing_packages(formats)
+    missing = [name for name in REQUIRED if find_spec(name) is None] if formats != ["torch"] else []
     if missing and config.formats is not None:
         raise UserError(f"formats needs {', '.join(missing)} for all but torch: {EXTRAS}, or type formats=[torch]")
     if "tensorrt" in formats:
@@ -79,11 +79,6 @@ def export(config: DictConfig) -> None:
     console.print(f"serve       {next_command('task=serve', f'ckpt_path={ours[0]}')}")
     inputs = ours[0] if len(ours) == 1 else a_list(ours)
     console.print(f"quality     {next_command('task=evaluate', f'ckpt_path={inputs}')}")
-
-
-def missing_packages(formats: list[str]) -> list[str]:
-    """The packages that the formats need and that are not installed; a torch.export program needs none."""
-    return [name for name in REQUIRED if find_spec(name) is None] if formats != ["torch"] else []
 
 
 def check_generator(sampler: CheckpointSampler, path: Path) -> None:
@@ -128,7 +123,7 @@ def write_files(
             elif each == "torch":
                 said = f"differs from the model by at most {export_program(model, partial, about, more):.1e}"
             else:
-                said = f"differs from ONNX by at most {build_engine(onnx, partial, about):.1e}"
+                said = f"differs from the model by at most {build_engine(onnx, partial, model, about):.1e}"
             size = partial.stat().st_size
             os.replace(partial, path)
         console.print(f"{each:<11} {path}, {size / 1e6:,.2f} MB, {said}")

@@ -1,19 +1,19 @@
 """How long drawing takes, by one way and another."""
 
-import io
 import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
+from torch.utils.benchmark import Timer
 
 from src.config.explain import telling
 from src.errors import UserError
+from src.export.agreement import Draw
 from src.export.to_onnx import plain_copy
+from src.export.to_torch import drawing, program_run
 from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.onnx_sampler import OnnxSampler
@@ -21,12 +21,9 @@ from src.sampling.sampler import Noise
 
 BATCHES = (1, 16, 256)
 ROUNDS = 5
-MIN_CALLS = 3  # of each way in a round
-
-Way = Callable[[Request[np.ndarray]], object]
 
 
-def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled: bool) -> dict[str, Way]:
+def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled: bool) -> dict[str, Draw]:
     """The model as torch runs it and the files that were made, each on as many threads as torch has, by name.
 
     Args:
@@ -39,16 +36,9 @@ def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled:
     """
     network = plain_copy(sampler.model.sampler(sampler.about.weights == "ema"))
 
-    def by_torch(draw: Callable[..., Any]) -> Way:
-        @torch.inference_mode()
-        def way(request: Request[np.ndarray]) -> object:
-            return draw(torch.from_numpy(request.noise), torch.from_numpy(request.condition))
-
-        return way
-
-    ways = {"torch eager": by_torch(network)}
+    ways = {"torch eager": drawing(network)}
     if compiled:
-        way = ways["torch compiled"] = by_torch(torch.compile(network, dynamic=False))
+        way = ways["torch compiled"] = drawing(torch.compile(network, dynamic=False))
         try:
             way(Request(Noise(sampler.about.noise_shape, 0)(1), np.zeros(1, np.int64)))
         except Exception as error:  # of many kinds, and long
@@ -58,7 +48,7 @@ def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled:
                 " type compile=false"
             ) from error
     if "torch" in made:
-        ways["torch.export"] = by_torch(torch.export.load(io.BytesIO(made["torch"].read_bytes())).module())
+        ways["torch.export"] = program_run(made["torch"])
     for each, name in (("onnx", "float32"), ("int8", "int8")):
         if each in made:
             opened = OnnxSampler(made[each], torch.get_num_threads())
@@ -69,15 +59,15 @@ def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled:
 
 
 def latencies(
-    ways: Mapping[str, Way], noise_shape: tuple[int, ...], n_classes: int, seconds: float
+    ways: Mapping[str, Draw], noise_shape: tuple[int, ...], n_classes: int, seconds: float
 ) -> dict[str, dict[int, float]]:
     """Times each way of drawing, all in turn and several times over, so that a busy machine hits all alike.
 
     Args:
         ways: what draws, by name.
-        noise_shape: of the noise of one image.
+        noise_shape: shape of the noise of one image.
         n_classes: labels are 0 to n_classes - 1.
-        seconds: that each way is timed for at each batch, at least.
+        seconds: for each way and batch size, at least.
 
     Returns:
         The median seconds of a batch, by way and then by batch size.
@@ -85,20 +75,18 @@ def latencies(
     found: dict[str, dict[int, float]] = {name: {} for name in ways}
     for batch in BATCHES:
         request = Request(Noise(noise_shape, 0)(batch), np.arange(batch) % n_classes)
-        taken: dict[str, list[float]] = {name: [] for name in ways}
-        for draw in ways.values():
-            draw(request)  # the first time, memory is allocated and what is compiled is compiled
-        for _ in range(ROUNDS):
-            for name, draw in ways.items():
-                draw(request)  # threads of the way before may still be busy
-                end, calls = time.perf_counter() + seconds / ROUNDS, 0
-                while calls < MIN_CALLS or time.perf_counter() < end:
-                    start = time.perf_counter()
-                    draw(request)
-                    taken[name].append(time.perf_counter() - start)
-                    calls += 1
-        for name, each in taken.items():
-            found[name][batch] = statistics.median(each)
+        timers = {
+            name: Timer(
+                "draw(request)", globals={"draw": draw, "request": request}, num_threads=torch.get_num_threads()
+            )
+            for name, draw in ways.items()
+        }
+        rounds = [
+            {name: timer.blocked_autorange(min_run_time=seconds / ROUNDS).median for name, timer in timers.items()}
+            for _ in range(ROUNDS)
+        ]
+        for name in ways:
+            found[name][batch] = statistics.median(each[name] for each in rounds)
     return found
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from src.export.agreement import check_agreement, examples
 from src.models.image_model import ImageModel
 from src.models.modules.mixing import mixed_embeddings
+from src.sampling.onnx_sampler import OnnxSampler
 from src.sampling.sampler import About
 
-# What export needs besides torch; only onnxruntime is needed to draw.
+# Export needs these besides torch; drawing needs onnxruntime alone.
 REQUIRED = ("onnx", "onnxscript", "onnxruntime")
-N_CHECKED = 7  # images that the file must draw as the model does; another number than it was exported with
-# The largest difference in images in [-1, 1]: other kernels round differently, a GPU and half precision far more so.
-EXACT, COARSE = 1e-4, 5e-2
 
 
 def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[str, str] | None = None) -> float:
@@ -47,19 +45,16 @@ def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[
     import onnx_ir
 
     average = about.weights == "ema"
-    network = Interpolating(plain_copy(model.sampler(average)))
-    rng = torch.Generator().manual_seed(0)
-    noise = model.draw_noise(N_CHECKED, rng).float()
-    labels = torch.arange(N_CHECKED) % model.n_classes
-    others, weight = labels.flip(0), torch.rand(N_CHECKED, generator=rng)
+    requests = examples(model)
+    inputs = requests[1][:2]
     batch = {0: "batch"}
     for name in ("onnxscript", "onnx_ir"):  # they tell each step
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about how torch names the axis
         program = torch.onnx.export(
-            network,
-            (noise[:2], labels[:2], others[:2], weight[:2]),
+            Interpolating(plain_copy(model.sampler(average))),
+            (inputs.noise, inputs.condition, inputs.others, inputs.weight),
             dynamo=True,
             input_names=["noise", "labels", "others", "weight"],
             output_names=["images"],
@@ -70,7 +65,7 @@ def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[
     graph = program.model.graph
     optional: dict[str, Any] = {"others": np.zeros(1, np.int64), "weight": np.zeros(1, np.float32)}
     for value, (name, default) in zip(graph.inputs[2:], optional.items(), strict=True):
-        # What has a value may be left out: one value then stands for every image.
+        # An input with a value may be left out: that one value then stands for every image.
         value.shape = onnx_ir.Shape(["batch_or_1"])
         value.const_value = onnx_ir.tensor(default, name=name)
         graph.initializers[name] = value
@@ -79,17 +74,8 @@ def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[
     program.model.metadata_props.update(about.to_metadata() | {"range": "[-1, 1]"} | dict(more or {}))
     program.save(path, external_data=False)  # one file, weights and all
 
-    start = noise.to(model.dtype)
-    largest = max(
-        difference(draw_with(path, noise, labels), model.generate(labels, noise=start, average=average)),
-        difference(
-            draw_with(path, noise, labels, others, weight),
-            model.interpolate(labels, others, weight, noise=start, average=average),
-        ),
-    )
-    if not largest <= tolerance(model):
-        raise ValueError("the exported file does not draw what the model draws")
-    return largest
+    opened = OnnxSampler(path, providers=["CPUExecutionProvider"])
+    return check_agreement(opened.run, model, average, requests)
 
 
 class Interpolating(nn.Module):
@@ -117,27 +103,3 @@ def plain_copy(network: nn.Module) -> nn.Module:
         for name, weight in weights.items():
             module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
     return plain
-
-
-def draw_with(path: Path, noise: Tensor, labels: Tensor, *between: Tensor) -> np.ndarray:
-    """What an exported file draws: images float32 [N, C, H, W] in [-1, 1] from noise [N, ...] and labels int64 [N]."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it would warn that two inputs have a value already
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    given = zip(("noise", "labels", "others", "weight"), (noise, labels, *between), strict=False)
-    (images,) = session.run(None, {name: tensor.numpy() for name, tensor in given})
-    return images
-
-
-def difference(drawn: np.ndarray, expected: Tensor) -> float:
-    """The largest difference of two sets of images; infinite where they are not even of one shape."""
-    if drawn.shape != expected.shape:
-        return math.inf
-    return float(np.abs(drawn - expected.float().cpu().numpy()).max())
-
-
-def tolerance(model: ImageModel) -> float:
-    """The largest difference from a model's images that other kernels may make, in images in [-1, 1]."""
-    return EXACT if (model.device.type, model.dtype) == ("cpu", torch.float32) else COARSE

@@ -7,11 +7,13 @@ what it builds is compared with the model before it gets its name.
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from src.errors import UserError
-from src.export.to_onnx import COARSE, N_CHECKED, difference, draw_with
+from src.export.agreement import Draw, check_agreement, examples
+from src.models.image_model import ImageModel
+from src.models.request import Request
 from src.sampling.sampler import About
 
 SMALLEST, USUAL, LARGEST = 1, 64, 256  # images at a time: what the engine takes, and what it is made fast for
@@ -35,7 +37,7 @@ def check_tensorrt() -> None:
         )
 
 
-def build_engine(source: Path, path: Path, about: About) -> float:
+def build_engine(source: Path, path: Path, model: ImageModel, about: About) -> float:
     """Builds an engine from an exported ONNX file, and tries it.
 
     Its inputs are `noise`, float32 [N, ...], and `labels`, int64 [N], its output is `images`, float32 [N, C, H, W] in
@@ -44,10 +46,11 @@ def build_engine(source: Path, path: Path, about: About) -> float:
     Args:
         source: what `export_generator` wrote.
         path: of the engine.
-        about: what is known of the generator.
+        model: what the ONNX file was exported from.
+        about: what is known of it.
 
     Returns:
-        The largest difference between an image that the engine draws and the ONNX file's, both in [-1, 1].
+        The largest difference between an image that the engine draws and the model's, both in [-1, 1].
 
     Raises:
         ValueError: TensorRT cannot build it, or it draws other images.
@@ -55,13 +58,13 @@ def build_engine(source: Path, path: Path, about: About) -> float:
     import onnx
     import tensorrt
 
-    model = onnx.load_model(source)
-    del model.graph.input[2:]  # what may be left out is left out: constants
+    graph = onnx.load_model(source)
+    del graph.graph.input[2:]  # these may be left out, and become constants
     logger = tensorrt.Logger(tensorrt.Logger.ERROR)
     builder = tensorrt.Builder(logger)
     network = builder.create_network()
     parser = tensorrt.OnnxParser(network, logger)
-    if not parser.parse(model.SerializeToString()):
+    if not parser.parse(graph.SerializeToString()):
         raise ValueError(f"TensorRT cannot read the generator: {parser.get_error(0)}")
     profile = builder.create_optimization_profile()
     for name, rest in (("noise", about.noise_shape), ("labels", ())):
@@ -73,29 +76,31 @@ def build_engine(source: Path, path: Path, about: About) -> float:
         raise ValueError("TensorRT cannot build an engine of the generator: what it said is above")
     path.write_bytes(engine)
 
-    noise = torch.randn(N_CHECKED, *about.noise_shape, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(N_CHECKED) % about.n_classes
-    largest = difference(draw_with(source, noise, labels), draw_with_engine(path, noise, labels))
-    if not largest <= COARSE:
-        raise ValueError("the engine does not draw what the model draws")
-    return largest
+    return check_agreement(engine_run(path), model, about.weights == "ema", examples(model)[:1], coarse=True)
 
 
-def draw_with_engine(path: Path, noise: Tensor, labels: Tensor) -> Tensor:
-    """What an engine of one's own draws: images float32 [N, C, H, W] in [-1, 1] from noise [N, ...] and labels [N]."""
+def engine_run(path: Path) -> Draw:
+    """What draws with an engine of one's own."""
     import tensorrt
 
     runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     context = engine.create_execution_context()
-    tensors = {"noise": noise.cuda(), "labels": labels.cuda()}
-    for name, tensor in tensors.items():
-        context.set_input_shape(name, tuple(tensor.shape))
-    tensors["images"] = torch.empty(tuple(context.get_tensor_shape("images")), device="cuda")
-    for name, tensor in tensors.items():
-        context.set_tensor_address(name, tensor.data_ptr())
-    stream = torch.cuda.Stream()
-    torch.cuda.synchronize()  # the inputs have arrived
-    context.execute_async_v3(stream.cuda_stream)
-    stream.synchronize()
-    return tensors["images"].cpu()
+
+    def run(request: Request[np.ndarray]) -> np.ndarray:
+        tensors = {
+            "noise": torch.from_numpy(request.noise).cuda(),
+            "labels": torch.from_numpy(request.condition).cuda(),
+        }
+        for name, tensor in tensors.items():
+            context.set_input_shape(name, tuple(tensor.shape))
+        tensors["images"] = torch.empty(tuple(context.get_tensor_shape("images")), device="cuda")
+        for name, tensor in tensors.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.Stream()
+        torch.cuda.synchronize()  # the inputs have arrived
+        context.execute_async_v3(stream.cuda_stream)
+        stream.synchronize()
+        return tensors["images"].cpu().numpy()
+
+    return run

@@ -2,13 +2,17 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from src.export.to_onnx import N_CHECKED, difference, plain_copy, tolerance
+from src.export.agreement import Draw, check_agreement, examples
+from src.export.to_onnx import plain_copy
 from src.models.image_model import ImageModel
+from src.models.request import Request
 from src.sampling.sampler import About
 
 
@@ -35,29 +39,29 @@ def export_program(model: ImageModel, path: Path, about: About, more: Mapping[st
         ValueError: the file draws other images than the model.
     """
     average = about.weights == "ema"
-    rng = torch.Generator().manual_seed(0)
-    noise = model.draw_noise(N_CHECKED, rng).float()
-    labels = torch.arange(N_CHECKED) % model.n_classes
+    request, _ = examples(model)
     batch = {0: torch.export.Dim("batch", min=1)}
-    program = torch.export.export(
-        plain_copy(model.sampler(average)), (noise[:2], labels[:2]), dynamic_shapes=(batch, batch)
-    )
+    inputs = request.noise[:2], request.condition[:2]
+    program = torch.export.export(plain_copy(model.sampler(average)), inputs, dynamic_shapes=(batch, batch))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # has paths of this machine
     metadata = about.to_metadata() | {"range": "[-1, 1]"} | dict(more or {})
-    file = io.BytesIO()  # torch would hide what the system says of a disk that is full
+    file = io.BytesIO()  # torch would hide what the system says of a full disk
     torch.export.save(program, file, extra_files={"metadata.json": json.dumps(metadata)})
     path.write_bytes(file.getbuffer())
+    return check_agreement(program_run(path), model, average, [request[:1], request])
 
-    draw = torch.export.load(io.BytesIO(path.read_bytes())).module()
-    start = noise.to(model.dtype)
-    with torch.no_grad():
-        largest = max(
-            difference(
-                draw(noise[:n], labels[:n]).numpy(), model.generate(labels[:n], noise=start[:n], average=average)
-            )
-            for n in (1, N_CHECKED)
-        )
-    if not largest <= tolerance(model):
-        raise ValueError("the exported program does not draw what the model draws")
-    return largest
+
+def program_run(path: Path) -> Draw:
+    """Draws with an exported program of one's own."""
+    return drawing(torch.export.load(io.BytesIO(path.read_bytes())).module())
+
+
+def drawing(network: Callable[..., Tensor]) -> Draw:
+    """Draws with a network that torch runs on the CPU in float32."""
+
+    @torch.inference_mode()
+    def draw(request: Request[np.ndarray]) -> np.ndarray:
+        return network(torch.from_numpy(request.noise), torch.from_numpy(request.condition)).numpy()
+
+    return draw

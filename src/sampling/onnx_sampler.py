@@ -1,6 +1,7 @@
 """A trained generator from an ONNX file, without torch."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ class OnnxSampler(Sampler):
 
     Args:
         path: of the file.
-        threads: that one image or batch is drawn with; None: as many as there are cores.
+        threads: for one batch; None: as many as there are cores.
+        providers: where ONNX Runtime computes; None: wherever it can.
 
     Raises:
         UserError: onnxruntime is missing, or the file cannot be used.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -35,7 +37,7 @@ class OnnxSampler(Sampler):
             options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(
-                path.read_bytes(), options, providers=onnxruntime.get_available_providers()
+                path.read_bytes(), options, providers=providers or onnxruntime.get_available_providers()
             )
         except OSError as error:
             raise UserError(f"ckpt_path={path} cannot be read ({error.strerror}): choose another file") from error

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from src.export.to_onnx import draw_with, export_generator, plain_copy
+from src.export.to_onnx import export_generator, plain_copy
 from src.models.image_model import ImageModel
 from src.models.mnist_gan_model import MNISTGANModel
+from src.models.request import Request
 from src.sampling.checkpoint_sampler import about_model
+from src.sampling.onnx_sampler import OnnxSampler
 from tests.conftest import build_model, compose_config, needs_onnx
 
 
@@ -28,10 +30,15 @@ def export(model: MNISTGANModel, path: Path, weights: str = "ema") -> float:
     return export_generator(model, path, about_model(model, weights, "a run", {"source": "digits"}, "0123", None))
 
 
+def draw_with(path: Path, request: Request) -> Tensor:
+    """Images by the file."""
+    return torch.from_numpy(OnnxSampler(path).run(request.map(Tensor.numpy)))
+
+
 def drawn_by(model: ImageModel, path: Path, n: int) -> tuple[Tensor, Tensor]:
     """`n` images by the file, and the same by the model."""
     noise, labels = torch.randn(n, 8, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 10
-    return torch.from_numpy(draw_with(path, noise, labels)), model.generate(labels, noise=noise)
+    return draw_with(path, Request(noise, labels)), model.generate(labels, noise=noise)
 
 
 @needs_onnx
@@ -80,7 +87,7 @@ def test_the_file_draws_between_classes_as_the_model_does(tmp_path: Path) -> Non
     noise, labels = torch.randn(6, 8), torch.arange(6)
     others, weight = torch.tensor([9, 8, 7, 6, 5, 4]), torch.tensor([0.0, 1.0, 0.5, 0.25, 0.75, 0.5])
 
-    theirs = torch.from_numpy(draw_with(path, noise, labels, others, weight))
+    theirs = draw_with(path, Request(noise, labels, others, weight))
 
     torch.testing.assert_close(theirs, model.interpolate(labels, others, weight, noise), atol=1e-5, rtol=0)
     ends = model.generate(torch.stack([labels[0], others[1]]), noise=noise[:2])
@@ -98,7 +105,7 @@ def test_the_weights_without_their_average_can_be_exported(tmp_path: Path) -> No
     export(model, path, weights="raw")
 
     noise, labels = torch.randn(3, 8), torch.arange(3)
-    theirs = torch.from_numpy(draw_with(path, noise, labels))
+    theirs = draw_with(path, Request(noise, labels))
     torch.testing.assert_close(theirs, model.generate(labels, noise=noise, average=False), atol=1e-5, rtol=0)
     assert (theirs - model.generate(labels, noise=noise)).abs().max() > 0.1
 
@@ -126,7 +133,7 @@ def test_a_file_that_draws_something_else_is_refused(tmp_path: Path, monkeypatch
     model = model_with()
     other = model_with("seed=1")
     torch.nn.init.normal_(other.generator.model[0].weight)
-    monkeypatch.setattr(model, "generate", other.generate)
+    monkeypatch.setattr(model, "draw", other.draw)
 
     with pytest.raises(ValueError, match="does not draw what the model draws"):
         export(model, tmp_path / "generator.onnx")
