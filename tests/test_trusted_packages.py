@@ -95,7 +95,7 @@ def test_a_stranger_is_refused_until_it_is_trusted(
     for command in (sample, [*sample, "trusted_packages=[others]"]):
         code, stderr = typed(*command)
         assert code == 2
-        assert "asks for 'my_parts.nets.Net', which is no class of" in stderr
+        assert "asks for 'my_parts.nets.Net', which is not a class of" in stderr
         assert "type trusted_packages=[my_parts] if you trust that package" in stderr
 
     assert typed(*sample, "trusted_packages=[others,my_parts]") == (0, "")

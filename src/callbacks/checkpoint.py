@@ -1,4 +1,4 @@
-"""When a checkpoint is written, and what is checked about it before hours are spent."""
+"""When checkpoints are written, and which of them are kept."""
 
 import logging
 import os
@@ -80,20 +80,20 @@ class Checkpoint(ModelCheckpoint):
         self._every_n_batches = every_n_batches
         self.writes_last = True
         self._step_written = 0
-        self._step_validated = -1  # of a validation from which the best has yet to be chosen
+        self._step_validated = -1  # of a validation after which the best is yet to be chosen
 
     @property
     def state_key(self) -> str:
-        # What its best are the best of. Lightning adds how often they are chosen, and would forget them with that.
+        # Lightning's key has `every_n_epochs` in it, too: a run resumed with another one would forget its best.
         return self._generate_state_key(monitor=self.monitor, mode=self.mode, filename=self.filename)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes over the best checkpoints of the run that is resumed, with their scores.
 
-        Lightning would forget the scores, as the run folder is another one.
+        Lightning would forget the scores, because the run folder is another one.
         """
         state = checkpoint["callbacks"].pop(self.state_key, None)
-        if trainer.state.fn != TrainerFn.FITTING or not self.monitor:  # what is tested is loaded, too
+        if trainer.state.fn != TrainerFn.FITTING or not self.monitor:  # a test loads checkpoints, too
             return
         batch: int = checkpoint["global_step"]
         before: dict[str, Tensor] = {} if state is None else state["best_k_models"]
@@ -165,7 +165,7 @@ class Checkpoint(ModelCheckpoint):
         last = Path(str(self.dirpath)) / "last.ckpt"
         if not (self.writes_last and trainer.is_global_zero and trainer.ckpt_path) or last.exists():
             return
-        # It was stopped in its test, and goes on there. Lightning would count an epoch that it never trained.
+        # The run was stopped in its test, and goes on there. Lightning would count an epoch that it never trained.
         checkpoint = read_checkpoint(Path(str(trainer.ckpt_path)))
         checkpoint["callbacks"][self.state_key] = self.state_dict()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -180,22 +180,23 @@ class Checkpoint(ModelCheckpoint):
         # While testing, the model holds the weights that are tested, not those of the last batch.
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or isinstance(exception, DivergedError):
             return
-        # Lightning would not validate again, unless it was in the first of the batches; nor choose the best after it.
+        # A resumed run shall validate again, which Lightning does only after a stop in validation's first batch, and
+        # then choose the best.
         if trainer.validating or trainer.global_step == self._step_validated:
             progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
             progress.reset()
             progress.increment_ready()
             progress.increment_started()
-            epoch: Any = trainer.fit_loop.epoch_progress  # and end the epoch again
+            epoch: Any = trainer.fit_loop.epoch_progress  # it ends the epoch again
             epoch.current.processed, epoch.total.processed = epoch.current.completed, epoch.total.completed
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1  # what it logs at
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1  # the step that it logs at
         try:
             self.write_last(trainer)
         except OSError as error:
             log.warning("the last moment could not be saved (%s); earlier checkpoints stand as they were", error)
 
     def write_last(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`, unless it holds this batch already, or is another callback's."""
+        """Writes `last.ckpt`, unless it holds this batch already or another callback writes it."""
         if not self.writes_last or trainer.fast_dev_run or trainer.global_step == self._step_written:  # type: ignore[attr-defined]
             return
         assert self.dirpath is not None
@@ -217,10 +218,9 @@ def arrange(callbacks: Sequence[Callback], run_dir: Path) -> None:
         checkpoint.dirpath = str(checkpoint.dirpath or run_dir / "ckpts")
         if i > 0:
             checkpoint.save_last = None
-        if i > 0 and isinstance(checkpoint, Checkpoint):
-            checkpoint.writes_last = False
+            checkpoint.writes_last = False  # type: ignore[attr-defined]
         name = checkpoint.filename or "{epoch}-{step}"
-        if checkpoint.auto_insert_metric_name:  # here, as it would make a folder of the metric's name
+        if checkpoint.auto_insert_metric_name:  # Lightning would make a folder of the metric's name
             name = re.sub(r"\{([^:}]+)", lambda found: f"{found[1]}={found[0]}", name)
             checkpoint.auto_insert_metric_name = False
         name = re.sub(r"/(?![^{}]*\})", "_", name)
@@ -233,7 +233,7 @@ def arrange(callbacks: Sequence[Callback], run_dir: Path) -> None:
 
 
 class RequiredMetric(Callback):
-    """Refuses a metric that nobody logs as soon as that shows, be it in the sanity check, instead of after hours.
+    """Refuses a metric that nobody logs as soon as that shows, which may be in the sanity check.
 
     Args:
         key: where the metric is configured.
@@ -261,15 +261,10 @@ class RequiredMetric(Callback):
 
 
 def check_logged(metrics: Mapping[str, Any], key: str, metric: str) -> None:
-    """Refuses a metric that should have been logged by now and was not.
-
-    Args:
-        metrics: what has been logged.
-        key: where the metric was configured.
-        metric: its name.
+    """Refuses `key`'s metric if it is not among those that have been logged by now.
 
     Raises:
-        UserError: the metric is missing; names those there are.
+        UserError: names the metrics there are.
     """
     if metric not in metrics:
         raise UserError(

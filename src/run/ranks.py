@@ -1,4 +1,4 @@
-"""Several processes train one model: which of them this is, one run folder for all, and waiting for other machines."""
+"""Several processes train one model: which one this is, which run folder all use, and how machines find each other."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from src.config.command_line import as_typed
 from src.errors import UserError
 
 LONGEST_MESSAGE = 65536  # bytes between machines
-agreed: dict[str, str] = {}  # the folder that all processes use, for the one that each would choose for itself
+agreed: dict[str, str] = {}  # the folder that all processes use, by the one that this process would use alone
 
 
 def is_first() -> bool:
-    """Whether this is the process that records the run, as far as the environment tells before training."""
+    """Whether this process records the run, as far as the environment says before training."""
     ranks = ["RANK", "LOCAL_RANK", "NODE_RANK"] + ["SLURM_PROCID"] * by_srun()
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
@@ -52,7 +52,7 @@ def one_folder(folder: str, _root_: DictConfig) -> str:
         trainer: Mapping[str, Any] = _root_.get("trainer") or {}
         if by_torchrun() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             agreed[folder] = _from_torchrun(folder)
-        elif by_srun():  # tasks have no means to talk yet
+        elif by_srun():  # its tasks cannot talk to each other yet
             step = [os.environ[name] for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT") if name in os.environ]
             job = os.environ.get("SLURM_JOB_ID", "job")
             agreed[folder] = str(Path(folder).parents[1] / f"slurm-{job}" / "-".join(["step", *step]))
@@ -62,8 +62,8 @@ def one_folder(folder: str, _root_: DictConfig) -> str:
 
 
 def _from_torchrun(folder: str) -> str:
-    """What rank 0 leaves at the store through which torchrun's processes find each other."""
-    from torch.distributed import TCPStore  # slow to import, but such a process trains
+    """Rank 0's folder, by way of the store through which torchrun's processes find each other."""
+    from torch.distributed import TCPStore  # here, because verbs that only serve do without torch
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5))
@@ -74,18 +74,18 @@ def _from_torchrun(folder: str) -> str:
 
 
 def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:
-    """Waits until as many machines as train together have been started, each by hand; once in a process.
+    """Waits until all machines that train together have been started by hand; once in a process.
 
     Args:
-        n: machines.
-        timeout: seconds.
-        folder: the run folder that this one would use.
+        n: number of machines, as it was typed; others than whole numbers from 2 on are not waited for.
+        timeout: seconds, as they were typed.
+        folder: the run folder that this machine would use alone.
 
     Returns:
         The run folder of the first machine.
 
     Raises:
-        UserError: somebody did not come in time, or the machines do not agree.
+        UserError: a machine did not come in time, or the machines do not agree.
     """
     if "machines" in agreed:
         return agreed["machines"]
@@ -98,12 +98,12 @@ def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:
         raise UserError(f"NODE_RANK={rank} does not fit trainer.num_nodes={n}: number the machines from 0 to {n - 1}")
     if not os.environ.get("MASTER_PORT", "0").isdigit():
         raise UserError(f"MASTER_PORT={os.environ['MASTER_PORT']} must be a number such as 29500")
-    meet = _lead if rank == "0" else _follow
-    agreed["machines"] = meet(int(rank), n, timeout, folder)
+    agreed["machines"] = _lead(n, timeout, folder) if rank == "0" else _follow(rank, n, timeout)
     return agreed["machines"]
 
 
-def _lead(rank: int, n: int, timeout: float, folder: str) -> str:
+def _lead(n: int, timeout: float, folder: str) -> str:
+    """Waits for the other machines, and tells them the folder, or what is wrong."""
     try:
         server = socket.create_server(("", int(os.environ.get("MASTER_PORT", 0))))
     except OSError as error:
@@ -116,10 +116,12 @@ def _lead(rank: int, n: int, timeout: float, folder: str) -> str:
     port = os.environ["MASTER_PORT"] = str(server.getsockname()[1])
     others = f"1 to {n - 1}" if n > 2 else "1"
     command = shlex.join(["python", sys.argv[0], *map(as_typed, sys.argv[1:])])
-    _say(
+    print(
         f"waiting {timeout:g} s at {address}, port {port}, for {n - 1} more of {n} machines; this one has NODE_RANK=0."
         f" Type on each of the others, NODE_RANK={others}:\n"
-        f"MASTER_ADDR={address} MASTER_PORT={port} NODE_RANK=1 {command}"
+        f"MASTER_ADDR={address} MASTER_PORT={port} NODE_RANK=1 {command}",
+        file=sys.stderr,
+        flush=True,
     )
     come: dict[int, socket.socket] = {}
     until = time.monotonic() + timeout
@@ -132,7 +134,7 @@ def _lead(rank: int, n: int, timeout: float, folder: str) -> str:
                 hello = _receive(connection)
                 their_rank, their_n = int(hello["rank"]), int(hello["machines"])
             except TimeoutError:
-                if time.monotonic() < until:  # one that came and said nothing
+                if time.monotonic() < until:  # somebody came and said nothing
                     continue
                 missing = [str(i) for i in range(1, n) if i not in come]
                 raise UserError(
@@ -140,7 +142,7 @@ def _lead(rank: int, n: int, timeout: float, folder: str) -> str:
                     f" {timeout:g} s: start it with MASTER_ADDR={address} MASTER_PORT={port}, or wait longer with"
                     " trainer.nodes_timeout=SECONDS"
                 ) from None
-            except (OSError, ValueError, KeyError, TypeError):  # not one of ours
+            except (OSError, ValueError, KeyError, TypeError):  # a stranger
                 continue
             wrong = ""
             if their_n != n:
@@ -155,17 +157,21 @@ def _lead(rank: int, n: int, timeout: float, folder: str) -> str:
         for connection in come.values():
             _send(connection, {"folder": folder})
         for connection in come.values():
-            _receive_end(connection)  # who closes first blocks the port for a while, and training needs it here
+            with connection, suppress(OSError):
+                connection.recv(1)  # until the other side closes: a port that closes first is blocked for a while
     return folder
 
 
-def _follow(rank: int, n: int, timeout: float, folder: str) -> str:
+def _follow(rank: str, n: int, timeout: float) -> str:
+    """Tells the first machine that this one is there; returns the folder."""
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not address or not port:
         raise UserError(f"NODE_RANK={rank} needs MASTER_ADDR and MASTER_PORT: type what the machine NODE_RANK=0 prints")
-    _say(
+    print(
         f"waiting {timeout:g} s for the machine with NODE_RANK=0 at {address}, port {port};"
-        f" this one has NODE_RANK={rank} of {n} machines"
+        f" this one has NODE_RANK={rank} of {n} machines",
+        file=sys.stderr,
+        flush=True,
     )
     until = time.monotonic() + timeout
     answer: dict[str, Any] = {}
@@ -182,7 +188,7 @@ def _follow(rank: int, n: int, timeout: float, folder: str) -> str:
                 connection.settimeout(left)
                 answer = _receive(connection)
         except socket.gaierror as error:
-            raise UserError(f"MASTER_ADDR={address} is no address that this machine knows: check it") from error
+            raise UserError(f"MASTER_ADDR={address} is not known to this machine: check it") from error
         except ValueError as error:
             raise UserError(
                 f"what answers at {address}, port {port}, is not this program: check MASTER_ADDR and MASTER_PORT"
@@ -194,10 +200,6 @@ def _follow(rank: int, n: int, timeout: float, folder: str) -> str:
     return str(answer["folder"])
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
@@ -206,8 +208,8 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
     """One line of JSON.
 
     Raises:
-        ConnectionError: nothing came before the other side left.
-        ValueError: it is something else.
+        ConnectionError: the other side left without a word.
+        ValueError: it is not an object in JSON.
     """
     with connection.makefile("rb") as file:
         line = file.readline(LONGEST_MESSAGE)
@@ -217,11 +219,6 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
     if not isinstance(message, dict) or not message:
         raise ValueError("not an object")
     return message
-
-
-def _receive_end(connection: socket.socket) -> None:
-    with connection, suppress(OSError):
-        connection.recv(1)
 
 
 def _own_address() -> str:

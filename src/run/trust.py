@@ -1,4 +1,4 @@
-"""What a checkpoint may ask us to build: classes of packages that are trusted, and nothing else. No torch is needed."""
+"""A checkpoint may have classes of trusted packages built, and nothing else. No torch is needed for it."""
 
 import importlib
 import logging
@@ -24,7 +24,7 @@ def trusted_packages(config: DictConfig) -> tuple[str, ...]:
     """The packages that the user trusts, each with a dot at its end: those of the key, and of the environment.
 
     Raises:
-        UserError: one of them is no name of a package, or comes with Python.
+        UserError: one of them cannot be a package's name, or comes with Python.
     """
     typed = config.trusted_packages
     names = [("trusted_packages", name) for name in (typed.split(",") if isinstance(typed, str) else typed)]
@@ -53,30 +53,17 @@ def refuse_untrusted(config: Any, path: Path, trusted: Sequence[str] = MODELS) -
     """
     for key, value in _leaves(config):
         if key == "_target_":
-            _refuse(value, path, tuple(trusted))
+            if doubt := _doubt(value, tuple(trusted)):
+                why, package = doubt
+                remedy = f", or type trusted_packages=[{package}] if you trust that package" if package else ""
+                raise UserError(
+                    f"ckpt_path={path} asks for {value!r}, which {why}; nothing was built: choose another"
+                    f" checkpoint{remedy}"
+                )
         elif isinstance(value, str) and "${" in value:
             raise UserError(
                 f"ckpt_path={path} asks for {value!r} to be looked up; nothing was built: choose another checkpoint"
             )
-
-
-def _refuse(target: Any, path: Path, trusted: tuple[str, ...]) -> None:
-    *others, last = (package.rstrip(".") for package in trusted)
-    none = f"is no class of {', '.join(others)}{' or ' if others else ''}{last}"
-    module = target.rpartition(".")[0] if isinstance(target, str) else ""
-    if f"{module}.".startswith(trusted):
-        try:
-            # Where a name leads counts, not how it is spelt: `torch.nn.modules.os.system` is not torch's.
-            module = _class_named(target).__module__
-            if f"{module}.".startswith(trusted):
-                return
-        except ImportError as error:
-            module, none = "", f"is no class that can be imported here ({error})"
-    package = _package_of(module)
-    remedy = f", or type trusted_packages=[{package}] if you trust that package" if package else ""
-    raise UserError(
-        f"ckpt_path={path} asks for {target!r}, which {none}; nothing was built: choose another checkpoint{remedy}"
-    )
 
 
 def packages_to_trust(config: DictConfig) -> list[str]:
@@ -87,12 +74,11 @@ def packages_to_trust(config: DictConfig) -> list[str]:
 def warn_of_strangers(config: DictConfig) -> None:
     """Says before training which parts the verbs would refuse to build from a checkpoint, and what to type then."""
     strangers = list(_strangers(config))
-    if packages := packages_to_trust(config):
-        listed = ",".join(packages)
+    if packages := ",".join(packages_to_trust(config)):
         log.warning(
             "%s: from elsewhere, so that sample, evaluate and the other verbs will use this run's checkpoints only with"
             " trusted_packages=[%s], or with %s=%s in .env",
-            *(", ".join(target for target, package in strangers if package), listed, VARIABLE, listed),
+            *(", ".join(target for target, package in strangers if package), packages, VARIABLE, packages),
         )
     if others := [target for target, package in strangers if not package]:
         log.warning(
@@ -102,22 +88,39 @@ def warn_of_strangers(config: DictConfig) -> None:
 
 
 def _strangers(config: DictConfig) -> Iterator[tuple[str, str]]:
-    """Each `_target_` of the model and the data that is not trusted, and the package to trust for it; "": none."""
+    """Each `_target_` of the model and the data that is not trusted, and the package to trust for it, "" if none."""
     ours = trusted_packages(config)
     for key, packages in (("model", MODELS), ("datamodule", DATA)):
         values = OmegaConf.to_container(config[key], resolve=True)
-        for target in dict.fromkeys(str(value) for name, value in _leaves(values) if name == "_target_"):
-            try:
-                module = _class_named(target).__module__
-            except ImportError:
-                yield target, ""
-                continue
-            if not all(f"{each}.".startswith((*packages, *ours)) for each in (target, module)):
-                yield target, _package_of(module)
+        for target in dict.fromkeys(value for name, value in _leaves(values) if name == "_target_"):
+            if doubt := _doubt(target, (*packages, *ours), may_import=True):
+                yield target, doubt[1]
+
+
+def _doubt(target: Any, trusted: tuple[str, ...], may_import: bool = False) -> tuple[str, str] | None:
+    """Why a `_target_` must not be built, and the package to trust for it, "" if none; None: it may be built.
+
+    Args:
+        target: any value.
+        trusted: packages, each with a dot at its end.
+        may_import: whether modules of other packages may be imported to find out.
+    """
+    module = target.rpartition(".")[0] if isinstance(target, str) else ""
+    is_trusted = f"{module}.".startswith(trusted)
+    if is_trusted or may_import:
+        try:
+            # Where a name leads counts, not how it is spelt: `torch.nn.modules.os.system` is not torch's.
+            module = _class_named(target).__module__
+        except ImportError as error:
+            return f"is not a class that can be imported here ({error})", ""
+        if is_trusted and f"{module}.".startswith(trusted):
+            return None
+    *others, last = (package.rstrip(".") for package in trusted)
+    return f"is not a class of {', '.join(others)}{' or ' if others else ''}{last}", _package_of(module)
 
 
 def _leaves(config: Any) -> Iterator[tuple[str, Any]]:
-    """All plain values, with "_target_" beside those that are one."""
+    """All plain values, each with "_target_" or "" as its key."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from [(key, value)] if key == "_target_" else _leaves(value)
@@ -132,7 +135,7 @@ def _class_named(target: str) -> type:
     """The class of this name in a module, which is imported.
 
     Raises:
-        ImportError: there is none.
+        ImportError: there is no such class.
     """
     module, _, name = target.rpartition(".")
     try:
@@ -145,10 +148,10 @@ def _class_named(target: str) -> type:
 
 
 def _package_of(module: str) -> str:
-    """The package to trust for a module's sake; "": none that one could name."""
+    """The package to trust for a module, "" if none can be named."""
     parts = module.split(".")
     if not all(part.isidentifier() for part in parts) or parts[0] in sys.stdlib_module_names:
         return ""
-    if parts[0] in ("src", "torch"):  # of which some is trusted, and all never should be
+    if parts[0] in ("src", "torch"):  # which never should be trusted as a whole
         return ".".join(parts[:2]) if len(parts) > 1 else ""
     return parts[0]
