@@ -450,7 +450,7 @@ def test_a_checkpoint_whose_configuration_looks_things_up(
 )
 def test_a_checkpoint_of_another_model(typed: Typed, trained: Path, override: str, says: str) -> None:
     result = type_short(typed, f"ckpt_path={trained}", "trainer.max_epochs=2", override)
-    assert_explained(result, f"ckpt_path={trained} is of another model", says, "choose another checkpoint")
+    assert_explained(result, f"ckpt_path={trained} belongs to another model", says, "choose another checkpoint")
 
 
 @pytest.mark.parametrize("missing", ["loops", "optimizer_states", "pytorch-lightning_version"])

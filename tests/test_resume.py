@@ -41,10 +41,12 @@ def assert_same_training(a: Path, b: Path) -> None:
 def test_two_epochs_and_two_more_are_four(train_here: Train) -> None:
     whole = train_here("whole", EMA, SUBSET, "trainer.max_epochs=4")
     first = train_here("first", EMA, SUBSET, "trainer.max_epochs=2")
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     rest = train_here("rest", EMA, SUBSET, "trainer.max_epochs=4", f"ckpt_path={first}/ckpts/last.ckpt")
 
     assert_same_training(whole, rest)
     assert pictures(rest) == pictures(whole)
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
 
 
 FOUR = [EMA, SUBSET, "trainer.max_epochs=4", SUBSET, "logger=none"]
@@ -351,39 +353,17 @@ def test_a_checkpoint_alone_goes_on(
     assert bests(rest) == {"b-epoch=4.ckpt": (15, pytest.approx(0.1))}
 
 
-def test_a_resumed_run_leaves_the_first_ones_files_alone(train_here: Train) -> None:
-    first = train_here("first", SUBSET, "trainer.max_epochs=1", "logger=none")
-    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
-    train_here("second", SUBSET, "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt")
-
-    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
-
-
-def test_resuming_with_other_settings_names_them(train_here: Train, caplog: pytest.LogCaptureFixture) -> None:
-    first = train_here("first", SUBSET, "trainer.max_epochs=1", "logger=none")
-    changed = ["seed=7", "datamodule.batch_size=32", "model.optimizer_g.lr=1e-4", "datamodule.num_workers=1"]
-    train_here("rest", SUBSET, "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *changed)
+def test_a_run_resumed_with_other_settings_has_them_and_names_them(
+    train_here: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = [SUBSET, "logger=none", "model/schedule=linear"]
+    first = train_here("first", *short, "trainer.max_epochs=1")
+    changed = ["seed=7", "model.optimizer_g.lr=1e-4", "model.optimizer_d.betas=[0.0,0.9]", "datamodule.num_workers=1"]
+    rest = train_here("rest", *short, "trainer.max_epochs=2", f"ckpt_path={first}/ckpts/last.ckpt", *changed)
 
     (warning,) = [record.message for record in caplog.records if record.name == "src.run.resume"]
-    names = "datamodule.batch_size, datamodule.seed, model.optimizer_g.lr, seed"
+    names = "datamodule.seed, model.optimizer_d.betas, model.optimizer_g.lr, seed, trainer.max_epochs"  # a schedule's
     assert warning == f"not the run that was stopped: the checkpoint had other {names}"
-
-
-def test_a_resumed_run_has_the_rates_that_were_asked_for(train_here: Train) -> None:
-    first = train_here("first", SUBSET, "trainer.max_epochs=1", "logger=none")
-    asked = ["model.optimizer_g.lr=1e-5", "model.optimizer_d.betas=[0.0,0.9]"]
-    rest = train_here(
-        "rest", SUBSET, "trainer.max_epochs=2", "logger=none", f"ckpt_path={first}/ckpts/last.ckpt", *asked
-    )
     g, d = (states["param_groups"][0] for states in load(rest)["optimizer_states"])
-    assert g["lr"] == 1e-5 and list(d["betas"]) == [0.0, 0.9]
-    assert load(rest)["optimizer_states"][0]["state"][0]["step"] == 12  # and its moments
-
-
-def test_a_schedule_over_another_length_is_another_run(train_here: Train, caplog: pytest.LogCaptureFixture) -> None:
-    first = train_here("first", SUBSET, "trainer.max_epochs=1", "logger=none", "model/schedule=linear")
-    resume = ["logger=none", "model/schedule=linear", f"ckpt_path={first}/ckpts/last.ckpt"]
-    train_here("rest", SUBSET, "trainer.max_epochs=2", *resume)
-
-    (warning,) = [record.message for record in caplog.records if record.name == "src.run.resume"]
-    assert warning == "not the run that was stopped: the checkpoint had other trainer.max_epochs"
+    assert g["base_lr"] == 1e-4 and list(d["betas"]) == [0.0, 0.9]
+    assert load(rest)["optimizer_states"][0]["state"][0]["step"] == 12  # the moments go on

@@ -120,6 +120,8 @@ def test_a_trusted_package_opens_no_other_door(on_path: None, name: str) -> None
         refuse_untrusted({"_target_": target}, Path("some.ckpt"), (*MODELS, "my_parts."))
     for good in ("my_parts.nets.Net", "torch.nn.Linear"):
         refuse_untrusted({"_target_": good}, Path("some.ckpt"), (*MODELS, "my_parts."))
+    with pytest.raises(UserError, match="asks for"):  # a name begins a package, not a word
+        refuse_untrusted({"_target_": "my_parts.nets.Net"}, Path("some.ckpt"), (*MODELS, "my_part."))
 
 
 def test_what_is_trusted_is_not_read_from_the_checkpoint(
@@ -129,11 +131,6 @@ def test_what_is_trusted_is_not_read_from_the_checkpoint(
     checkpoint["config"] |= {"trusted_packages": ["my_parts"]}
     torch.save(checkpoint, tmp_path / "liar.ckpt")
     assert typed("task=sample", "ckpt_path=liar.ckpt")[0] == 2
-
-
-def test_a_name_begins_a_package_not_a_word(on_path: None) -> None:
-    with pytest.raises(UserError, match="asks for"):
-        refuse_untrusted({"_target_": "my_parts.nets.Net"}, Path("some.ckpt"), (*MODELS, "my_part."))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What makes a run repeatable from its checkpoint."""
+"""Makes a run repeatable from its checkpoint."""
 
 import random
 from collections.abc import Mapping
@@ -15,17 +15,17 @@ from src.run.summary import seconds_so_far
 
 
 class RunState(Callback):
-    """Puts what the run is and its loggers' ids into every checkpoint, and seeds every batch.
+    """Puts a description of the run and its loggers' ids into every checkpoint, and seeds every batch.
 
     The random numbers of a batch (noise, dropout) are a function of the run's seed, the process and the number of
     batches before it. So there is no generator state to save: a resumed run draws what the uninterrupted one would
     have drawn, on the same number of processes.
 
     Args:
-        about: what is known of the run, plain values: `config`, the whole configuration; `data`, what it trains on;
-            `commit`, of the code; `started`, when its first part began.
+        about: plain values: `config`, the whole configuration; `data`, what the run trains on; `commit`, that of the
+            code; `started`, when the first part of the run began.
         past: what the run goes on from.
-        run_dir: its folder.
+        run_dir: the run folder.
     """
 
     def __init__(self, about: Mapping[str, Any], past: Past, run_dir: Path) -> None:
@@ -35,7 +35,7 @@ class RunState(Callback):
         self._saved = False  # since the last batch began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Small data: at least one point of every curve an epoch.
+        # With small data, too, every curve has a point an epoch.
         batches = int(trainer.num_training_batches)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches)  # type: ignore[attr-defined]
 

@@ -26,7 +26,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"ckpt_path={path} is no checkpoint, or holds more than numbers and text; no code in it was run: choose"
+            f"ckpt_path={path} is not a checkpoint, or holds more than numbers and text; no code in it was run: choose"
             " another one"
         ) from error
     except UserError:
@@ -45,11 +45,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def build_model(checkpoint: dict[str, Any], path: Path, trusted: Sequence[str] = ()) -> LightningModule:
-    """The trained model, from the checkpoint alone: its configuration and its weights.
+    """The trained model, from the configuration and the weights in a checkpoint.
 
     Args:
-        checkpoint: what the file holds.
-        path: of the file.
+        checkpoint: the content of the file.
+        path: the file, for messages.
         trusted: packages beside ours whose classes may be built, each with a dot at its end.
 
     Raises:
@@ -79,6 +79,6 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule, path: Path) -
         a, b = (list(weights[name].shape) if name in weights else "missing" for weights in (theirs, ours))
         if a != b:
             raise UserError(
-                f"ckpt_path={path} is of another model ({name} is {a} in the file, {b} in this model): compose the"
+                f"ckpt_path={path} belongs to another model ({name} is {a} in the file, {b} in this model): compose the"
                 " model it was trained with, or choose another checkpoint"
             )

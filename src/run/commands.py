@@ -1,4 +1,4 @@
-"""What people type: the checkpoint that they mean, and the command that comes next. No torch is needed for it."""
+"""What was typed, the checkpoint that it means, and the command to type next. No torch is needed for it."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def typed_overrides() -> list[str]:
-    """What was typed behind `python run.py`, in order."""
+    """The arguments of `python run.py`, as they were typed."""
     if not HydraConfig.initialized():
         return []
     as_given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
@@ -33,15 +33,15 @@ def is_sweep() -> bool:
 
 
 def next_command(*overrides: str) -> str:
-    """What to type to run this project again, from where it was run now."""
+    """The command that runs this project with `overrides`, from the same folder as now."""
     script = sys.argv[0] if Path(sys.argv[0]).name == "run.py" else "run.py"
     keys = [each.partition("=")[0] for each in overrides]
-    trust = [each for each in typed_overrides() if each.startswith("trusted_packages=")]  # which all verbs have
+    trust = [each for each in typed_overrides() if each.startswith("trusted_packages=")]  # a key of every verb
     return shlex.join(["python", script, *overrides, *(trust if "trusted_packages" not in keys else ())])
 
 
 def a_list(texts: Iterable[object]) -> str:
-    """A list as it is typed: an element in quotes where it would be read as more than text."""
+    """A list as people type it, with quotes around elements that Hydra would not read as text."""
     means_more = re.compile(r"[][(){},'\"$]|^\s|\s$")
     return f"[{','.join(in_quotes(each) if means_more.search(each) else each for each in map(str, texts))}]"
 
@@ -58,18 +58,19 @@ def run_folders(work_dir: str | Path) -> list[Path]:
 
 
 def begun(folder: Path) -> float:
-    """When a run was started: what it writes first is not changed any more."""
+    """When a run was started: the first file that it writes never changes."""
     first = folder / ".hydra" / "overrides.yaml"
     return (first if first.exists() else folder).stat().st_mtime
 
 
 def find_checkpoint(ckpt_path: str, work_dir: str | Path, newest_run: bool = False) -> Path:
-    """The file that `ckpt_path` means; `last` is the `ckpts/last.ckpt` of the newest training run in `work_dir`.
+    """The file that `ckpt_path` means, which is fetched if need be: the one place where a typed path is looked up.
 
     Args:
-        ckpt_path: as it was typed.
-        work_dir: where `logs/` is.
-        newest_run: whether to refuse a `last` of another run, as the newest has no checkpoint; else a warning says so.
+        ckpt_path: as it was typed: a file, an address, or `last` for `ckpts/last.ckpt` of the newest training run.
+        work_dir: the folder of `logs/`.
+        newest_run: whether to refuse `last` where the newest run has no checkpoint yet; otherwise the run before it is
+            taken, with a warning.
 
     Raises:
         UserError: there is no such file.
@@ -81,7 +82,7 @@ def find_checkpoint(ckpt_path: str, work_dir: str | Path, newest_run: bool = Fal
         runs = run_folders(work_dir)
         if HydraConfig.initialized():
             own = Path(HydraConfig.get().runtime.output_dir)
-            ours = own.parent if is_sweep() else None  # of other jobs of the same command
+            ours = own.parent if is_sweep() else None  # the folder of other jobs of the same command
             runs = [run for run in runs if (run != own or (run / last).exists()) and run.parent != ours]
         trained = [run for run in runs if (run / last).exists()]
         if not trained:

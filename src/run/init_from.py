@@ -1,4 +1,4 @@
-"""A new run that begins with the weights of another: as many as fit, and everything else anew."""
+"""A new run that begins with those weights of another run that fit, and with nothing else of it."""
 
 import logging
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from src.run.commands import find_checkpoint
 
 log = logging.getLogger(__name__)
 
-NAMES = 3  # of weights that are named
+NAMES = 3  # of weights in a message
 
 
 def read_start(config: DictConfig) -> dict[str, Any]:
-    """The checkpoint that `init_from` means, checked.
+    """Reads the checkpoint that `init_from` means.
 
     Raises:
         UserError: it cannot be used, or the run is to be resumed as well.
@@ -35,7 +35,7 @@ def read_start(config: DictConfig) -> dict[str, Any]:
     try:
         path = find_checkpoint(config.init_from, config.work_dir)
         checkpoint = read_checkpoint(path)
-    except UserError as error:  # which speaks of the key that is usual
+    except UserError as error:  # it names the usual key
         raise UserError(str(error).replace("ckpt_path", "init_from")) from error
     with open_dict(config):
         config.init_from = escaped(str(path))
@@ -44,16 +44,16 @@ def read_start(config: DictConfig) -> dict[str, Any]:
 
 @torch.no_grad()
 def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Sequence[str], path: str | Path) -> None:
-    """Puts the weights of a checkpoint into a model where their names and shapes are its own; says which they were.
+    """Copies a checkpoint's weights into a model where names and shapes are the same, and logs which they were.
 
-    Rows of embeddings that belong to classes are taken by the classes' names, where both are known. A moving average
-    begins from what was taken, and counts from 0.
+    Rows of embeddings that belong to classes are matched by the names of the classes, where both are known. A moving
+    average begins from the copied weights, and counts from 0.
 
     Args:
-        checkpoint: of any model.
+        checkpoint: the content of a checkpoint of any model.
         model: not yet trained.
-        classes: their names, one for each of the model's labels.
-        path: of the checkpoint.
+        classes: the name of each of the model's labels.
+        path: the checkpoint, for messages.
 
     Raises:
         UserError: nothing fits.
@@ -94,14 +94,14 @@ def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Se
 
 
 def _class_names(checkpoint: dict[str, Any]) -> list[str]:
-    """The names of the classes that a checkpoint's model knows; empty: not known."""
+    """The names of the classes of a checkpoint's model; empty if they are not known."""
     data = checkpoint.get("data")
     names = data.get("classes") if isinstance(data, dict) else None
     return [str(name) for name in names] if isinstance(names, list) and len({*map(str, names)}) == len(names) else []
 
 
 def _have_rows(found: Tensor, weight: Tensor, names: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether both have a row for each of their classes, and rows of one length."""
+    """Whether both embeddings have a row for each of their classes, and rows of the same length."""
     if 0 in (found.dim(), weight.dim()) or found.shape[1:] != weight.shape[1:]:
         return False
     return (len(found), len(weight)) == (len(names), len(classes))

@@ -1,8 +1,8 @@
 """A run that goes on from its checkpoint, and leaves what it would have left without the break.
 
-A resumed run has a folder of its own, and begins it with a copy of the history up to its checkpoint: several runs may
-go on from one checkpoint, and the first run's files stay as they are. What was logged after the checkpoint is not
-copied, as the resumed run logs it again.
+A resumed run has a folder of its own, which begins with a copy of the history up to the checkpoint: several runs may
+go on from one checkpoint, and the first run's files stay as they are. The resumed run logs again what the first one
+logged after the checkpoint, so that is not copied.
 """
 
 import csv
@@ -30,23 +30,23 @@ from src.run.commands import find_checkpoint, is_sweep
 
 log = logging.getLogger(__name__)
 
-# What does not change what is learnt.
+# Options that do not change what a model learns.
 WHERE_AND_HOW_FAST = ("data_dir", "num_workers", "pin_memory", "offline_fallback")
 
 
 @dataclass(frozen=True)
 class Past:
-    """What a run did before this process; nothing where it begins.
+    """What a run did before this process.
 
     Attributes:
-        checkpoint: the file that it goes on from; None: it begins.
-        batch: batches before it.
-        epoch: whole epochs before it.
-        validates: whether the validation after the last batch is done again.
-        seconds: wall-clock of the parts before it, each up to its checkpoint.
-        started: when its first part did, ISO 8601 and UTC.
-        folders: the run folders of the parts before it, the oldest first.
-        folder: the last of them, where it can be found.
+        checkpoint: the file that the run goes on from; None: it is a new run.
+        batch: number of batches so far.
+        epoch: number of whole epochs so far.
+        validates: whether to repeat the validation after the last batch.
+        seconds: wall-clock of the earlier parts, each up to its checkpoint.
+        started: when the first part started, ISO 8601 and UTC.
+        folders: the run folders of the earlier parts, the oldest first.
+        folder: the last of them; None: it is gone.
     """
 
     checkpoint: Path | None = None
@@ -60,17 +60,17 @@ class Past:
 
     @property
     def origin(self) -> dict[str, Any] | None:
-        """What `run.json` says of it."""
+        """What `run.json` says about it."""
         if self.checkpoint is None:
             return None
         return {"checkpoint": str(self.checkpoint), "batch": self.batch, "folders": list(self.folders)}
 
 
 def resume_from(config: DictConfig, model: LightningModule) -> Past:
-    """The checkpoint to resume, checked; W&B and MLflow runs will go on under their ids.
+    """Reads the checkpoint to resume, and sets W&B and MLflow to go on with the same runs.
 
     Raises:
-        UserError: it cannot be read, is of another model, or has nothing left to train.
+        UserError: it cannot be read, belongs to another model, or has nothing left to train.
     """
     path = find_checkpoint(config.ckpt_path, config.work_dir, newest_run=True)
     checkpoint = read_checkpoint(path)
@@ -102,7 +102,7 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
             if loggers.get(name) is not None and loggers[name].get(key) is None and not is_sweep():
                 loggers[name][key] = checkpoint["loggers"].get(name)
         if loggers.get("tensorboard") is not None and past.folder is not None:
-            # It leaves out what the files that it goes on with have after the checkpoint, and has the parameters.
+            # TensorBoard then hides what earlier files have from the checkpoint on; they have the parameters, too.
             loggers["tensorboard"].update({"purge_step": past.batch, "default_hp_metric": False})
     before: Any = checkpoint["config"]
     now: Any = OmegaConf.to_container(config, resolve=True)
@@ -117,7 +117,7 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
 
 
 def _check_limits(config: DictConfig, past: Past) -> None:
-    """Refuses a run that has nothing left to do; one that was stopped in its test has that."""
+    """Refuses a run that has nothing left to do; a run that was stopped in its test still has to test."""
     ended = past.folder is None or _about(past.folder).get("status") == "finished"
     to_test = config.test_after_training and not ended
     for key, what, done in [("max_epochs", "epoch", past.epoch), ("max_steps", "batch", past.batch)]:
@@ -139,7 +139,7 @@ def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
 
 
 def _run_folder(path: Path, checkpoint: dict[str, Any]) -> Path | None:
-    """The folder of the run that wrote a checkpoint: around the file, else where it was; None: it is gone."""
+    """The folder of the run that wrote a checkpoint: where the file lies, or where it was; None: it is gone."""
     around = (path.parent.parent, Path(checkpoint["folders"][-1]))
     return next((each for each in around if _about(each).get("started") == checkpoint["started"]), None)
 
@@ -154,10 +154,10 @@ def _about(folder: Path) -> dict[str, Any]:
 
 @rank_zero_only
 def take_over(past: Past, run_dir: Path) -> list[str]:
-    """Copies the pictures of the epochs before a checkpoint. In the same folder, removes those after it.
+    """Copies the pictures of the epochs before the checkpoint. In the same folder, removes those after it.
 
     Returns:
-        The lines of `metrics.jsonl` before it.
+        The lines of `metrics.jsonl` before the checkpoint.
     """
     if past.checkpoint is None:
         return []
@@ -193,34 +193,34 @@ def _lines_before(path: Path, past: Past) -> Iterator[str]:
         try:
             row = json.loads(line)
             step = row["step"]
-        except (ValueError, KeyError, TypeError):  # cut short by a kill
+        except (ValueError, KeyError, TypeError):  # a kill cut it short
             continue
         if isinstance(step, int) and _is_kept(row, step, past):
             yield line
 
 
 def _is_kept(row: Iterable[str], step: int, past: Past) -> bool:
-    """Whether what was logged under these names is not logged again."""
+    """Whether the resumed run will not log a row with these names again."""
     again = past.validates and step == past.batch - 1 and any(name.startswith("val/") for name in row)
     return step < past.batch and not again
 
 
 def wandb_folders(past: Past, run: Any) -> list[Path]:
-    """Where earlier parts of an offline W&B run are, the oldest first."""
+    """The folders of the earlier parts of an offline W&B run, the oldest first."""
     found = [path for each in past.folders for path in sorted(Path(each).glob(f"wandb/offline-run-*-{run.id}"))]
     return [path for path in dict.fromkeys(found) if path.resolve() != Path(run.dir).resolve().parent]
 
 
 @rank_zero_only
 def go_on(logger: Logger, past: Past, run_dir: Path) -> None:
-    """Gives a logger that cannot ask a server what the run logged before, if anything."""
+    """Gives a logger that keeps files what the run logged before, if anything."""
     if past.folder is None:
         return
     if isinstance(logger, WandbLogger):
         run = logger.experiment
         parts = reversed(wandb_folders(past, run)) if run.offline else ()
-        if n_rows := next(filter(None, map(_n_rows, parts)), 0):  # of the last part that came to log something
-            run.log({}, step=n_rows)  # W&B takes no rows behind those it has; a server would say how many these are
+        if n_rows := next(filter(None, map(_n_rows, parts)), 0):  # the last part that logged anything
+            run.log({}, step=n_rows)  # W&B drops rows whose number it has seen; online, its server says where to begin
     if not isinstance(logger, (CSVLogger, TensorBoardLogger)):
         return
     here = Path(logger.log_dir).resolve()
@@ -228,7 +228,7 @@ def go_on(logger: Logger, past: Past, run_dir: Path) -> None:
     try:
         if isinstance(logger, CSVLogger):
             rows = list(_rows_before(there / "metrics.csv", past))
-            logger.experiment.metrics += rows  # from here on it is as if they had been logged now
+            logger.experiment.metrics += rows  # as if they had been logged now
             logger.save()
         elif there.resolve() != here:
             here.mkdir(parents=True, exist_ok=True)

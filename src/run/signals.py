@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run in order: after the batch in progress, with a checkpoint and an honest exit code."""
+"""Ctrl-C and SIGTERM end a run after the batch in progress, with a checkpoint and the right exit code."""
 
 import logging
 import signal
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class StopRequest(Callback):
-    """Which signal asked the run to stop, if any; stops training after the batch in which it came."""
+    """Remembers which signal asked the run to stop, and stops training after that batch."""
 
     signum: int | None = None
-    begun = False  # training; what comes before it, such as a feature net, need not be waited for
+    begun = False  # training has; nothing before it, such as a feature net, is worth waiting for
 
     def is_made(self, trainer: Trainer) -> bool:
-        """Whether any process was asked; all of them get the same answer at the same time."""
+        """Whether any process was asked to stop; all processes get the same answer."""
         return trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,8 +39,8 @@ class StopRequest(Callback):
 def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     """While training, the first SIGINT, SIGTERM or SIGHUP waits for the batch in progress; the next one does not.
 
-    Lightning waits for SIGTERM alone, ends the process with exit code 0 then, and hangs where several processes
-    receive the signal, because its handler communicates with the others from wherever each of them happens to be.
+    Lightning does so for SIGTERM alone, then exits with code 0, and hangs if several processes receive the signal,
+    because its handler communicates with the others while each is somewhere else.
     """
     request = StopRequest()
 

@@ -25,7 +25,7 @@ from src.run.trust import packages_to_trust, trusted_packages
 
 @rank_zero_only
 def record_config(config: DictConfig, run_dir: Path) -> None:
-    """Keeps the composed configuration as `config_tree.txt` in the run folder; with `print_config` shows it, too."""
+    """Writes the composed configuration to `config_tree.txt` in the run folder; with `print_config`, prints it, too."""
     tree = Tree("CONFIG", guide_style="dim")
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     for key, value in plain.items():
@@ -46,13 +46,13 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
 def record_results(
     about: Mapping[str, Any], run_dir: Path, metrics: Mapping[str, float], seconds: float | None
 ) -> None:
-    """Keeps the final metrics as `results.json` in the run folder, with their origin and the seconds it took.
+    """Writes `results.json` in the run folder: the final metrics, their origin, and the seconds it took.
 
     Args:
-        about: what `run.json` says of the run.
+        about: the content of `run.json`.
         run_dir: the run folder.
         metrics: by name; those of training are left out.
-        seconds: of the whole command.
+        seconds: wall-clock of the whole command.
     """
     record = {
         **{key: about[key] for key in ("name", "command", "commit", "machine")},
@@ -64,11 +64,11 @@ def record_results(
 
 
 def seconds_so_far(run_dir: Path, before: float = 0.0) -> float | None:
-    """Wall-clock since the command was typed, nearly: Hydra writes a file before anything slow is imported.
+    """Wall-clock since Hydra wrote its first file, which is before anything slow is imported; None: it wrote none.
 
     Args:
         run_dir: the run folder.
-        before: seconds of the parts that the run goes on from.
+        before: seconds of the earlier parts of a resumed run, which are added.
     """
     begun = run_dir / ".hydra" / "overrides.yaml"
     return round(before + time.time() - begun.stat().st_mtime, 1) if begun.exists() else None
@@ -76,13 +76,13 @@ def seconds_so_far(run_dir: Path, before: float = 0.0) -> float | None:
 
 @rank_zero_only
 def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float], past: Past) -> None:
-    """Prints final metrics, what lies where, and the commands that come next."""
+    """Prints the final metrics, the files of the run, and the commands to type next."""
     console = plain_console()
     if metrics:
         table = Table("metric", "train", "val", "test", "real images", title=str(config.name))
         names = dict.fromkeys(name.partition("/")[2] for name in metrics if "/" in name)
         for name in names:
-            if name.endswith("_floor"):  # beside what it is the floor of
+            if name.endswith("_floor"):  # it has a column
                 continue
             row = [metrics.get(f"{split}/{name}") for split in ("train", "val", "test")]
             row.append(metrics.get(f"test/{name}_floor", metrics.get(f"val/{name}_floor")))
@@ -113,7 +113,7 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
         a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
         classes = [str(name) for name in getattr(trainer.datamodule, "class_names", [])]  # type: ignore[attr-defined]
         plain = a_class >= len(classes) or classes[a_class] == str(a_class) or not any(map(without_zeros, classes))
-        label = str(a_class) if plain else f'"#{a_class}"'  # which is no class's name
+        label = str(a_class) if plain else f'"#{a_class}"'  # by number, as names look like other numbers
         trust = []
         if missing := packages_to_trust(config):
             trusted = [package.rstrip(".") for package in trusted_packages(config)]
@@ -138,7 +138,7 @@ def _wandb_commands(logger: WandbLogger, past: Past) -> list[tuple[str, str]]:
 
 
 def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path, ended: bool) -> list[str]:
-    """What was typed for this run, with the checkpoint, and a higher limit where it has reached its own."""
+    """The arguments of this run with its checkpoint, and with twice the limit that the run has reached."""
     typed = typed_overrides()
     replaced = {"ckpt_path": str(checkpoint)} | ({"init_from": "null"} if config.init_from else {})
     for key, done in [("max_epochs", trainer.current_epoch), ("max_steps", trainer.global_step)]:

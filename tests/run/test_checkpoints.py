@@ -115,7 +115,7 @@ UNTRUSTED = [
     "src.models.mnist_gan_model.MNISTGANModel.load_from_checkpoint",
     "src.models.modules.ema.copy.deepcopy",
     "src.models.losses.LSGANLoss.__init__.__globals__",
-    # What is no name of a class.
+    # Not the name of a class.
     "src.models.mnist_gan_model",
     "src.models.",
     "torch.nn..Linear",

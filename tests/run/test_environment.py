@@ -32,37 +32,29 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_a_home_that_cannot_be_written_is_replaced(environ: dict[str, str], tmp_path: Path) -> None:
     environ["HOME"] = BELOW_A_FILE
     environ["XDG_DATA_HOME"] = str(tmp_path / "own")
-
     replace_home(tmp_path / "other")
-
     assert environ["XDG_CACHE_HOME"] == str(tmp_path / "other" / ".cache")
     assert environ["XDG_CONFIG_HOME"] == str(tmp_path / "other" / ".config")
     assert environ["XDG_DATA_HOME"] == str(tmp_path / "own")  # chosen by the user, and can be written
 
 
-def test_no_home_at_all(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as where the user is unknown
+@pytest.mark.parametrize("user_is_known", [True, False])
+def test_no_home_in_the_environment(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user_is_known: bool
+) -> None:
+    home = pwd.getpwuid(os.getuid()).pw_dir
+    if not user_is_known:
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+        home = str(tmp_path / "other")
     environ.pop("HOME", None)
-
     replace_home(tmp_path / "other")
-
-    assert environ["HOME"] == str(tmp_path / "other")
-
-
-def test_a_home_that_only_the_system_knows(environ: dict[str, str], tmp_path: Path) -> None:
-    environ.pop("HOME", None)
-
-    replace_home(tmp_path / "other")
-
-    assert environ["HOME"] == pwd.getpwuid(os.getuid()).pw_dir  # wandb's own process looks nowhere else
+    assert environ["HOME"] == home  # wandb's own process looks nowhere else
 
 
 def test_a_home_that_can_be_written_stays(environ: dict[str, str], tmp_path: Path) -> None:
     environ["HOME"] = str(tmp_path)
     before = dict(environ)
-
     replace_home(tmp_path / "other")
-
     assert environ == before
     assert not list(tmp_path.iterdir())
 
@@ -73,38 +65,31 @@ def test_settings_that_can_be_read_are_still_read(
     (tmp_path / ".config").mkdir()
     environ["HOME"] = str(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
-
     replace_home(Path("/other"))
-
     assert environ["XDG_CACHE_HOME"] == "/other/.cache" and "XDG_CONFIG_HOME" not in environ
 
 
-def test_a_temporary_folder_that_cannot_be_written_is_replaced(environ: dict[str, str], tmp_path: Path) -> None:
+def test_a_temporary_folder_that_cannot_be_written_is_replaced(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     environ["TMPDIR"] = BELOW_A_FILE
-
     replace_home(tmp_path)
-
     assert environ["TMPDIR"] == tempfile.gettempdir() != BELOW_A_FILE
 
-
-def test_no_temporary_folder_at_all(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [BELOW_A_FILE])
-
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [BELOW_A_FILE])  # there is none at all
     replace_home(tmp_path)
-
     assert tempfile.gettempdir() == str(tmp_path / "tmp")
 
 
-def test_a_user_without_a_name_has_a_number(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_gets_a_number(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     monkeypatch.setattr("pwd.getpwuid", unknown)
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         environ.pop(name, None)
-
     replace_home(Path("/other"))
-
     assert getpass.getuser() == str(os.getuid())
 
 
