@@ -27,6 +27,7 @@ from src.config.text import escaped
 from src.errors import UserError
 from src.run.checkpoints import check_fits, read_checkpoint
 from src.run.commands import find_checkpoint, is_sweep
+from src.run.run_record import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -153,11 +154,11 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 @rank_zero_only
-def take_over(past: Past, run_dir: Path) -> list[str]:
+def take_over(past: Past, run_dir: Path) -> list[dict[str, Any]]:
     """Copies the pictures of the epochs before the checkpoint. In the same folder, removes those after it.
 
     Returns:
-        The lines of `metrics.jsonl` before the checkpoint.
+        The rows of `metrics.jsonl` before the checkpoint.
     """
     if past.checkpoint is None:
         return []
@@ -182,21 +183,10 @@ def take_over(past: Past, run_dir: Path) -> list[str]:
                     shutil.copyfile(picture, copy)
                 elif in_place and not is_past:
                     picture.unlink()
-        return list(_lines_before(past.folder / "metrics.jsonl", past))
+        return [row for row in read_rows(past.folder / "metrics.jsonl") if _is_kept(row, row["step"], past)]
     except OSError as error:
         log.warning("not all of the run so far could be taken over (%s)", error)
         return []
-
-
-def _lines_before(path: Path, past: Past) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-            step = row["step"]
-        except (ValueError, KeyError, TypeError):  # a kill cut it short
-            continue
-        if isinstance(step, int) and _is_kept(row, step, past):
-            yield line
 
 
 def _is_kept(row: Iterable[str], step: int, past: Past) -> bool:

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class RunRecord(Logger):
     Args:
         folder: the run folder.
         about: what stands in `run.json`, plain values.
-        history: lines of `metrics.jsonl` that come first, of the run that is being resumed.
+        history: rows that come first, of the run that is being resumed.
 
     Attributes:
         values: the last one of each metric.
@@ -36,7 +36,7 @@ class RunRecord(Logger):
     name = None
     version = None
 
-    def __init__(self, folder: Path, about: Mapping[str, Any], history: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, about: Mapping[str, Any], history: Iterable[dict[str, Any]] = ()) -> None:
         super().__init__()
         self.folder = folder
         self.about = {"format": FORMAT, "status": "running", **about, "seconds": None}
@@ -46,12 +46,14 @@ class RunRecord(Logger):
         self._epoch = 0
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             folder.mkdir(parents=True, exist_ok=True)
-            for row in map(json.loads, history):
+            lines = []
+            for row in history:
+                lines.append(json.dumps(row) + "\n")
                 self.values |= {name: value for name, value in row.items() if not isinstance(value, (list, str))}
                 self._epoch = row["epoch"]
                 self._begun = min(self._begun, time.perf_counter() - row["seconds"])
             with replacing(self._metrics_file) as partial:  # resumed in the same folder, a kill loses nothing
-                partial.write_text("".join(history), encoding="utf-8")
+                partial.write_text("".join(lines), encoding="utf-8")
             self._write_about()
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -75,7 +77,7 @@ class RunRecord(Logger):
 
     def best(self) -> dict[str, dict[str, float]]:
         """The best and the last validation by each metric that has a better end, as W&B's summary has them."""
-        rows = [json.loads(line) for line in self._metrics_file.read_text(encoding="utf-8").splitlines()]
+        rows = list(read_rows(self._metrics_file)) if self._metrics_file.exists() else []  # not on another machine
         found = {}
         for which, choose, names in [("min", min, LOWER_IS_BETTER), ("max", max, HIGHER_IS_BETTER)]:
             for name in (f"val/{name}" for name in names):
@@ -92,6 +94,17 @@ class RunRecord(Logger):
     @rank_zero_only
     def _write_about(self) -> None:
         (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, without those that a kill or a full disk has cut short."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row
 
 
 def log_record(trainer: Trainer, name: str, value: list[Any] | str) -> None:

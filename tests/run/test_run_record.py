@@ -10,7 +10,7 @@ import torch
 
 from src.run.checksum import splits_sha256
 from src.run.provenance import record_diff
-from src.run.run_record import RunRecord
+from src.run.run_record import RunRecord, read_rows
 from tests.conftest import QUICK
 from tests.forked import run_forked
 
@@ -64,9 +64,9 @@ def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
     record.log_metrics({"train/g_loss": 0.5, "epoch": 3}, step=7)
     record.log_metrics({"train/g_loss": float("nan"), "train/d_loss": float("inf")}, step=8)
     assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["status"] == "running"
-    again = RunRecord(
-        tmp_path, {"name": "a"}, (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines(True)
-    )
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 9, "epo')  # the last line is cut
+    again = RunRecord(tmp_path, {"name": "a"}, list(read_rows(tmp_path / "metrics.jsonl")))
     again.add({"val/d_confusion": [[1, 2], [3, 4]]}, step=9)
     rows = [{key: value for key, value in row.items() if key != "seconds"} for row in lines(tmp_path)]
     assert rows == [
@@ -79,8 +79,8 @@ def test_a_killed_run_keeps_what_it_had(tmp_path: Path) -> None:
 
 
 def test_the_best_of_all_parts_is_the_best(tmp_path: Path) -> None:
-    history = ['{"step": 2, "epoch": 0, "seconds": 1.0, "val/fd": 0.5, "val/label_accuracy": 0.25}\n']
-    record = RunRecord(tmp_path, {"name": "a"}, history)
+    before = {"step": 2, "epoch": 0, "seconds": 1.0, "val/fd": 0.5, "val/label_accuracy": 0.25}
+    record = RunRecord(tmp_path, {"name": "a"}, [before])
     record.log_metrics({"val/fd": 0.75, "val/label_accuracy": 0.5, "val/seconds": 3.0}, step=5)
     assert record.best() == {
         "val/fd": {"min": 0.5, "last": 0.75},
