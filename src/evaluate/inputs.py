@@ -248,7 +248,7 @@ def open_inputs(ckpt_path: Any, work_dir: str, weights: str, trusted: Sequence[s
     if not 0 < len(listed) <= MOST:
         raise UserError(f"ckpt_path names {len(listed)} files: name 1 to {MOST}, such as ckpt_path=[a.ckpt,b.onnx]")
     inputs: dict[Path, Input] = {}
-    for path in (find_input(each, work_dir) for each in listed):
+    for path in [find_input(each, work_dir) for each in listed]:  # all are found before one is opened
         if path in inputs:
             continue
         if path.is_dir():
