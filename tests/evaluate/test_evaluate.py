@@ -22,7 +22,7 @@ from src.pictures.pixels import to_pixels
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from tests.conftest import compose_config, needs_onnx
 from tests.forked import run_forked
-from tests.metrics.digits import cache_dir, digits, references
+from tests.metrics.digits import CACHE_DIR, digits, references
 from tests.metrics.test_evaluator import KEYS
 
 Evaluated = Callable[..., dict[str, Any]]
@@ -34,7 +34,7 @@ def features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The digits' feature net is at hand, in a data folder that holds nothing else."""
     references()
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "features").symlink_to(cache_dir())
+    (tmp_path / "data" / "features").symlink_to(CACHE_DIR)
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
 
 

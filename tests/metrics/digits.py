@@ -1,7 +1,7 @@
-"""The embedded digits and their feature net, trained once for all tests of a process."""
+"""The embedded digits and their feature net, which is trained once for all tests."""
 
 import functools
-import tempfile
+import os
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from src.metrics.evaluator import Evaluator
 from src.metrics.references import References, load_references
 
 CPU = torch.device("cpu")
+CACHE_DIR = Path(os.environ["DATA_DIR"]) / "features"  # that of the runs in tests
 
 
 @functools.cache
@@ -20,16 +21,9 @@ def digits() -> DigitsDataModule:
     return datamodule
 
 
-folder = tempfile.TemporaryDirectory(prefix="features-")  # removed when the process ends
-
-
-def cache_dir() -> Path:
-    return Path(folder.name)
-
-
 @functools.cache
 def references() -> References:
-    return load_references(digits(), cache_dir(), CPU)
+    return load_references(digits(), CACHE_DIR, CPU)
 
 
 @functools.cache

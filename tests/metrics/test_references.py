@@ -1,6 +1,5 @@
 """The file that keeps a feature net and the real images in its features."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,22 @@ from src.metrics import references
 from src.metrics.references import check_accuracy, load_references
 from src.pictures.pixels import to_pixels
 from tests.conftest import assert_same
-from tests.metrics.digits import CPU, cache_dir, digits
+from tests.metrics.digits import CACHE_DIR, CPU, digits
 from tests.metrics.digits import references as digits_references
 
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The digits' file in a folder of its own, and nothing that could train another net."""
-    (original,) = [cache_dir() / f"{digits_references().name}.pt"]
+    """The digits' file in a folder of its own, with one size, and nothing that could train another net."""
+    copy = tmp_path / f"{digits_references().name}.pt"
+    content = torch.load(CACHE_DIR / copy.name, weights_only=True)
+    torch.save(content | {"real": {32: content["real"][32]}}, copy)
 
     def refuse(*_: object) -> None:
         raise AssertionError("trained once more")
 
     monkeypatch.setattr(references, "train_classifier", refuse)
-    return Path(shutil.copy(original, tmp_path))
+    return copy
 
 
 def load(folder: Path, img_size: int = 32, source: str = "digits") -> references.References:
