@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -62,6 +63,16 @@ def test_an_example_runs(copy: Path, command: str) -> None:
             node = node[part]
         assert str(node) == value
     assert (copy / "run" / "samples" / "epoch_0000.png").exists()
+
+
+def test_the_python_example_runs(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^```python test\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(checkpoint.parents[5])
+    names: dict[str, Any] = {}
+
+    exec(code, names)
+
+    assert names["fives"].shape == (16, 32, 32, 1) and names["fives"].dtype == "uint8"
 
 
 def test_the_keys_that_pages_name_exist() -> None:
