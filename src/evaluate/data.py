@@ -21,11 +21,7 @@ SAME_IMAGES = ("_target_", "train_val_test_split", "folder")  # arguments that d
 
 
 def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, Any]:
-    """The datamodule's part of a configuration.
-
-    Args:
-        inputs: what to compare with it.
-        named: the part that `datamodule=NAME` composed; None: it was not typed.
+    """The datamodule's part of a configuration: the one that was named, else that of the models.
 
     Raises:
         UserError: nothing says which data they are, or one input's data are not another's.

@@ -41,27 +41,15 @@ STEP = 4 * BLOCK  # images between two steps of a progress bar
 
 
 class Input(ABC):
-    """One of the things to evaluate.
+    """One of the things to evaluate: a file, or a folder. What is None is not known."""
 
-    Attributes:
-        path: the file or folder.
-        name: short, and unique among the inputs.
-        img_size: height and width of the images in pixels.
-        channels: image channels; None: as the data have them.
-        n_classes: number of classes; None: not known.
-        source: the name of the data it was trained on; None: not known.
-        data_sha256: the checksum of these; None: not known.
-        about: what else is known of it, as plain values.
-        checkpoint: the opened checkpoint; None: it is something else.
-    """
-
-    name: str
-    img_size: int
+    name: str  # short, and unique among the inputs
+    img_size: int  # height and width of the images in pixels
     channels: int | None = None
     n_classes: int | None = None
-    source: str | None = None
-    data_sha256: str | None = None
-    about: Mapping[str, Any] = {}
+    source: str | None = None  # the name of the data it was trained on
+    data_sha256: str | None = None  # of these data
+    about: Mapping[str, Any] = {}  # what else is known of it, as plain values
     checkpoint: CheckpointSampler | None = None
 
     def __init__(self, path: Path) -> None:
@@ -233,13 +221,9 @@ def _blamed_on(path: Path) -> Iterator[None]:
 
 
 def open_inputs(ckpt_path: Any, work_dir: str, weights: str, trusted: Sequence[str] = ()) -> list[Input]:
-    """Opens what `ckpt_path` names, each once, in that order.
+    """Opens what `ckpt_path` names, each once: checkpoints, ONNX files, `samples.npz` and folders of pictures.
 
-    Args:
-        ckpt_path: a checkpoint, an ONNX file, a `samples.npz`, a folder of pictures, `last`, or a list of these.
-        work_dir: where to look for the newest run.
-        weights: `ema` or `raw`, for models.
-        trusted: packages beside ours whose classes a checkpoint may name, each with a dot at its end.
+    The other arguments are those of `open_sampler`.
 
     Raises:
         UserError: one of them cannot be used, or there are too many.

@@ -9,9 +9,8 @@ from torch import Tensor
 from src.datamodules.image_datamodule import ImageDataModule
 from src.metrics.alarms import Quality, alarms
 from src.metrics.classes import class_accuracy, class_variance, confusion_matrix
+from src.metrics.distances import fit_gaussian, frechet_distance, kernel_distance, mean_kernel
 from src.metrics.feature_net import Embedded, train_classifier
-from src.metrics.frechet import fit_gaussian, frechet_distance
-from src.metrics.kid import kernel_distance, mean_kernel
 from src.metrics.neighbours import nearest_distance, precision_recall_density_coverage, radii
 from src.metrics.references import References, embed_served
 from src.pictures.pixels import to_pixels
@@ -88,26 +87,22 @@ class Evaluator:
         accuracy = class_accuracy(confusion)
         variance = class_variance(images.features, images.labels, n_classes) / self._variance
         nearest = nearest_distance(images.features[:N_NEAREST], self.real["train"].features)
+        real_radii, real_kernel = self._reference_alone
         metrics = {
             "fd": frechet_distance(fit_gaussian(images.features), self._gaussian),
-            "kid": kernel_distance(images.features, self._reference, self._mean_kernel),
+            "kid": kernel_distance(images.features, self._reference, real_kernel),
             "label_accuracy": float(confusion.trace() / confusion.sum()),
             "worst_class_accuracy": float(accuracy[~accuracy.isnan()].min()),
-            **precision_recall_density_coverage(self._reference, images.features, self._radii),
+            **precision_recall_density_coverage(self._reference, images.features, real_radii),
             "within_class_variance": float(variance.nanmean()),
             "nearest_train": float(nearest.mean()),
         }
         return Quality(metrics, confusion, variance, nearest)
 
-    # A third of what neighbours and kernels cost, and the same every time.
-
     @cached_property
-    def _radii(self) -> tuple[Tensor, Tensor]:
-        return radii(self._reference)
-
-    @cached_property
-    def _mean_kernel(self) -> Tensor:
-        return mean_kernel(self._reference)
+    def _reference_alone(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """A third of what neighbours and kernels cost, and the same every time."""
+        return radii(self._reference), mean_kernel(self._reference)
 
     def alarms(self, quality: Quality) -> dict[str, str]:
         """What is wrong with generated images: see `src.metrics.alarms`."""

@@ -120,12 +120,9 @@ def train_classifier(
         pixels: uint8 [N, C, H, W].
         labels: int64 [N].
         n_classes: number of classes.
-        native_size: height of the data set's own images in pixels.
+        native_size: as for `FeatureNet`, which is returned in evaluation mode.
         device: where to train.
         task: shown beside the progress bar.
-
-    Returns:
-        The classifier in evaluation mode.
     """
     rng = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng(devices=[]):

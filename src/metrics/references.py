@@ -42,14 +42,9 @@ class References(NamedTuple):
 def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device) -> References:
     """The feature net of these data, trained on first use, and the real images in its features.
 
-    Both are kept in a file whose name has the data's name and a hash of the three splits and of the recipe: other data
-    have another file. The net trains on all training images, whatever part of them a run trains on. Real images go the
-    way of generated ones: served at `img_size`, rounded to uint8, resized to the net's size.
-
-    Args:
-        data: set up.
-        cache_dir: the folder of the file.
-        device: where to train and to compute.
+    Both are kept in a file in `cache_dir`, whose name has a hash of the three splits and of the recipe: other data have
+    another file. The net trains on all training images, whatever part of them a run trains on. Real images go the way
+    of generated ones: served at `img_size`, rounded to uint8, resized to the net's size.
 
     Raises:
         UserError: a split is too small, or the net's accuracy on the test split too low for its numbers to mean

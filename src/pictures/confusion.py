@@ -17,12 +17,9 @@ def draw_label_confusion(counts: np.ndarray, names: Sequence[str]) -> np.ndarray
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
-    """A table of counts [N, N] as a heat map, uint8 [H, W, 3]; a cell says its share of its row in percent.
+    """How often a row's cases came out as each column [N, N], as a heat map uint8 [H, W, 3] in percent of the row.
 
-    Args:
-        counts: how often a row's cases came out as each column.
-        names: of the rows and of the columns.
-        title: two lines that say what they are.
+    Rows and columns have the same names; `title` has two lines.
     """
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = MARGIN + CELL * len(names) + 12
@@ -32,8 +29,8 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.n
     names = drawable(names)
     draw.multiline_text((8, 6), title, INK, font)
     for j, name in enumerate(names):
-        centre = MARGIN + CELL * j + CELL // 2
-        draw.text((centre, MARGIN - 8 - 15 * (j % 2)), fitted(name, 2 * CELL, draw, font), INK, font, anchor="ms")
+        place = MARGIN + CELL * j + CELL // 2, MARGIN - 8 - 15 * (j % 2)
+        draw.text(place, fitted(name, 2 * CELL, draw, font), INK, font, anchor="ms")
     for i, name in enumerate(names):
         top = MARGIN + CELL * i
         draw.text((MARGIN - 8, top + CELL // 2), fitted(name, MARGIN - 12, draw, font), INK, font, anchor="rm")
@@ -43,18 +40,13 @@ def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.n
             draw.rectangle((left, top, left + CELL - 2, top + CELL - 2), fill=colour)
             if counts[i, j]:
                 text = f"{100 * share:.0f}" if share >= 0.095 else f"{100 * share:.1f}"
-                draw.text(
-                    (left + CELL // 2 - 1, top + CELL // 2 - 1),
-                    text,
-                    PAPER if share > 0.3 else INK,
-                    font,
-                    anchor="mm",
-                )
+                centre, ink = (left + CELL // 2 - 1, top + CELL // 2 - 1), PAPER if share > 0.3 else INK
+                draw.text(centre, text, ink, font, anchor="mm")
     return np.asarray(picture)
 
 
 def drawable(names: Sequence[str]) -> list[str]:
-    """The names of classes; `#NUMBER` and what is left of a name that has characters beyond those of Pillow's font."""
+    """The names of classes; those with characters beyond Pillow's font as `#NUMBER` and what is left of them."""
     plain = [normalize("NFKD", name).encode("ascii", "ignore").decode() for name in names]
     return [name if name.isascii() else f"#{i} {plain[i]}".strip() for i, name in enumerate(names)]
 
