@@ -18,6 +18,7 @@ def test_a_logger_without_its_package_says_what_to_install(
 ) -> None:
     for module in [logger, *(name for name in sys.modules if name.startswith(f"{logger}."))]:
         monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("lightning_fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
     with pytest.raises(UserError, match=rf"logger\.{logger} .*pip install -r requirements-extras\.txt"):
         train_here("run", f"logger={logger}", *SHORT)
 

@@ -100,7 +100,7 @@ def test_pngs_are_read_back_as_the_classes_that_they_are_of(checkpoint: Path, tm
     assert {picture.label: picture.path.parent.name for picture in found.pictures} == dict(
         zip(names, folder_names(names), strict=True)
     )
-    assert len(found.pictures) == 10 and not found.left_out
+    assert len(found.pictures) == 10 and not found.in_words()
 
 
 @pytest.mark.parametrize(("typed", "cells"), [(["labels=[5]"], (16, 16)), (["labels=[5,3]"], (2, 16))])
