@@ -15,8 +15,7 @@ from src.run.commands import next_command, typed_overrides
 from src.run.console import plain_console
 from src.run.files import atomic_write
 from src.run.trust import trusted_packages
-from src.sampling.open_sampler import open_sampler
-from src.sampling.options import out_folder, wanted_labels
+from src.sampling.options import open_sampler, out_folder, wanted_labels
 from src.sampling.sampler import Noise, Sampler
 
 FRAME_MS = 80  # how long an animation shows a frame

@@ -16,8 +16,7 @@ from src.run.console import plain_console
 from src.run.files import atomic_write
 from src.run.trust import trusted_packages
 from src.sampling.labels import folder_names, metadata_row
-from src.sampling.open_sampler import open_sampler
-from src.sampling.options import out_folder, out_is_full, wanted_labels
+from src.sampling.options import open_sampler, out_folder, out_is_full, wanted_labels
 from src.sampling.sampler import BLOCK, About, Noise, Sampler
 from src.sampling.samples_file import write_samples
 
@@ -36,7 +35,10 @@ def sample(config: DictConfig) -> None:
     labels, n = wanted_labels(config.labels, about), config.n_per_label
     total = len(labels) * n
     console = plain_console()
-    kept = Kept(labels, n)
+    # The grid shows a row a class, or a square of one class alone, which shows more than a row.
+    shown = min(n, COLUMNS**2 if len(labels) == 1 else COLUMNS)
+    n_columns = math.ceil(math.sqrt(shown)) if len(labels) == 1 else shown
+    cells: list[np.ndarray] = []
     columns = "drawing", BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn()
     try:
         with Progress(*(TextColumn(c) if isinstance(c, str) else c for c in columns), console=console) as progress:
@@ -44,7 +46,7 @@ def sample(config: DictConfig) -> None:
 
             def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
                 for start, images, its_labels in draw_all(sampler, config, labels):
-                    kept.keep(start, images)
+                    cells.extend(images[np.arange(start, start + len(images)) % n < shown])
                     if config.png:
                         save_pngs(images, its_labels, start, about, out / "png")
                     yield images, its_labels
@@ -52,7 +54,7 @@ def sample(config: DictConfig) -> None:
 
             write_samples(out / "samples.npz", (total, about.img_size, about.img_size, about.channels), parts())
         with atomic_write(out / "grid.png") as file:
-            Image.fromarray(grid(np.stack(kept.images), kept.columns)).save(file)
+            Image.fromarray(grid(np.stack(cells), n_columns)).save(file)
     except OSError as error:
         raise out_is_full(error) from error
 
@@ -77,29 +79,6 @@ def draw_all(sampler: Sampler, config: DictConfig, labels: np.ndarray) -> Iterat
     for start in range(0, total, step):
         its_labels = labels[np.arange(start, min(start + step, total)) // config.n_per_label]
         yield start, sampler.draw(Request(noise(len(its_labels)), its_labels)), its_labels
-
-
-class Kept:
-    """The images that the grid shows: the first of each class, or a square of them where there is one class.
-
-    Args:
-        labels: the classes drawn, int64.
-        n_per_label: how many images of each.
-    """
-
-    def __init__(self, labels: np.ndarray, n_per_label: int) -> None:
-        self.n_per_label = n_per_label
-        if len(labels) == 1:  # then a square shows more than a row
-            self.per_label = min(n_per_label, COLUMNS**2)
-            self.columns = math.ceil(math.sqrt(self.per_label))
-        else:
-            self.per_label = self.columns = min(n_per_label, COLUMNS)
-        self.images: list[np.ndarray] = []
-
-    def keep(self, start: int, images: np.ndarray) -> None:
-        """Takes what it needs of images [N, H, W, C], the first of which is number `start` of all."""
-        chosen = np.arange(start, start + len(images)) % self.n_per_label < self.per_label
-        self.images += list(images[chosen])
 
 
 def save_pngs(images: np.ndarray, labels: np.ndarray, start: int, about: About, folder: Path) -> None:

@@ -28,7 +28,7 @@ from src.run.commands import find_checkpoint
 from src.run.files import sha256_of
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.labels import resolve
-from src.sampling.open_sampler import open_sampler
+from src.sampling.options import open_sampler
 from src.sampling.sampler import BLOCK, Sampler
 from src.sampling.samples_file import LARGEST_SIDE, SamplesFile
 

@@ -22,8 +22,7 @@ from src.run.commands import a_list, next_command
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
 from src.sampling.checkpoint_sampler import CheckpointSampler
-from src.sampling.open_sampler import open_sampler
-from src.sampling.options import out_folder, out_is_full
+from src.sampling.options import open_sampler, out_folder, out_is_full
 from src.sampling.sampler import Noise
 
 FILES = {
@@ -49,7 +48,12 @@ def export(config: DictConfig) -> None:
     sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
     if not isinstance(sampler, CheckpointSampler):
         raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
-    check_generator(sampler, path)
+    images = sampler.run(Request(Noise(sampler.about.noise_shape, 0)(1), np.zeros(1, np.int64)))
+    if not np.isfinite(images).all():
+        raise UserError(
+            f"ckpt_path={path} draws images that are not finite, as its training has diverged: choose another"
+            " checkpoint"
+        )
     out = out_folder(config.out).resolve()
     missing = [name for name in REQUIRED if find_spec(name) is None] if formats != ["torch"] else []
     if missing and config.formats is not None:
@@ -79,20 +83,6 @@ def export(config: DictConfig) -> None:
     console.print(f"serve       {next_command('task=serve', f'ckpt_path={ours[0]}')}")
     inputs = ours[0] if len(ours) == 1 else a_list(ours)
     console.print(f"quality     {next_command('task=evaluate', f'ckpt_path={inputs}')}")
-
-
-def check_generator(sampler: CheckpointSampler, path: Path) -> None:
-    """Refuses a model that draws nothing.
-
-    Raises:
-        UserError: its images are not finite.
-    """
-    images = sampler.run(Request(Noise(sampler.about.noise_shape, 0)(1), np.zeros(1, np.int64)))
-    if not np.isfinite(images).all():
-        raise UserError(
-            f"ckpt_path={path} draws images that are not finite, as its training has diverged: choose another"
-            " checkpoint"
-        )
 
 
 def write_files(

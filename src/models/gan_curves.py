@@ -1,6 +1,9 @@
-"""How a report shows what a GAN logs: plain values, as `ImageModel.curves` and `ImageModel.tables`."""
+"""What a GAN says of itself: failures that only GANs have, and how a report shows what it logs."""
 
+from collections.abc import Mapping
 from typing import Any
+
+D_SATURATED = 0.995  # share of pairs of a real and a generated image that D puts in the right order
 
 
 def gan_curves(threshold: float | None) -> list[dict[str, Any]]:
@@ -52,3 +55,14 @@ def gan_tables(threshold: float | None) -> dict[str, dict[str, Any]]:
     if threshold is None:
         table["note"] = "The loss sets no limit between the two: midway between D's mean scores is taken."
     return {"d_confusion": table}
+
+
+def gan_alarms(metrics: Mapping[str, float]) -> dict[str, str]:
+    """`d` where D tells nearly all pairs of real and generated images apart, in the form of `ImageModel.alarms`."""
+    share = metrics.get("d_pair_accuracy", 0.0)
+    if share < D_SATURATED:
+        return {}
+    return {
+        "d": f"D is saturated (it tells {share:.1%} of pairs of real and generated images apart, so that G learns"
+        " little from it)"
+    }

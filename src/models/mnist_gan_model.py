@@ -14,9 +14,8 @@ from torch.optim import Adam, Optimizer
 
 from src.config.types import Count, Positive, Share
 from src.models.compatibility import check_options, check_run
-from src.models.gan_alarms import gan_alarms
 from src.models.gan_confusion import DiscriminatorConfusion
-from src.models.gan_curves import gan_curves, gan_tables
+from src.models.gan_curves import gan_alarms, gan_curves, gan_tables
 from src.models.losses import AdversarialLoss, LSGANLoss
 from src.models.modules.ema import EMA
 from src.models.modules.spectral_norm import add_spectral_norm

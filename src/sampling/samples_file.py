@@ -37,20 +37,13 @@ def write_samples(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[np.n
     labels = []
     with atomic_write(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("images.npy", "w", force_zip64=True) as member:
-            write_header(member, np.uint8, shape)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            npy.write_array_header_1_0(member, header)
             for images, its_labels in parts:
                 member.write(images.tobytes())
                 labels.append(its_labels.astype(np.int64))
         with archive.open("labels.npy", "w", force_zip64=True) as member:
-            write_header(member, np.int64, shape[:1])
-            for each in labels:
-                member.write(each.tobytes())
-
-
-def write_header(member: Any, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
-    """Begins an array of NumPy's format."""
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    np.lib.format.write_array_header_1_0(member, {"descr": descr, "fortran_order": False, "shape": shape})
+            npy.write_array(member, np.concatenate(labels), version=(1, 0))
 
 
 class SamplesFile:

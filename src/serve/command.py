@@ -132,7 +132,7 @@ def open_for_serving(path: Path, weights: Any, work_dir: str, console: Console, 
     Raises:
         UserError: the file cannot be used, or a package is missing.
     """
-    from src.sampling.open_sampler import open_sampler
+    from src.sampling.options import open_sampler
 
     if path.suffix == ".onnx":
         sampler, _ = open_sampler(str(path), work_dir, weights, threads=1)

@@ -16,7 +16,7 @@ from src.export import export
 from src.export.to_onnx import REQUIRED
 from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
-from src.sampling.open_sampler import open_sampler
+from src.sampling.options import open_sampler
 from src.sampling.sampler import Noise
 from tests.conftest import ROOT, compose_config, needs_onnx
 

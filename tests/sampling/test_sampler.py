@@ -11,7 +11,7 @@ from src.errors import UserError
 from src.export.to_onnx import export_generator
 from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
-from src.sampling.open_sampler import open_sampler
+from src.sampling.options import open_sampler
 from src.sampling.sampler import BLOCK, About, Noise, Sampler
 from tests.conftest import ROOT, needs_onnx
 
@@ -130,7 +130,7 @@ def test_a_file_reads_no_other_file(checkpoint: Path, tmp_path: Path, monkeypatc
 
 
 def test_drawing_with_an_exported_file_needs_no_torch() -> None:
-    rooms = "src.sampling.onnx_sampler, src.sampling.open_sampler, src.pictures.grid"
+    rooms = "src.sampling.onnx_sampler, src.sampling.options, src.pictures.grid"
     code = f"import sys; import {rooms}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.models.gan_alarms import gan_alarms
+from src.models.gan_curves import gan_alarms
 
 
 @pytest.mark.parametrize(("share", "alarmed"), [(0.994, False), (0.996, True), (None, False)])
