@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from src.datamodules.image_datamodule import Split, split_off
+from src.datamodules.image_datamodule import Sizes, Split, split_off
 from src.datamodules.published_datamodule import PublishedDataModule, check_md5
 
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -20,6 +20,12 @@ class CIFAR10DataModule(PublishedDataModule):
 
     `data_dir` holds the folder `cifar-10-batches-py` or the archive `cifar-10-python.tar.gz`, which is downloaded there
     and read without being unpacked; the folder is read faster.
+
+    Args:
+        data_dir: holds the files.
+        train_val_test_split: training and validation images out of 50,000, and the 10,000 test images.
+        flip: mirror each training image, left to right, in every other epoch on average.
+        **kwargs: as in `ImageDataModule`.
     """
 
     channels = 3
@@ -40,6 +46,10 @@ class CIFAR10DataModule(PublishedDataModule):
         "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
         "test_batch": "40351d587109b95175f43aff81a1287e",
     }
+
+    def __init__(self, data_dir: str | Path, train_val_test_split: Sizes, flip: bool = True, **kwargs: Any) -> None:
+        super().__init__(data_dir, train_val_test_split, **kwargs)
+        self.flip = flip
 
     def missing(self) -> dict[str, str]:
         return {} if self._unpacked() or (self.folder / ARCHIVE).is_file() else {ARCHIVE: self.archive_md5}

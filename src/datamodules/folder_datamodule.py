@@ -48,6 +48,7 @@ class FolderDataModule(ImageDataModule):
         channels: 3: colour, 1: grey; pictures of the other kind are converted.
         white: the value of white in pictures of 16 or 32 bits or of floats, where their files do not say it and 0 is
             black; null: 65,535 for 16 bits, unless all of them are dark, and 1 for floats from 0 to 1.
+        flip: mirror each training image, left to right, in every other epoch on average; not for letters or digits.
         **kwargs: as in `ImageDataModule`.
 
     Raises:
@@ -61,12 +62,14 @@ class FolderDataModule(ImageDataModule):
         img_size: Count = 64,
         channels: Annotated[Literal[1, 3], Field(description="3 for colour or 1 for grey")] = 3,
         white: Positive | None = None,
+        flip: bool = False,
         **kwargs: Any,
     ) -> None:
         if folder is None:
             raise ValueError("folder must be set: datamodule.folder=DIR, where DIR has a subfolder of pictures a class")
         self.channels = channels
         self.white = white
+        self.flip = flip
         self.folder = Path(folder).expanduser()
         self.found = find_pictures(self.folder)
         check_classes(self.found)

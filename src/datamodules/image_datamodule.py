@@ -25,7 +25,7 @@ Split = tuple[Tensor, Tensor]
 class ImageDataModule(LightningDataModule):
     """Serves a data set that fits into memory. A new one sets `channels`, `n_classes`, `source` and writes `load`.
 
-    It may also set `class_names`, one for each label.
+    It may also set `class_names`, one for each label, and `flip`.
 
     Args:
         train_val_test_split: how many images each split has.
@@ -37,8 +37,6 @@ class ImageDataModule(LightningDataModule):
         subset: train on this many of the training images, as evenly from all classes as possible; null: on all.
             The same ones for every seed, and a larger subset holds the smaller ones.
         subset_per_class: train on this many images of each class instead.
-        flip: mirror each training image in every other epoch on average, left to right. Not for images in which left
-            and right differ, such as digits and letters.
 
     Raises:
         ValueError: there are not that many images.
@@ -48,6 +46,8 @@ class ImageDataModule(LightningDataModule):
     n_classes: int
     source: str  # names the data in the run's name and configuration
     epoch_length: int | None = None  # training images an epoch has, in repeated passes; None: each once
+    # Mirror each training image, left to right, in every other epoch on average. Not for digits and letters.
+    flip = False
 
     def __init__(
         self,
@@ -59,7 +59,6 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
         subset: Count | None = None,
         subset_per_class: Count | None = None,
-        flip: bool = False,
     ) -> None:
         super().__init__()
         if subset is not None and subset_per_class is not None:
@@ -72,7 +71,6 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.subset = subset
         self.subset_per_class = subset_per_class
-        self.flip = flip
         self.sets: dict[str, ImageSet] = {}
         self._check_enough()
 

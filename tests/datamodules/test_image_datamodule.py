@@ -8,6 +8,7 @@ from torch import Tensor
 
 from src.datamodules.digits_datamodule import DigitsDataModule
 from src.datamodules.image_datamodule import ImageDataModule, Split, by_turns
+from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.errors import UserError
 from tests.conftest import build
 
@@ -105,7 +106,9 @@ def test_training_images_are_mirrored_and_no_others() -> None:
         ]
         return int((same[0] & ~same[1]).sum()), int((same[1] & ~same[0]).sum())
 
-    class MirroredDigits(Uneven):
+    class Mirrored(Uneven):
+        flip = True
+
         def load(self) -> dict[str, Split]:
             rng = torch.Generator().manual_seed(0)
             return {
@@ -113,11 +116,17 @@ def test_training_images_are_mirrored_and_no_others() -> None:
                 for name, n in zip(["train", "val", "test"], self.train_val_test_split, strict=True)
             }
 
-    datamodule = MirroredDigits([400, 50, 50], batch_size=10, img_size=4, flip=True)
+    datamodule = Mirrored([400, 50, 50], batch_size=10, img_size=4)
     datamodule.setup()
     plain, mirrored = stored_like("train", datamodule)
     assert plain + mirrored == 400 and 160 < mirrored < 240
     assert stored_like("val", datamodule) == stored_like("test", datamodule) == (50, 0)
+
+
+@pytest.mark.parametrize("kind", [DigitsDataModule, MNISTDataModule])
+def test_digits_cannot_be_mirrored(kind: type[ImageDataModule]) -> None:
+    with pytest.raises(UserError, match=f"flip is not an option of {kind.__name__}: remove it"):
+        build(kind, flip=True)
 
 
 def test_classes_are_numbers_where_nobody_named_them() -> None:
