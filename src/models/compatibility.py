@@ -39,12 +39,6 @@ def check_options(model: "MNISTGANModel") -> None:
             f"penalties ({', '.join(model.penalties)}) cannot be used with BatchNorm in the discriminator, as an"
             " image's score then has no gradient of its own: set them to null, or use another network"
         )
-    for group, parts in (("penalties", model.penalties), ("augment", model.augment)):
-        for name, part in parts.items():
-            if not callable(part):
-                raise ValueError(
-                    f"{group} must hold parts with a _target_ (src/models/{group}.py) or null, but {name} is {part!r}"
-                )
     for name, augmentation in model.augment.items():
         try:
             augmentation(torch.zeros(2, model.channels, model.img_size, model.img_size), 0.0)
