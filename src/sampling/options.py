@@ -21,11 +21,19 @@ def open_sampler(
     threads: int | None = None,
     trusted: Sequence[str] = (),
 ) -> tuple[Sampler, Path]:
-    """What draws with the checkpoint or ONNX file that `ckpt_path` means, and that file.
+    """What draws with the checkpoint or ONNX file that `ckpt_path` means, such as `last`, and that file.
+
+    The newest run is looked for in `work_dir`; the other arguments and errors are those of `open_file`.
+    """
+    path = find_checkpoint(ckpt_path, work_dir)
+    return open_file(path, weights, threads, trusted), path
+
+
+def open_file(path: Path, weights: str = "ema", threads: int | None = None, trusted: Sequence[str] = ()) -> Sampler:
+    """What draws with a checkpoint or an ONNX file.
 
     Args:
-        ckpt_path: a file, or `last` for the newest run's checkpoint.
-        work_dir: where to look for the newest run.
+        path: the file.
         weights: `ema`: the moving average of the weights where there is one; `raw`: the weights themselves.
         threads: that an ONNX file's images are drawn with; None: as many as there are cores.
         trusted: packages beside ours whose classes a checkpoint may name, each with a dot at its end.
@@ -33,21 +41,19 @@ def open_sampler(
     Raises:
         UserError: the file cannot be used, or holds other weights.
     """
-    path = find_checkpoint(ckpt_path, work_dir)
-    sampler: Sampler
-    if path.suffix == ".onnx":
-        from src.sampling.onnx_sampler import OnnxSampler
+    if path.suffix != ".onnx":
+        from src.sampling.checkpoint_sampler import CheckpointSampler
 
-        sampler = OnnxSampler(path, threads)
-        if weights == "raw" and sampler.about.weights != "raw":
-            raise UserError(
-                f"weights=raw is not in {path}, which was exported with the moving average: export the checkpoint with"
-                " task=export weights=raw"
-            )
-        return sampler, path
-    from src.sampling.checkpoint_sampler import CheckpointSampler
+        return CheckpointSampler(path, weights, trusted)
+    from src.sampling.onnx_sampler import OnnxSampler
 
-    return CheckpointSampler(path, weights, trusted), path
+    sampler = OnnxSampler(path, threads)
+    if weights == "raw" and sampler.about.weights != "raw":
+        raise UserError(
+            f"weights=raw is not in {path}, which was exported with the moving average: export the checkpoint with"
+            " task=export weights=raw"
+        )
+    return sampler
 
 
 def wanted_labels(labels: Any, about: About) -> np.ndarray:
