@@ -59,7 +59,7 @@ def check(name: str, value: Any, hint: Any) -> None:
         for key, inner in value.items():
             check(f"{name}.{key}", inner, element_type(hint))
     try:
-        TypeAdapter(_in_yaml(hint), config=ConfigDict(strict=True)).validate_python(value)
+        TypeAdapter(_in_yaml(hint), config=ConfigDict(strict=True, regex_engine="python-re")).validate_python(value)
     except ValidationError as error:
         shown = "null" if value is None else repr(value)
         raise UserError(f"{name} must be {in_words(hint)}, not {shown}") from error

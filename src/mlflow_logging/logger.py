@@ -20,17 +20,17 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.config.explain import EXTRAS
 from src.errors import UserError
 from src.export.to_onnx import REQUIRED
-from src.mlflow_logging.registry import ModelRegistry
+from src.mlflow_logging.registry import Alias, ModelRegistry, Name, TestMetric
 from src.mlflow_logging.replay import clean, complete, points, send_params
 from src.models.image_model import ImageModel
 
 log = logging.getLogger(__name__)
 
-LIMIT, SECONDS, UPLOAD_SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", "5", "120"
-# MLflow's own settings; yours win. By default it waits minutes for a server that is down, tells at length what it does,
-# and reports to its makers that it is used.
+TIMEOUT, SECONDS = "MLFLOW_HTTP_REQUEST_TIMEOUT", "5"
+# MLflow's own settings; yours win. By default it waits minutes for a server that is down, prints much, and reports its
+# use to its makers.
 SETTINGS = {
-    LIMIT: SECONDS,
+    TIMEOUT: SECONDS,
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -43,8 +43,7 @@ class SteadyMLFlowLogger(MLFlowLogger):
     """An MLflow run that has begun: on a server, or in a database file where there is no server or it is down.
 
     What fails once is not tried again while the run goes on, so a server that goes away costs seconds and a warning.
-    When the run ends, MLflow gets what it missed from the run folder. `finish_run` also says how the run ended, as
-    Lightning does not know.
+    When the run ends, MLflow gets what it missed from the run folder.
 
     Args:
         experiment_name: MLflow experiment.
@@ -52,10 +51,11 @@ class SteadyMLFlowLogger(MLFlowLogger):
         run_name: shown for the run.
         tags: words to find the run by.
         notes: free text, the run's description.
-        tracking_uri: address of a server; None: `MLFLOW_TRACKING_URI`, else the database in `save_dir`.
+        tracking_uri: a server's address; None: `MLFLOW_TRACKING_URI`, else the database in `save_dir`.
         run_id: the run to go on with; None, or where it does not exist: a new run.
         checkpoints: whether the checkpoints are kept with the run when it ends.
-        registered_model: name for the tested generator, see `ModelRegistry`; None: it is not registered.
+        registered_model: name under which the tested generator is registered; `{data}` and `{img_size}` in it become
+            the run's; None: it is not registered.
         alias: carried by the registered version with the best test; None: by no version.
         judged_by: the test metric that decides about `alias`.
         mode: which of its values is best.
@@ -75,9 +75,9 @@ class SteadyMLFlowLogger(MLFlowLogger):
         tracking_uri: str | None = None,
         run_id: str | None = None,
         checkpoints: bool = True,
-        registered_model: str | None = None,
-        alias: str | None = "champion",
-        judged_by: str = "test/fd",
+        registered_model: Name | None = None,
+        alias: Alias | None = "champion",
+        judged_by: TestMetric = "test/fd",
         mode: Literal["min", "max"] = "min",
     ) -> None:
         uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
@@ -99,20 +99,15 @@ class SteadyMLFlowLogger(MLFlowLogger):
         self.checkpoints = checkpoints
         self._about: dict[str, Any] = {}  # the configuration, with command, commit and data
         self._missed: set[str] = set()  # `record` or `files`: what could not be sent
-        more = {"mlflow.note.content": notes} if notes else {}
-        run_tags = {clean(tag): "true" for tag in tags} | more
-        self._begin_somewhere(
-            uri or self.database, run_id, experiment_name=experiment_name, run_name=run_name, tags=run_tags
-        )
+        run_tags = {clean(tag): "true" for tag in tags} | ({"mlflow.note.content": notes} if notes else {})
+        self._begin_somewhere(uri, run_id, experiment_name=experiment_name, run_name=run_name, tags=run_tags)
 
-    @property
-    def database(self) -> str:
-        """The address of the database file."""
-        return f"sqlite:///{self.folder / 'mlflow.db'}"
-
-    def _begin_somewhere(self, uri: str, run_id: str | None, **options: Any) -> None:
-        """Begins the run at `uri`; where a server does not answer, in the database file."""
-        if uri == self.database:
+    def _begin_somewhere(self, uri: str | None, run_id: str | None, **options: Any) -> None:
+        """Begins the run at `uri`; without one, or where a server does not answer, in the database file."""
+        file = self.folder / "mlflow.db"
+        database = f"sqlite:///{file}"
+        uri = uri or database
+        if uri == database:
             self.folder.mkdir(parents=True, exist_ok=True)
         try:
             super().__init__(tracking_uri=uri, **options)
@@ -120,13 +115,13 @@ class SteadyMLFlowLogger(MLFlowLogger):
         except (UserError, ModuleNotFoundError):
             raise
         except Exception as error:
-            where, why, file = public(uri), reason(error), self.folder / "mlflow.db"
+            where, why = public(uri), reason(error)
             if re.search(r"error code 40[13]\b", str(error)):
                 raise UserError(
                     f"logger.mlflow.tracking_uri={where} refuses you ({why}): set MLFLOW_TRACKING_USERNAME and"
                     " MLFLOW_TRACKING_PASSWORD in .env"
                 ) from error
-            if uri == self.database:
+            if uri == database:
                 remedy = "choose another folder with logger.mlflow.save_dir=DIR"
                 if "out-of-date database schema" in str(error):
                     remedy = f"type mlflow db upgrade {uri}, or move the file away"
@@ -134,11 +129,11 @@ class SteadyMLFlowLogger(MLFlowLogger):
                     remedy = "a newer MLflow made it: type pip install --upgrade mlflow, or move the file away"
                 raise UserError(f"logger.mlflow cannot use {file} ({why}): {remedy}") from error
             log.warning("MLflow at %s does not answer (%s): recording to %s instead", where, why, file)
-            self._begin_somewhere(self.database, run_id, **options)
+            self._begin_somewhere(None, run_id, **options)
 
     @rank_zero_only
     def _begin(self, run_id: str | None) -> None:
-        """Finds or makes the experiment, and begins the run, or goes on with the run `run_id` where it exists."""
+        """Finds or makes the experiment. Goes on with the run `run_id` where it exists, else begins one."""
         from mlflow.exceptions import MlflowException
         from mlflow.tracking.context.registry import resolve_tags
 
@@ -188,16 +183,12 @@ class SteadyMLFlowLogger(MLFlowLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Logs numbers at `step`, the batches so far."""
         self._send("record", lambda client, run_id: client.log_batch(run_id, points(metrics, step, time.time())))
 
     @rank_zero_only
     def log_picture(self, key: str, image: np.ndarray, caption: str, step: int, path: Path) -> None:
-        """Keeps the picture in the file `path` with the run, in the folder `key`.
-
-        Not with `log_image`, which puts it on an axis of steps: MLflow's page writes all parameters above such a
-        picture, which pushes it out of sight.
-        """
+        """Keeps the picture's file with the run, in the folder `key`."""
+        # Not with `log_image`: MLflow's page writes all parameters above such a picture, and pushes it out of sight.
         self._send("files", lambda client, run_id: client.log_artifact(run_id, str(path), clean(key)))
 
     def _send(self, kind: str, send: Callable[[Any, str], object]) -> None:
@@ -220,18 +211,12 @@ class SteadyMLFlowLogger(MLFlowLogger):
 
     @rank_zero_only
     def finish_run(self, trainer: Trainer, status: str, metrics: Mapping[str, float]) -> None:
-        """Sends what MLflow missed and the run's files, and registers the generator of a finished run.
-
-        Args:
-            trainer: knows the tested model and the run folder.
-            status: `finished`, `failed` or `stopped`.
-            metrics: the run's last ones.
-        """
+        """Sends what MLflow missed and the run's files, and registers the generator of a finished run."""
         client, run_id, run_dir = self._mlflow_client, str(self._run_id), trainer.default_root_dir
         where = public(self._tracking_uri)
         try:
             client.get_run(run_id)  # does it answer, within seconds?
-            with patch.dict(os.environ, {LIMIT: UPLOAD_SECONDS} if os.environ[LIMIT] == SECONDS else {}):
+            with patch.dict(os.environ, {TIMEOUT: "120"} if os.environ[TIMEOUT] == SECONDS else {}):  # for uploads
                 complete(client, run_id, Path(run_dir), status, self.checkpoints, self._missed)
         except Exception as error:
             typed = shlex.join(["python", "-m", "src.mlflow_logging.replay", run_dir, run_id])
@@ -245,10 +230,10 @@ class SteadyMLFlowLogger(MLFlowLogger):
         if status == "finished" and self.registry and isinstance(model, ImageModel):
             tested = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
             checkpoint = Path(tested) if tested and Path(tested).is_file() else None
-            data, commit = self._about["data"], self._about["commit"]
-            arguments = (client, run_id, model, metrics, data, commit, checkpoint, trainer.global_step)
+            about, step = self._about, trainer.global_step
             try:
-                log.info("MLflow: %s", self.registry.register(*arguments))
+                said = self.registry.register(client, run_id, model, metrics, about, checkpoint, step)
+                log.info("MLflow: %s", said)
             except Exception as error:
                 log.warning("MLflow at %s: the generator was not registered (%s)", where, reason(error))
 

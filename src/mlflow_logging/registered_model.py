@@ -19,7 +19,6 @@ class RegisteredGenerator(PythonModel):
     """Draws one image a label."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Opens the ONNX file of the version."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it would warn that two inputs have a value already
         self.session = onnxruntime.InferenceSession(
@@ -31,15 +30,9 @@ class RegisteredGenerator(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> np.ndarray:
-        """Draws images.
+        """Images uint8 [N, H, W, C] of the classes in the column `labels`, int64.
 
-        Args:
-            context: MLflow's.
-            model_input: the column `labels`, int64, one class an image.
-            params: `seed`, whose noise is the same on every machine: the same labels and seed give the same images.
-
-        Returns:
-            Images uint8 [N, H, W, C].
+        `params` may have a `seed`, whose noise is the same on every machine.
 
         Raises:
             ValueError: a label is not one of the classes.

@@ -10,16 +10,12 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+from src.run.run_record import read_rows
 
-STATUS = {"finished": "FINISHED", "failed": "FAILED"}  # any other way to end is KILLED
-FILES = ("config_tree.txt", "run.json", "metrics.jsonl", "results.json", "diff.patch", "run.log")
 MAX_VALUE, MAX_KEY = 6000, 250  # characters; MLflow cuts or refuses more
 WHOLE_VALUE = " ... (whole in config.yaml)"
-NOT_CONFIG = ("command", "commit", "machine", "data")  # what a run's parameters are besides its configuration
 
 
 def clean(name: str) -> str:
@@ -38,7 +34,7 @@ def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield clean(prefix + name), text[: MAX_VALUE - len(WHOLE_VALUE)] + WHOLE_VALUE if is_long else text
 
 
-def send_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
+def send_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
     """Sends the configuration. MLflow takes a parameter once: a resumed run keeps its first values."""
     from mlflow.entities import Param
 
@@ -50,15 +46,15 @@ def points(metrics: Mapping[str, Any], step: int | None, seconds: float) -> list
     """Numbers as MLflow's metrics, at `step` batches and at `seconds` since 1970. Text and tables are left out."""
     from mlflow.entities import Metric
 
-    numbers = {name: value for name, value in metrics.items() if not isinstance(value, (str, list))}
     return [
         Metric(clean(name), math.nan if value is None else float(value), int(1000 * seconds), step or 0)
-        for name, value in numbers.items()
+        for name, value in metrics.items()
+        if not isinstance(value, (str, list))
     ]
 
 
 def complete(
-    client: "MlflowClient",
+    client: Any,
     run_id: str,
     run_dir: Path,
     status: str,
@@ -68,23 +64,33 @@ def complete(
     """Ends a run: sends what MLflow missed, how the run ended, and the files that the run folder has in the end.
 
     Args:
-        client: of the server.
-        run_id: of the run there.
-        run_dir: the run folder.
+        client: MLflow's client of the server, which has the run `run_id`.
         status: `finished`, `failed` or another word for `KILLED`.
-        checkpoints: whether to send them, too.
         missed: `record`: parameters and metrics; `files`: the configuration and pictures.
     """
     about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    params = about["config"] | {key: about[key] for key in NOT_CONFIG}
+    params = about["config"] | {key: about[key] for key in ("command", "commit", "machine", "data")}
     if "record" in missed:
         send_params(client, run_id, params)
-        client.log_batch(run_id, metrics=missing_points(client, run_id, run_dir))
-    client.set_terminated(run_id, STATUS.get(status, "KILLED"))
-    files: list[tuple[Path, str | None]] = [(run_dir / name, None) for name in FILES]
+        run = client.get_run(run_id)
+        known = {(name, each.step) for name in run.data.metrics for each in client.get_metric_history(run_id, name)}
+        found = []
+        for row in read_rows(run_dir / "metrics.jsonl"):
+            step, epoch, seconds = (row.pop(name) for name in ("step", "epoch", "seconds"))
+            at = run.info.start_time / 1000 + seconds
+            if numbers := points(row, step, at):
+                found += numbers + points({"epoch": epoch}, step, at)
+        client.log_batch(run_id, metrics=[each for each in found if (each.key, each.step) not in known])
+    client.set_terminated(run_id, {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
+
+    names = ("config_tree.txt", "run.json", "metrics.jsonl", "results.json", "diff.patch", "run.log")
+    files: list[tuple[Path, str | None]] = [(run_dir / name, None) for name in names]
     if "files" in missed:
         client.log_dict(run_id, params, "config.yaml")
-        files += [(path, _picture_key(path.relative_to(run_dir))) for path in run_dir.rglob("*.png")]
+        for path in (run_dir / "samples").glob("*.png"):  # in the folders that src/callbacks/ names
+            files.append((path, "gen_imgs_raw" if path.name.startswith("raw_") else "gen_imgs"))
+        for path in (run_dir / "pictures").rglob("*.png"):
+            files.append((path, clean(path.relative_to(run_dir / "pictures").parts[0].removesuffix(".png"))))
     if checkpoints:
         files += [(path, "ckpts") for path in sorted((run_dir / "ckpts").glob("*.ckpt"))]
     for path, folder in files:
@@ -92,35 +98,10 @@ def complete(
             client.log_artifact(run_id, str(path), folder)
 
 
-def missing_points(client: "MlflowClient", run_id: str, run_dir: Path) -> list[Any]:
-    """The metrics of `metrics.jsonl` that the run on the server lacks."""
-    run = client.get_run(run_id)
-    known = {(name, each.step) for name in run.data.metrics for each in client.get_metric_history(run_id, name)}
-    found = []
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        step, epoch, seconds = (row.pop(name) for name in ("step", "epoch", "seconds"))
-        at = run.info.start_time / 1000 + seconds
-        if numbers := points(row, step, at):
-            found += numbers + points({"epoch": epoch}, step, at)
-    return [each for each in found if (each.key, each.step) not in known]
-
-
-def _picture_key(path: Path) -> str:
-    """What a picture was logged as, from its path in the run folder: see src/callbacks/wandb_callbacks.py."""
-    if path.parts[0] == "samples":
-        return "gen_imgs_raw" if path.name.startswith("raw_") else "gen_imgs"
-    return clean(path.parts[1].removesuffix(".png"))
-
-
-def main(run_folder: str, run_id: str) -> None:
-    """Completes the run on the server `MLFLOW_TRACKING_URI`."""
+if __name__ == "__main__":
     from mlflow.tracking import MlflowClient
 
-    about = json.loads((Path(run_folder) / "run.json").read_text(encoding="utf-8"))
-    checkpoints = all(part.get("checkpoints", True) for part in about["config"]["logger"].values() if part)
-    complete(MlflowClient(), run_id, Path(run_folder), about["status"], checkpoints)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    folder, its_id = Path(sys.argv[1]), sys.argv[2]
+    said = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    wanted = all(part.get("checkpoints", True) for part in said["config"]["logger"].values() if part)
+    complete(MlflowClient(), its_id, folder, said["status"], wanted)

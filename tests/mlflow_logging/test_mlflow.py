@@ -396,9 +396,9 @@ def test_the_alias_moves_only_to_a_version_with_a_better_test(stack: Stack) -> N
     registry = ModelRegistry("judged")
 
     holders = []
-    data = {"source": "made", "sha256": "abc"}
+    about = {"data": {"source": "made", "sha256": "abc"}, "commit": "unknown"}
     for score in (0.5, 0.7, 0.3):
-        registry.register(client(stack), run.info.run_id, model, {"test/fd": score}, data, "unknown")
+        registry.register(client(stack), run.info.run_id, model, {"test/fd": score}, about)
         holders.append(client(stack).get_registered_model("judged").aliases["champion"])
 
     assert holders == ["1", "1", "3"]
