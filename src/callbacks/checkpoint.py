@@ -209,9 +209,7 @@ class Checkpoint(ModelCheckpoint):
 def arrange(callbacks: Sequence[Callback], run_dir: Path) -> None:
     """Gives several checkpoint callbacks one folder, files of different names there, and one `last.ckpt`.
 
-    Args:
-        callbacks: of the run; the first one that writes checkpoints is the run's own.
-        run_dir: the run folder, for those that name none.
+    The first one that writes checkpoints is the run's own.
     """
     taken: set[tuple[str, str]] = set()
     for i, checkpoint in enumerate(each for each in callbacks if isinstance(each, ModelCheckpoint)):
@@ -233,12 +231,7 @@ def arrange(callbacks: Sequence[Callback], run_dir: Path) -> None:
 
 
 class RequiredMetric(Callback):
-    """Refuses a metric that nobody logs as soon as that shows, which may be in the sanity check.
-
-    Args:
-        key: where the metric is configured.
-        metric: its name.
-    """
+    """Refuses a `key`'s metric that nobody logs as soon as that shows, which may be in the sanity check."""
 
     def __init__(self, key: str, metric: str) -> None:
         self.key = key
@@ -261,11 +254,7 @@ class RequiredMetric(Callback):
 
 
 def check_logged(metrics: Mapping[str, Any], key: str, metric: str) -> None:
-    """Refuses `key`'s metric if it is not among those that have been logged by now.
-
-    Raises:
-        UserError: names the metrics there are.
-    """
+    """Refuses a `key`'s metric that has not been logged by now; the UserError names those that have."""
     if metric not in metrics:
         raise UserError(
             f"{key}={metric} is logged by nobody: choose one of {', '.join(sorted(metrics))}, or set {key}=null"

@@ -48,8 +48,7 @@ def build_model(checkpoint: dict[str, Any], path: Path, trusted: Sequence[str] =
     """The trained model, from the configuration and the weights in a checkpoint.
 
     Args:
-        checkpoint: the content of the file.
-        path: the file, for messages.
+        path: of the file, for messages.
         trusted: packages beside ours whose classes may be built, each with a dot at its end.
 
     Raises:

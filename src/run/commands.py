@@ -67,10 +67,10 @@ def find_checkpoint(ckpt_path: str, work_dir: str | Path, newest_run: bool = Fal
     """The file that `ckpt_path` means, which is fetched if need be: the one place where a typed path is looked up.
 
     Args:
-        ckpt_path: as it was typed: a file, an address, or `last` for `ckpts/last.ckpt` of the newest training run.
+        ckpt_path: a file, an address, or `last` for `ckpts/last.ckpt` of the newest training run.
         work_dir: the folder of `logs/`.
-        newest_run: whether to refuse `last` where the newest run has no checkpoint yet; otherwise the run before it is
-            taken, with a warning.
+        newest_run: whether to refuse `last` where the newest run has no checkpoint yet, instead of warning and taking
+            the run before it.
 
     Raises:
         UserError: there is no such file.

@@ -17,13 +17,7 @@ from src.run.commands import is_sweep
 
 
 class Failures:
-    """What went wrong in a command: in its only job, in jobs of a sweep, or before them.
-
-    Args:
-        task: the verb.
-        arguments: what was typed.
-        show_traceback: whether to print each traceback; otherwise the run folder keeps that of a failed run.
-    """
+    """What went wrong in a command: in its only job, in jobs of a sweep, or before them."""
 
     def __init__(self, task: str, arguments: Sequence[str], show_traceback: bool) -> None:
         self.task = task
@@ -66,11 +60,7 @@ def exit_code_of(error: Exception) -> int:
 def tell(error: Exception, show_traceback: bool, folder: Path | None = None, known: Sequence[str] = ()) -> int:
     """Says on stderr what went wrong, in one sentence; returns the exit code.
 
-    Args:
-        error: what was raised.
-        show_traceback: whether to print the traceback; otherwise that of a failed run is kept in `folder`.
-        folder: the run folder, if the run has begun.
-        known: keys of the configuration, for suggestions.
+    The traceback of a failed run is kept in `folder` unless it is shown. Suggestions come from the `known` keys.
     """
     code = exit_code_of(error)
     if show_traceback:
@@ -110,10 +100,9 @@ def known_keys(task: str, arguments: Sequence[str]) -> list[str]:
     """Every key of the configuration as far as it composes."""
     GlobalHydra.instance().clear()
     keys: list[str] = []
-    todo: list[tuple[str, object]] = [("", composed(task, arguments))]
+    todo = [("", composed(task, arguments))]
     while todo:
         prefix, node = todo.pop()
-        for key, value in node.items() if isinstance(node, dict) else ():
-            keys.append(f"{prefix}{key}")
-            todo.append((f"{prefix}{key}.", value))
+        keys += [f"{prefix}{key}" for key in node]
+        todo += [(f"{prefix}{key}.", value) for key, value in node.items() if isinstance(value, dict)]
     return keys

@@ -50,10 +50,8 @@ def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Se
     average begins from the copied weights, and counts from 0.
 
     Args:
-        checkpoint: the content of a checkpoint of any model.
-        model: not yet trained.
         classes: the name of each of the model's labels.
-        path: the checkpoint, for messages.
+        path: of the checkpoint, for messages.
 
     Raises:
         UserError: nothing fits.
@@ -65,9 +63,7 @@ def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Se
     embeddings = tuple(f"{name}." for name, module in modules.items() if isinstance(module, nn.Embedding))
     parameters = {name for name, _ in model.named_parameters()}
     rows = [(i, names.index(name)) for i, name in enumerate(classes) if name in names] if names else []
-    taken: list[str] = []
-    partly: list[str] = []
-    anew: list[str] = []
+    taken, partly, anew = list[str](), list[str](), list[str]()
     for name, weight in ours.items():
         found = theirs.get(name)
         if name.startswith(averages):

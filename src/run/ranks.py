@@ -76,13 +76,7 @@ def _from_torchrun(folder: str) -> str:
 def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:
     """Waits until all machines that train together have been started by hand; once in a process.
 
-    Args:
-        n: number of machines, as it was typed; others than whole numbers from 2 on are not waited for.
-        timeout: seconds, as they were typed.
-        folder: the run folder that this machine would use alone.
-
-    Returns:
-        The run folder of the first machine.
+    Returns the run folder of the first machine instead of `folder`, which this one would use alone.
 
     Raises:
         UserError: a machine did not come in time, or the machines do not agree.
@@ -205,12 +199,7 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _receive(connection: socket.socket) -> dict[str, Any]:
-    """One line of JSON.
-
-    Raises:
-        ConnectionError: the other side left without a word.
-        ValueError: it is not an object in JSON.
-    """
+    """An object in one line of JSON. Otherwise a ValueError, or a ConnectionError if the other side left."""
     with connection.makefile("rb") as file:
         line = file.readline(LONGEST_MESSAGE)
     if not line:

@@ -81,16 +81,10 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
         epochs = loops["epoch_progress"]["current"]["processed"]
         validation = loops["epoch_loop.val_loop.batch_progress"]["current"]
         checkpoint["optimizer_states"], checkpoint["pytorch-lightning_version"]
-        past = Past(
-            path,
-            checkpoint["global_step"],
-            epochs,
-            validation["started"] > validation["completed"],
-            checkpoint["seconds"],
-            checkpoint["started"],
-            tuple(checkpoint["folders"]),
-            _run_folder(path, checkpoint),
-        )
+        again = validation["started"] > validation["completed"]
+        seconds, started, folders = (checkpoint[key] for key in ("seconds", "started", "folders"))
+        folder = _run_folder(path, checkpoint)
+        past = Past(path, checkpoint["global_step"], epochs, again, seconds, started, tuple(folders), folder)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"ckpt_path={path} holds weights only, from which training cannot resume: choose a ckpts/last.ckpt"

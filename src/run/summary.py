@@ -46,14 +46,7 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
 def record_results(
     about: Mapping[str, Any], run_dir: Path, metrics: Mapping[str, float], seconds: float | None
 ) -> None:
-    """Writes `results.json` in the run folder: the final metrics, their origin, and the seconds it took.
-
-    Args:
-        about: the content of `run.json`.
-        run_dir: the run folder.
-        metrics: by name; those of training are left out.
-        seconds: wall-clock of the whole command.
-    """
+    """Writes `results.json` in the run folder: the final metrics but training's, and their origin from `run.json`."""
     record = {
         **{key: about[key] for key in ("name", "command", "commit", "machine")},
         "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
@@ -64,11 +57,9 @@ def record_results(
 
 
 def seconds_so_far(run_dir: Path, before: float = 0.0) -> float | None:
-    """Wall-clock since Hydra wrote its first file, which is before anything slow is imported; None: it wrote none.
+    """Wall-clock since Hydra wrote its first file, before anything slow is imported, and the seconds `before` that.
 
-    Args:
-        run_dir: the run folder.
-        before: seconds of the earlier parts of a resumed run, which are added.
+    None: Hydra wrote none.
     """
     begun = run_dir / ".hydra" / "overrides.yaml"
     return round(before + time.time() - begun.stat().st_mtime, 1) if begun.exists() else None
@@ -91,24 +82,14 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
 
     run_dir = Path(trainer.default_root_dir)
     checkpoint = run_dir / "ckpts" / "last.ckpt"
-    best_path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    best = Path(best_path) if best_path else None  # the one that was tested
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")  # the one that was tested
     samples = sorted((run_dir / "samples").glob("epoch_*.png"))
-    made = [
-        ("run folder", run_dir),
-        ("results", run_dir / "results.json"),
-        ("checkpoint", checkpoint),
-        ("best", best),
-        ("samples", samples[-1] if samples else None),
-    ]
-    for label, path in made:
-        if path is not None and path.exists():
-            console.print(f"{label:<11} {path}", markup=False)
-
-    commands = []
+    made = {"run folder": run_dir, "results": run_dir / "results.json", "checkpoint": checkpoint, "best": best}
+    made["samples"] = samples[-1] if samples else ""
+    lines = [(label, str(path)) for label, path in made.items() if path and Path(path).exists()]
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            commands += _wandb_commands(logger, past)
+            lines += _wandb_commands(logger, past)
     if checkpoint.exists():
         a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
         classes = [str(name) for name in getattr(trainer.datamodule, "class_names", [])]  # type: ignore[attr-defined]
@@ -118,12 +99,12 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
         if missing := packages_to_trust(config):
             trusted = [package.rstrip(".") for package in trusted_packages(config)]
             trust = [f"trusted_packages=[{','.join([*trusted, *missing])}]"]
-        commands += [
+        lines += [
             ("resume", next_command(*_resume_overrides(config, trainer, checkpoint, ended=bool(metrics)))),
             ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{label}]", *trust)),
         ]
-    for label, command in commands:
-        console.print(f"{label:<11} {command}")
+    for label, line in lines:
+        console.print(f"{label:<11} {line}")
 
 
 def _wandb_commands(logger: WandbLogger, past: Past) -> list[tuple[str, str]]:

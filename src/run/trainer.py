@@ -32,6 +32,8 @@ SomeBatches = Annotated[
     Count | Annotated[float, Field(gt=0, le=1)],
     Field(description="a number of batches, above 0, or a share of them such as 0.5"),
 ]
+# Lightning's own arguments that other parts of a run decide, and how to choose them.
+ELSEWHERE = {"logger": "logger=csv", "enable_checkpointing": "callbacks=none", "plugins": "a callback"}
 # Lightning's own arguments, with the ranges that it does not state.
 DECLARED = {
     "min_epochs": NotNegative | None,
@@ -79,11 +81,7 @@ def make_trainer(
         ValueError: an argument is of the wrong kind or out of range, or more GPUs are asked for than there are.
         UserError: a machine did not come in time.
     """
-    for name, remedy in [
-        ("logger", "logger=csv"),
-        ("enable_checkpointing", "callbacks=none"),
-        ("plugins", "a callback"),
-    ]:
+    for name, remedy in ELSEWHERE.items():
         if name in kwargs:
             raise ValueError(f"{name} cannot be set here: use {remedy}")
     check_arguments(Trainer, kwargs, "trainer", DECLARED)
@@ -129,11 +127,7 @@ def make_trainer(
 
 
 def parse_gpus(gpus: Gpus) -> int | list[int] | None:
-    """`gpus` as a number or a list of device numbers.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """`gpus` as a number or a list of device numbers, or else a ValueError."""
     numbers: Any = gpus
     if isinstance(gpus, str):
         parts = [part.strip() for part in gpus.strip("[] ").split(",")]
@@ -150,11 +144,7 @@ def parse_gpus(gpus: Gpus) -> int | list[int] | None:
 
 
 def check_gpus(wanted: int | list[int]) -> int | list[int]:
-    """`wanted`, if this machine has it.
-
-    Raises:
-        ValueError: it does not; says what there is.
-    """
+    """`wanted` if this machine has it, or else a ValueError that says what there is."""
     names = gpu_names()
     needed = max(wanted) + 1 if isinstance(wanted, list) else max(wanted, 1)
     if needed > len(names):
@@ -173,12 +163,7 @@ def gpu_names() -> list[str]:
 
 
 def point_out_gpu(trainer: Trainer, typed: Sequence[str]) -> None:
-    """Says so where a run uses the CPU although there is a GPU, and nobody typed where to run.
-
-    Args:
-        trainer: of the run.
-        typed: the overrides.
-    """
+    """Says so where a run uses the CPU although there is a GPU, and no typed override says where to run."""
     chosen = ("trainer=", "trainer.gpus=", "trainer.accelerator=", "debug=")
     if not isinstance(trainer.accelerator, CPUAccelerator) or any(each.startswith(chosen) for each in typed):
         return

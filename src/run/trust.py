@@ -44,8 +44,7 @@ def refuse_untrusted(config: Any, path: Path, trusted: Sequence[str] = MODELS) -
     """Checks every `_target_` in a stranger's configuration, and that nothing in it is looked up elsewhere.
 
     Args:
-        config: a part of what the checkpoint holds.
-        path: of the checkpoint.
+        path: of the checkpoint, for messages.
         trusted: the packages whose classes may be built, each with a dot at its end.
 
     Raises:
@@ -100,10 +99,7 @@ def _strangers(config: DictConfig) -> Iterator[tuple[str, str]]:
 def _doubt(target: Any, trusted: tuple[str, ...], may_import: bool = False) -> tuple[str, str] | None:
     """Why a `_target_` must not be built, and the package to trust for it, "" if none; None: it may be built.
 
-    Args:
-        target: any value.
-        trusted: packages, each with a dot at its end.
-        may_import: whether modules of other packages may be imported to find out.
+    Modules of packages that are not trusted are imported only if they `may_import`.
     """
     module = target.rpartition(".")[0] if isinstance(target, str) else ""
     is_trusted = f"{module}.".startswith(trusted)
