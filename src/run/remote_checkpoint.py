@@ -91,8 +91,9 @@ def _from_address(address: str, cache: Path) -> Path:
     request = urllib.request.Request(plain, headers={"User-Agent": "run.py"})
     if kept is not None and tag.exists():
         request.add_header("If-None-Match", tag.read_text(encoding="utf-8"))
+    opener = urllib.request.build_opener(_Redirects)
     try:
-        answer = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
+        answer = opener.open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code == 304 and kept is not None:
             return kept
