@@ -33,8 +33,8 @@ class LogInception(Callback):
 
     They are torch-fidelity's, on the weights of the original Inception (Heusel et al. 2017, Binkowski et al. 2018,
     Salimans et al. 2016), against the test split; with `_floor` those of as many training images.
-    Inception has seen photographs alone: of digits it says little, and `LogQuality` more. It is slow without a GPU, at
-    some ten images a second.
+    Inception has only seen photographs: `LogQuality` says more about digits. It is slow without a GPU: some ten images
+    a second.
 
     Args:
         n: images drawn; papers take 10,000 or more, as FID falls with their number.

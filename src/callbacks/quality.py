@@ -51,10 +51,10 @@ class LogQuality(Callback):
     validations'. Training is not disturbed: its random numbers are those of a run without these metrics.
 
     Args:
-        n_val: images drawn after a validation; no more than the validation or the test split has.
-        n_test: images drawn after the test; likewise.
+        n_val: images drawn after a validation; fewer if the validation or the test split has fewer.
+        n_test: images drawn after the test; fewer as well.
         cas: whether to train a classifier on generated images after the test.
-        picture: whether to show which class the classifier takes each class's images for, as `label_confusion`.
+        picture: whether to show which class the classifier sees in images of each class, as `label_confusion`.
         cache_dir: where classifiers and the features of real images are kept.
     """
 

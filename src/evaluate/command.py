@@ -1,4 +1,4 @@
-"""The verb `evaluate`: how good the images of models are, or anybody's, beside as many real ones."""
+"""The verb `evaluate`: how good the images of models and files are, beside as many real ones."""
 
 import json
 import math

@@ -35,7 +35,7 @@ from src.sampling.samples_file import LARGEST_SIDE, SamplesFile
 log = logging.getLogger(__name__)
 
 MOST = 20  # inputs, which is more than a terminal has columns for
-FILE_SEED = 1  # not that of the real images: of a file of these it would choose the very same
+FILE_SEED = 1  # another than for real images: in a file of these it would choose the same ones
 GREY = 4  # levels that the channels of a grey picture may differ by on average, as JPEG rounds
 STEP = 4 * BLOCK  # images between two steps of a progress bar
 

@@ -14,7 +14,7 @@ from src.metrics.alarms import Quality
 from src.metrics.evaluator import N_NEAREST, Evaluator
 from src.metrics.feature_net import Embedded
 
-COPIES, FEW = 0.05, 5  # a share of copies, and a number of images on top, above which they are no accident
+COPIES, FEW = 0.05, 5  # an alarm is raised above this share of copies and this many more images
 
 
 class Real(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor
 from src.metrics.classes import class_accuracy
 
 LABELS_IGNORED = 0.1  # share of the way from guessing to the accuracy of real images
-LABELS_MISSED = 0.6  # likewise
+LABELS_MISSED = 0.6  # as before
 LABELS_MIXED_UP = 0.5  # share of a class's images that are taken for one and the same other class
 VARIANCE_GONE = 0.1  # share of the variance of real images
 COPIED = 0.3  # share of the distance from held-out images to the nearest training image, both lower quartiles

@@ -39,7 +39,7 @@ class Evaluator:
     Attributes:
         held_out: indices in the validation split of the images that the floor measures, int64 [n].
         labels: their classes, which a model is to draw: then samples and floor differ in nothing else.
-        name: of the classifier's file.
+        name: the classifier's name, which says which data it knows.
         net: the classifier.
         real: the splits `train`, `val` and `test` in its features.
     """
@@ -75,10 +75,10 @@ class Evaluator:
 
         - `fd`: Frechet distance to the test split.
         - `kid`: kernel distance to n images of the test split.
-        - `precision`, `recall`, `density`, `coverage`: of these and n images of the test split.
-        - `label_accuracy`, `worst_class_accuracy`: images that the classifier takes for what was asked for.
-        - `within_class_variance`: of features, over that of the test split, mean over classes; 1 = as real, 0 = one
-          image a class.
+        - `precision`, `recall`, `density`, `coverage`: against n images of the test split.
+        - `label_accuracy`, `worst_class_accuracy`: share of images whose class the classifier sees in them.
+        - `within_class_variance`: variance of features over that of the test split, mean over classes; 1 = as real,
+          0 = one image a class.
         - `nearest_train`: mean distance of 1,000 of them to the nearest training image; far below its floor, images are
           copies.
         """

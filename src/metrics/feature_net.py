@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 RECIPE = 2  # raise it with any change to what follows: nets trained before are then no longer used
 N_FEATURES = 64
 WIDTHS = (24, 48, 96)
-SIZE, SMALL_SIZE = 32, 16  # pixels; the latter for data sets of images that are no larger
+SIZE, SMALL_SIZE = 32, 16  # pixels; the latter for data sets of images of at most that size
 N_PASSES = 20  # over the training images, but
 MOST_IMAGES = 250_000  # in all, in about a minute
 BATCH = 128
