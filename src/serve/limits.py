@@ -1,65 +1,44 @@
-"""What stands between the network and the service: who may ask, how often, how much and for how long."""
+"""Stands between the network and the application: how often and how much clients may ask, and for how long."""
 
 import asyncio
-import hmac
 import ipaddress
 import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Mapping
 
-from fastapi.responses import JSONResponse
+from fastapi import HTTPException
+from fastapi.datastructures import Headers
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from src.serve.engine import Engine
 
 log = logging.getLogger(__name__)
 
-# Open to whoever can reach the port: they say whether the service is well, and what it would ask of you.
-PROBES = ("/health", "/ready")
-OPEN = (*PROBES, "/", "/page.css", "/page.js", "/icon.svg", "/openapi.json")
-KNOWN = (*OPEN, "/about", "/generate", "/metrics")
+PROBES = ("/health", "/ready")  # count against no rate
+# The paths and methods that the metrics tell apart.
+PATHS = (*PROBES, "/", "/page.css", "/page.js", "/icon.svg", "/openapi.json", "/about", "/generate", "/metrics")
 METHODS = ("GET", "HEAD", "OPTIONS", "POST")
 HEADERS = [
-    # Nothing from anywhere else, not even inline.
+    # Nothing from other servers, and no inline scripts.
     (b"content-security-policy", b"default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
-MAX_CLIENTS = 10_000  # that are remembered
-MAX_UNREAD = 2**20  # bytes by which a body may be too large, and still be read
+MAX_CLIENTS = 10_000  # whose rates are remembered
 
 
-class RefusedError(Exception):
-    """A request that is not answered.
-
-    Args:
-        status: of the response.
-        sentence: why, and what to do.
-        headers: of the response.
-    """
-
-    def __init__(self, status: int, sentence: str, **headers: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-    def response(self) -> JSONResponse:
-        """What the client is told."""
-        return JSONResponse({"error": str(self)}, self.status, self.headers)
+def refusal(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Tells a client in one sentence why there is no other answer, and what to do."""
+    return JSONResponse({"error": sentence}, status, headers)
 
 
 class RateLimit:
-    """A token bucket a client: `rate` requests a second, and twice as many after a pause.
-
-    Args:
-        rate: requests a second.
-    """
+    """A token bucket for each client: `rate` requests a second, and twice as many after a pause."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
@@ -67,7 +46,7 @@ class RateLimit:
         self._clients: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when that was
 
     def wait(self, client: str, now: float) -> float:
-        """Seconds until the client may ask again; 0: it may now, and has."""
+        """Seconds until the client may ask again; 0: it may ask now, which takes a token."""
         if ":" in client:  # whoever has one IPv6 address has 2^64 of them
             client = str(ipaddress.ip_network(f"{client.partition('%')[0]}/64", strict=False))
         tokens, before = self._clients.pop(client, (self._burst, now))
@@ -80,144 +59,119 @@ class RateLimit:
 
 
 class Guard:
-    """An ASGI application around another: refuses what may not pass, and counts what does.
+    """An ASGI middleware that limits and counts requests.
 
     Args:
-        app: the one inside. It finds the whole body in its first message, and leaves in `scope["state"]["images"]` how
-            many images it holds.
-        release: called with that number when the response has been sent.
-        key: what clients must show as `Authorization: Bearer KEY`; None: nothing.
-        rate: requests a second of one client; None: any number.
+        app: the application.
+        engine: says whether the service is stopping.
+        rate: requests a second from one client; None: any number.
         max_body: bytes of a request's body.
-        timeout: seconds until a request must be received, and until it must be answered and sent.
+        timeout: seconds in which a request must arrive and be answered.
         registry: where its metrics go.
     """
 
     def __init__(
         self,
-        app: App,
-        release: Callable[[int], None],
-        key: str | None,
+        app: ASGIApp,
+        engine: Engine,
         rate: float | None,
         max_body: int,
         timeout: float,
         registry: CollectorRegistry,
     ) -> None:
-        self.stopping = False  # from then on, nothing new is begun
-        self.in_progress = 0
-        self.answered = 0
         self._app = app
-        self._release = release
-        self._key = key.encode() if key else None
+        self._engine = engine
         self._rate = RateLimit(rate) if rate else None
         self._max_body = max_body
         self._timeout = timeout
         labels = ("path", "method", "status")
         self._requests = Counter("serve_requests", "Requests answered", labels, registry=registry)
         self._seconds = Histogram("serve_request_seconds", "From headers to sent", ("path",), registry=registry)
-        gauge = Gauge("serve_requests_in_progress", "Requests being answered", registry=registry)
-        gauge.set_function(lambda: self.in_progress)
+        self._in_progress = Gauge("serve_requests_in_progress", "Requests being answered", registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        started = time.perf_counter()
-        status = 0
+        path = scope["path"] if scope["path"] in PATHS else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        status = n_bytes = 0
+        arrived = False
 
-        async def guarded_send(message: MutableMapping[str, Any]) -> None:
+        async def limited_receive() -> Message:
+            nonlocal n_bytes, arrived
+            message = await receive()
+            if message["type"] == "http.disconnect" and not arrived:
+                raise HTTPException(400, "the connection was closed before the request was complete")
+            n_bytes += len(message.get("body", b""))
+            arrived = not message.get("more_body")
+            if n_bytes > self._max_body:
+                raise HTTPException(413, f"the body has more than {self._max_body} bytes: send less")
+            return message
+
+        async def noting_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *HEADERS]
-                if self.stopping:
-                    message["headers"].append((b"connection", b"close"))
+                closing = [(b"connection", b"close")] if self._engine.stopping else []
+                message["headers"] = [*message["headers"], *HEADERS, *closing]
             await send(message)
 
-        self.in_progress += 1
-        refusal: RefusedError | None = None
-        body: bytes | None = None
+        app = self._refusal(scope) or self._app
+        # HEAD is GET; the server leaves the body out.
+        inner = {**scope, "method": "GET"} if method == "HEAD" else scope
         try:
-            async with asyncio.timeout(self._timeout):
-                self._admit(scope)
-                body = await self._body(scope, receive)
-                # HEAD is GET; the server leaves the body out.
-                inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-                await self._app(inner, once(body, receive), guarded_send)
-        except RefusedError as error:
-            refusal = error
+            with self._in_progress.track_inprogress(), self._seconds.labels(path).time():
+                async with asyncio.timeout(self._timeout):
+                    await app(inner, limited_receive, noting_send)
         except TimeoutError:
-            late = f"within {self._timeout:g} s"
-            if body is None:
-                refusal = RefusedError(408, f"the request did not arrive {late}: send it again", connection="close")
-            else:
-                refusal = RefusedError(504, f"the images could not be drawn and sent {late}: ask for fewer, or later")
+            if not status:
+                await self._too_late(arrived)(scope, receive, noting_send)
         except Exception:
             log.exception("a request could not be answered")
-            refusal = RefusedError(
-                500, "the service failed, and has written why to its log: try again, or tell whom it belongs to"
-            )
         finally:
-            self._release(scope.get("state", {}).get("images", 0))
-            try:
-                if refusal and not status:
-                    await refusal.response()(scope, receive, guarded_send)
-            finally:
-                self.in_progress -= 1
-                self.answered += 1
-                path = scope["path"] if scope["path"] in KNOWN else "other"
-                method = scope["method"] if scope["method"] in METHODS else "other"
-                self._requests.labels(path, method, status).inc()
-                self._seconds.labels(path).observe(time.perf_counter() - started)
+            self._requests.labels(path, method, status).inc()
 
-    def _admit(self, scope: Scope) -> None:
-        path = scope["path"]
-        if path in PROBES:
-            return
-        if self._rate and (seconds := self._rate.wait(scope["client"][0], time.monotonic())):
-            after = str(math.ceil(seconds))
-            raise RefusedError(429, f"too many requests: ask again in {after} s", retry_after=after)
-        if self._key and path not in OPEN and scope["method"] != "OPTIONS":
-            shown = dict(scope["headers"]).get(b"authorization", b"")
-            scheme, _, key = shown.partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._key):
-                raise RefusedError(
-                    401, "the service asks for its key: send it as Authorization: Bearer KEY", www_authenticate="Bearer"
-                )
-        if self.stopping and path == "/generate":
-            raise RefusedError(503, "the service is stopping: ask another one, or later", retry_after="5")
+    def _refusal(self, scope: Scope) -> Response | None:
+        """Why a request is refused before its body is read."""
+        if int(dict(scope["headers"]).get(b"content-length", 0)) > self._max_body:
+            return refusal(413, f"the body has more than {self._max_body} bytes: send less")
+        if self._rate is None or scope["path"] in PROBES:
+            return None
+        seconds = math.ceil(self._rate.wait(scope["client"][0], time.monotonic()))
+        said = f"too many requests: ask again in {seconds} s"
+        return refusal(429, said, {"retry-after": str(seconds)}) if seconds else None
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        too_large = RefusedError(413, f"the body has more than {self._max_body} bytes: send less", connection="close")
-        for name, value in scope["headers"]:
-            # A parser has seen to it that this is a number; it may be a long one.
-            if name == b"content-length" and (len(value) > 15 or int(value) > self._max_body + MAX_UNREAD):
-                raise too_large
-        body, n = b"", 0
-        while n <= self._max_body + MAX_UNREAD:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise RefusedError(400, "the connection was closed before the request was complete")
-            part = message.get("body", b"")
-            n += len(part)
-            # What is too much is read, but not kept: a connection that is closed before may take the answer with it.
-            body = body + part if n <= self._max_body else b""
-            if not message.get("more_body"):
-                if n <= self._max_body:
-                    return body
-                break
-        raise too_large
+    def _too_late(self, arrived: bool) -> Response:
+        late = f"within {self._timeout:g} s"
+        if arrived:
+            return refusal(504, f"the images could not be drawn and sent {late}: ask for fewer, or later")
+        return refusal(408, f"the request did not arrive {late}: send it again", {"connection": "close"})
 
 
-def once(body: bytes, receive: Receive) -> Receive:
-    """Hands out a body that has been read, and then what follows."""
-    sent = False
+class Origins(CORSMiddleware):
+    """Starlette's rules for requests from pages of other sites (CORS), with a sentence for those that are refused.
 
-    async def replay() -> MutableMapping[str, Any]:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+    It stands around the guard: pages can read refusals, and what browsers ask first counts against no rate.
 
-    return replay
+    Args:
+        app: the guard.
+        origins: `scheme://host[:port]` of each site; `*`: all.
+    """
+
+    def __init__(self, app: ASGIApp, origins: list[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["Authorization"],  # and Content-Type, which always is
+            expose_headers=["Content-Disposition", "Retry-After"],
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answers what a browser asks before a request from a page."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        origin = request_headers["origin"][:100]
+        if not self.is_allowed_origin(request_headers["origin"]):
+            return refusal(400, f"pages of {origin} may not ask: start the service with origins=[{origin}] if they may")
+        return refusal(400, "a page may send GET, HEAD, POST with Authorization and Content-Type: leave out the rest")

@@ -1,4 +1,4 @@
-"""The socket that the service listens on. No package is needed to find out that there can be none."""
+"""The socket that the service listens on. It needs no package, so a mistake in the address is told before others."""
 
 import errno
 import socket
@@ -12,27 +12,18 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: there is no such address, or it is taken.
     """
+    remedy = "type host=127.0.0.1 for this machine alone, host=0.0.0.0 for its networks"
     try:
-        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        listener = socket.socket(family, kind, protocol)
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
-        listener.bind(address)
+        listener.bind((host, port))
     except (socket.gaierror, UnicodeError) as error:
-        raise UserError(
-            f"host={host} is no address: type host=127.0.0.1 for this machine alone, host=0.0.0.0 for its networks"
-        ) from error
+        raise UserError(f"host={host} is not an address: {remedy}") from error
     except PermissionError as error:
-        raise UserError(f"port={port} is not for everybody: type a port above 1023, such as port=8000") from error
+        raise UserError(f"port={port} is reserved: type a port above 1023, such as port=8000") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(
-                f"port={port} is taken by another program: type another, such as port={port % 65535 + 1}"
-            ) from error
-        raise UserError(
-            f"host={host} is not this machine's ({error.strerror}): type host=127.0.0.1 for this machine alone,"
-            " host=0.0.0.0 for its networks"
-        ) from error
+            other = port % 65535 + 1
+            raise UserError(f"port={port} is taken by another program: type another, such as port={other}") from error
+        raise UserError(f"host={host} is not this machine's ({error.strerror}): {remedy}") from error
     return listener

@@ -1,104 +1,82 @@
-"""The web server: uvicorn, with a bound on what comes before a request's body, and an end without cut answers."""
+"""The web server: uvicorn, which answers what it has accepted before it stops."""
 
-import asyncio
-import logging
+import math
 import signal
 import time
 from types import FrameType
+from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp
 
-from src.serve.limits import App, Guard
+from src.serve.engine import Engine
 
 MAX_HEADERS = 64 * 1024  # bytes
-HEADERS_TIMEOUT = 10.0  # seconds until a request's headers are complete
 MAX_CONNECTIONS = 2048
 
 
-class Protocol(HttpToolsProtocol):
-    """One connection. Uvicorn waits for headers for ever, and reads any number of them."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._received = 0
-        self._deadline: asyncio.TimerHandle | None = None
-        self._begin()
-
-    def _begin(self) -> None:
-        self._received = 0
-        if self._deadline is None:
-            self._deadline = self.loop.call_later(HEADERS_TIMEOUT, self.transport.close)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._begin()
-
-    def on_headers_complete(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._deadline is not None:  # headers are incomplete
-            self._received += len(data)
-            if self._received > MAX_HEADERS and not self.transport.is_closing():
-                self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")
-                self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        super().connection_lost(exc)
-
-
 class Server(uvicorn.Server):
-    """Serves until SIGTERM or SIGINT, and then until what it had accepted is answered; a second signal ends it at once.
+    """Serves until SIGTERM or SIGINT, and then until every accepted request is answered, or a second signal comes.
+
+    Uvicorn's own shutdown closes the socket first: /ready could not say that the service is stopping.
 
     Args:
-        app: what it serves.
-        guard: the part of it that counts requests, and is told to begin nothing new.
-        grace: seconds for which accepted requests are waited for.
-        proxies: addresses of reverse proxies, whose word on who the client is is believed; None: nobody's.
+        app: the application.
+        engine: is told to stop.
+        timeout: seconds in which a request's headers must arrive.
+        grace: seconds to wait for accepted requests after the signal.
+        proxies: addresses of reverse proxies whose X-Forwarded-For is believed; None: nobody's is.
     """
 
-    def __init__(self, app: App, guard: Guard, grace: float, proxies: list[str] | None) -> None:
+    def __init__(self, app: ASGIApp, engine: Engine, timeout: float, grace: float, proxies: list[str] | None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http="h11",  # the parser whose headers uvicorn can bound
+                h11_max_incomplete_event_size=MAX_HEADERS,
+                limit_concurrency=MAX_CONNECTIONS,
+                timeout_graceful_shutdown=math.ceil(grace),
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="critical",  # clients' mistakes fill no log
                 access_log=False,  # /metrics counts
                 server_header=False,
                 proxy_headers=proxies is not None,
                 forwarded_allow_ips=proxies,
-                limit_concurrency=MAX_CONNECTIONS,
             )
         )
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what clients do wrong fills no log
-        self.stopped_by: str | None = None
+        self.stopped_by = ""  # a signal's name
         self.cut = 0  # requests that were not answered at the end
-        self._guard = guard
+        self._engine = engine
+        self._timeout = timeout
         self._grace = grace
-        self._until = 0.0
+        self._end = 0.0
+        self._idle: dict[tuple[Any, Any], float] = {}  # connections after their last request, and since when
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Signals come here."""
-        if self.stopped_by is not None:
-            self.should_exit = self.force_exit = True
-            return
+        """Receives the signals."""
+        self.force_exit = bool(self.stopped_by)  # a second signal waits for nobody
+        self._end = 0.0 if self.force_exit else time.monotonic() + self._grace
         self.stopped_by = signal.Signals(sig).name
-        self._until = time.monotonic() + self._grace
-        self._guard.stopping = True
+        self._engine.stopping = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether it is time to go."""
-        if self.stopped_by is not None and (not self._guard.in_progress or time.monotonic() > self._until):
-            self.cut = self._guard.in_progress
-            self.force_exit = self.cut > 0
-            return True
+        """Called ten times a second; returns whether to end now."""
+        now = time.monotonic()
+        if counter % 10 == 0:
+            self._close_idle(now)
+        if self.stopped_by and (not self._engine.held or now > self._end):
+            self.cut = len(self.server_state.tasks) if self._engine.held else 0
+            self.force_exit |= self.cut > 0
+            return True  # uvicorn sends what is left of the answers
         return await super().on_tick(counter)
+
+    def _close_idle(self, now: float) -> None:
+        """Closes connections on which no request arrives; uvicorn waits for the first, and for half a one, for ever."""
+        open_: set[Any] = self.server_state.connections
+        idle = [(each, each.cycle) for each in open_ if each.cycle is None or each.cycle.response_complete]
+        self._idle = {key: self._idle.get(key, now) for key in idle}
+        for (connection, _), since in self._idle.items():
+            if now - since > self._timeout:
+                connection.transport.close()

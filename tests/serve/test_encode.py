@@ -70,7 +70,7 @@ def test_single_pictures(channels: int, tmp_path: Path) -> None:
             assert classes(content) == [NAMES[label]]
         file.extractall(tmp_path)
     found = find_pictures(tmp_path)  # of datamodule=folder
-    assert sorted(found.class_names) == sorted(NAMES) and not found.left_out
+    assert sorted(found.class_names) == sorted(NAMES) and not any(found.left_out.values())
     read = {picture.path.relative_to(tmp_path).as_posix(): picture.label for picture in found.pictures}
     assert read == {name: NAMES[label] for name, label in zip(names, labels, strict=True)}
     assert archive == encode("zip", drawn, labels, 2, NAMES)

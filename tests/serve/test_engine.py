@@ -1,8 +1,8 @@
-"""The queue: orders that wait are drawn together, and each gets what it would have got alone."""
+"""The queue: requests that wait are drawn together, and each gets what it would have got alone."""
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ pytest.importorskip("prometheus_client", reason="needs pip install -r requiremen
 from src.models.request import Request
 from src.pictures.grid import to_uint8
 from src.sampling.sampler import About, Noise, Sampler
-from src.serve.engine import Engine, Order, QueueFullError
+from src.serve.engine import Engine
 
 pytestmark = pytest.mark.extras
 
@@ -46,103 +46,87 @@ def sampler() -> Iterator[Waiting]:
     sampler.may.set()
 
 
-def engine_of(sampler: Sampler, batch: int = 16, limit: int = 100) -> Engine:
+def run(sampler: Waiting, scenario: Callable[[Engine], Awaitable[None]], limit: int = 100) -> None:
+    """Runs a test with an engine of one thread, which draws at most 16 images at once."""
     from prometheus_client import CollectorRegistry
 
-    return Engine(sampler, batch, 1, limit, CollectorRegistry())
+    async def test() -> None:
+        engine = Engine(sampler, 16, 1, limit, CollectorRegistry())
+        await scenario(engine)
+        sampler.may.set()
+        engine.close()
+
+    asyncio.run(test())
 
 
-def order(label: int, n: int, seed: int = 0, truncation: float = 1.0, other: int | None = None) -> Order:
+def asked(label: int, n: int, seed: int = 0, truncation: float = 1.0, other: int | None = None) -> Request:
     between = () if other is None else (np.full(n, other), np.full(n, 0.5, np.float32))
-    noise = Noise(ABOUT.noise_shape, seed, truncation)(n)
-    return Order(Request(noise, np.full(n, label), *between), lambda images: images.tobytes())
+    return Request(Noise(ABOUT.noise_shape, seed, truncation)(n), np.full(n, label), *between)
 
 
-def alone(each: Order) -> bytes:
-    """What an order gets that is drawn by itself."""
+async def queued(engine: Engine, request: Request) -> asyncio.Task[bytes]:
+    """Puts a request into the queue; the task waits for its images."""
+    task = asyncio.ensure_future(engine.draw(request, lambda images: images.tobytes()))
+    await asyncio.sleep(0)
+    return task
+
+
+def alone(request: Request) -> bytes:
+    """The images of a request that is drawn by itself."""
     sampler = Waiting()
     sampler.may.set()
-    return to_uint8(sampler.run(each.request)).tobytes()
+    return to_uint8(sampler.run(request)).tobytes()
 
 
-def test_what_waits_is_drawn_together_and_each_gets_its_own(sampler: Waiting) -> None:
-    async def scenario() -> None:
-        engine = engine_of(sampler)
-        first = order(1, 3)
-        engine.submit(first)
+def test_requests_that_wait_are_drawn_together_and_each_gets_its_own(sampler: Waiting) -> None:
+    async def scenario(engine: Engine) -> None:
+        requests = [asked(1, 3)]
+        tasks = [await queued(engine, requests[0])]
         await asyncio.to_thread(sampler.begun.wait)
-        rest = [order(2, 5, seed=7), order(3, 1, truncation=0.5), order(4, 9, other=8), order(5, 6), order(6, 1)]
-        for each in rest:
-            engine.submit(each)
+        requests += [asked(2, 5, seed=7), asked(3, 1, truncation=0.5), asked(4, 9, other=8), asked(5, 6), asked(6, 1)]
+        tasks += [await queued(engine, request) for request in requests[1:]]
         sampler.may.set()
-        for each in (first, *rest):
-            assert await each.answer == alone(each)
+        assert await asyncio.gather(*tasks) == [alone(request) for request in requests]
         assert sampler.asked == [3, 15, 7]  # at most 16 at a time, and nobody overtakes
-        engine.close()
 
-    asyncio.run(scenario())
+    run(sampler, scenario)
 
 
-def test_a_large_order_is_drawn_in_parts(sampler: Waiting) -> None:
-    async def scenario() -> None:
-        engine = engine_of(sampler)
-        large = order(1, 40)
-        engine.submit(large)
+def test_a_large_request_is_drawn_in_parts(sampler: Waiting) -> None:
+    async def scenario(engine: Engine) -> None:
         sampler.may.set()
-        assert await large.answer == alone(large)
+        assert await (await queued(engine, asked(1, 40))) == alone(asked(1, 40))
         assert sampler.asked == [16, 16, 8]
-        engine.close()
 
-    asyncio.run(scenario())
+    run(sampler, scenario)
 
 
-def test_no_more_is_held_than_may_be(sampler: Waiting) -> None:
-    async def scenario() -> None:
-        engine = engine_of(sampler, limit=10)
-        engine.submit(order(1, 6))
-        with pytest.raises(QueueFullError):
-            engine.submit(order(1, 5))
-        fits = order(1, 4)
-        engine.submit(fits)
+def test_images_are_held_until_they_are_sent(sampler: Waiting) -> None:
+    async def scenario(engine: Engine) -> None:
+        with engine.hold(6):
+            assert engine.has_room(4) and not engine.has_room(5)
+        assert engine.has_room(10) and not engine.has_room(11)
+
+    run(sampler, scenario, limit=10)
+
+
+def test_a_request_that_nobody_waits_for_is_not_drawn(sampler: Waiting) -> None:
+    async def scenario(engine: Engine) -> None:
+        _, given_up, last = [await queued(engine, asked(label, 16)) for label in (1, 2, 3)]
+        given_up.cancel()
+        await asyncio.sleep(0)
         sampler.may.set()
-        await fits.answer
-        with pytest.raises(QueueFullError):  # drawn, but not yet sent
-            engine.submit(order(1, 1))
-        engine.release(4)
-        engine.submit(order(1, 4))
-        engine.close()
-
-    asyncio.run(scenario())
-
-
-def test_what_nobody_waits_for_is_not_drawn(sampler: Waiting) -> None:
-    async def scenario() -> None:
-        engine = engine_of(sampler)
-        first, given_up, last = order(1, 16), order(2, 16), order(3, 16)
-        for each in (first, given_up, last):
-            engine.submit(each)
-        given_up.answer.cancel()
-        sampler.may.set()
-        await last.answer
+        await last
         assert sampler.asked == [16, 16]
-        engine.close()
 
-    asyncio.run(scenario())
+    run(sampler, scenario)
 
 
 def test_a_failure_is_told_and_the_next_is_drawn(sampler: Waiting) -> None:
-    async def scenario() -> None:
-        engine = engine_of(sampler)
+    async def scenario(engine: Engine) -> None:
         sampler.may.set()
-        bad = order(9, 1)
-        engine.submit(bad)
         with pytest.raises(RuntimeError, match="no nines"):
-            await bad.answer
-        good = order(8, 1)
-        engine.submit(good)
-        assert await good.answer == alone(good)
-        assert engine.works
-        engine.close()
-        assert not engine.works
+            await (await queued(engine, asked(9, 1)))
+        assert await (await queued(engine, asked(8, 1))) == alone(asked(8, 1))
 
-    asyncio.run(scenario())
+    run(sampler, scenario)
