@@ -12,21 +12,6 @@ from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 
-@runtime_checkable
-class AdversarialLoss(Protocol):
-    """What a loss of your own must offer.
-
-    It may also say of itself, with class attributes, that its G loss takes the scores of real images as a second
-    argument (`paired`), the score above which D takes an image for real (`threshold`), that it pulls scores to targets
-    which can be smoothed (`has_targets`), or that it makes no sense unless D is Lipschitz (`needs_lipschitz`).
-    """
-
-    @property
-    def generator(self) -> Callable[..., Tensor]: ...
-
-    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 class LSGANLoss:
     """Least squares (Mao et al. 2017): D is pulled to 1 on real images and 0 on generated ones, G pulls it to 1."""
 
@@ -92,3 +77,18 @@ class RelativisticLoss:
         """Half of the one loss for each, as it has no part of real images alone."""
         half = softplus(fake - real).mean() / 2
         return half, half
+
+
+@runtime_checkable
+class AdversarialLoss(Protocol):
+    """What a loss of your own must offer.
+
+    It may also say of itself, with class attributes, that its G loss takes the scores of real images as a second
+    argument (`paired`), the score above which D takes an image for real (`threshold`), that it pulls scores to targets
+    which can be smoothed (`has_targets`), or that it makes no sense unless D is Lipschitz (`needs_lipschitz`).
+    """
+
+    @property
+    def generator(self) -> Callable[..., Tensor]: ...
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]: ...
