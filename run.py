@@ -6,8 +6,8 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from src.config.arguments import LISTINGS, check_arguments, check_folders, help_wanted, in_hydras_words
-from src.config.env_file import read_env_file
+from src.config.before_hydra import LISTINGS, check_arguments, check_folders, in_hydras_words, read_env_file
+from src.config.help import VERBS, help_on, help_on_all
 from src.errors import UserError
 from src.run.console import show_what_can_be_shown
 
@@ -22,10 +22,13 @@ def main() -> int:
         if os.getcwd() not in sys.path:  # last, for the user's own parts
             sys.path.append(os.getcwd())
         arguments = in_hydras_words(sys.argv[1:])
-        if text := help_wanted(arguments):
-            print(text)
+        verb = next((each.partition("=")[2] for each in reversed(arguments) if each.startswith("task=")), None)
+        if {"-h", "--help"} & set(arguments) and verb in (None, *VERBS):
+            print(help_on(verb) if verb else help_on_all())
             return 0
-        return run(check_arguments(arguments), arguments)
+        task = "train" if verb is None else verb
+        check_arguments(arguments, task)
+        return run(task, arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

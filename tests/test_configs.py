@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningDataModule, Trainer
 from pytorch_lightning.loggers import Logger
 
-from src.config.arguments import as_option
+from src.config.before_hydra import in_hydras_words
 from src.config.explain import explain
 from src.config.instantiate import instantiate, instantiate_each
 from src.errors import UserError
@@ -232,7 +232,7 @@ def test_both_spellings_of_an_experiment_are_the_same_run(tmp_path: Path) -> Non
     ],
 )
 def test_what_people_type_names_a_file(typed: str, meant: str) -> None:
-    assert as_option(typed) == meant
+    assert in_hydras_words([typed]) == [meant]
     compose_config("train", meant)
 
 

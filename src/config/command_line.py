@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
@@ -42,17 +43,13 @@ def in_quotes(text: str) -> str:
 
 
 def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
-    """Translates the arguments of `python run.py` into Hydra's grammar.
+    """Translates the arguments of `python run.py` for the verb `task` into Hydra's grammar.
 
     The value of a key that holds text or a path becomes a quoted string, unless it is quoted already. In a sweep its
     commas separate values, unless a space follows one of them, or the key takes a path and either the whole exists or
     a part does not.
-
-    Args:
-        task: the verb.
-        arguments: what was typed behind `run.py`.
     """
-    types = KeyTypes(task, arguments)
+    keys = Keys(task, arguments)
     sweeps = any(re.fullmatch(r"-m|--multirun|hydra\.mode=.*|hparams_search=.+", each) for each in arguments)
     made = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -62,23 +59,20 @@ def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
             continue
         plus, key, value = match.groups()
         if (CONFIGS / key).is_dir():
-            made.append(f"{plus}{key}={_option(key, value)}")
+            names = [path.stem for path in (CONFIGS / key).glob("*.yaml")]
+            name = next((name for name in names if same(name, value.removesuffix(".yaml"))), value)
+            made.append(argument if value.isascii() else f"{plus}{key}={_quoted(name)}")
             continue
-        kinds = alternatives(types.of(key))
+        kinds = alternatives(keys.type_of(key))
         parts = _parts(value, kinds) if sweeps else [value]
-        read = [types.read(part, kinds) for part in parts]
+        read = [keys.read(part, kinds) for part in parts]
         _typed.update({f"{plus}{key}={a}": f"{plus}{key}={b}" for a, b in zip(read, parts, strict=True) if a != b})
         made.append(f"{plus}{key}={','.join(read)}")
     return made
 
 
-class KeyTypes:
-    """The types of a command's keys.
-
-    Args:
-        task: the verb.
-        arguments: what was typed; the choices in it say which parts there are.
-    """
+class Keys:
+    """The keys of a command, whose arguments say which parts there are, and so which keys."""
 
     def __init__(self, task: str, arguments: Sequence[str]) -> None:
         self.task = task
@@ -86,22 +80,24 @@ class KeyTypes:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The configuration with the chosen parts; references are not resolved."""
         return composed(self.task, self.arguments)
 
-    def of(self, key: str) -> Any:
+    def type_of(self, key: str) -> Any:
         """The type hint of a key; `Any` where nothing states one."""
         if key in KEYS[self.task]:
             return KEYS[self.task][key]
         if key.startswith("hydra."):
-            return _hydras(key)
+            hint: Any = HydraConf
+            for name in key.split(".")[1:]:
+                hint = get_type_hints(hint).get(name, Any) if isinstance(hint, type) else Any
+            return Path if hint is str and key.endswith("dir") else hint
         present = _at(self.config, key)
         if isinstance(present, (bool, int, float)):
             return type(present)
         owner, _, name = key.rpartition(".")
-        part = _at(self.config, owner) if owner else None
         if name == "_target_":
             return str
+        part = _at(self.config, owner)
         if isinstance(part, dict) and "_target_" in part:
             try:
                 target = get_object(str(part["_target_"]))
@@ -119,15 +115,12 @@ class KeyTypes:
             elements = split(value[1:-1]) if value[1:-1].strip() else []
             return f"[{','.join(self.read(each.strip(), inner) for each in elements)}]"
         parsed = _parse(value)
-        is_text = str in kinds or Path in kinds
-        if value in ("", "null"):
+        if value in ("", "null") or (type(parsed) in kinds and type(parsed) is not str):
             return value
         if isinstance(parsed, QuotedString):  # only what refers to nothing is escaped
             kept = self._literal(parsed.text, in_quotes=True)
             return value if kept == parsed.text else QuotedString(kept, parsed.quote).with_quotes()
-        if not is_text and (parsed is not UNREADABLE or value.startswith(("[", "{"))):
-            return value
-        if type(parsed) in kinds and type(parsed) is not str:
+        if not {str, Path} & set(kinds) and (parsed is not UNREADABLE or value.startswith(("[", "{"))):
             return value
         text = value
         if Path in kinds:
@@ -135,36 +128,33 @@ class KeyTypes:
                 text = text[1:-1]
             text = existing(text)
         text = self._literal(text)
-        return value if PLAIN.fullmatch(text) and text == value else QuotedString(text, Quote.single).with_quotes()
+        return value if PLAIN.fullmatch(text) and text == value else _quoted(text)
 
     def _literal(self, text: str, in_quotes: bool = False) -> str:
-        """Escapes each `${` that refers to nothing; in quotes it may be escaped already."""
+        """Escapes each `${` that names no key or resolver; in quotes it may be escaped already."""
 
         def kept(found: re.Match[str]) -> str:
+            resolver, key = found["resolver"], found["key"]
+            if resolver:
+                refers = resolver in ("hydra", "now") or OmegaConf.has_resolver(resolver)
+            else:
+                refers = bool(key) and (key in KEYS[self.task] or _at(self.config, key) is not None)
             is_escaped = in_quotes and found[0].count("\\") % 2 == 1
-            return found[0] if is_escaped or self._refers(found) else escaped(found[0])
+            return found[0] if is_escaped or refers else escaped(found[0])
 
         return REFERENCE.sub(kept, text)
-
-    def _refers(self, found: re.Match[str]) -> bool:
-        """Whether `${...}` names a key or a resolver that exists."""
-        if found["resolver"]:
-            return found["resolver"] in ("hydra", "now") or OmegaConf.has_resolver(found["resolver"])
-        key = found["key"]
-        return bool(key) and (key in KEYS[self.task] or _at(self.config, key) is not None)
 
 
 def composed(task: str, arguments: Sequence[str]) -> dict[str, Any]:
     """A verb's configuration with the options and `_target_`s that were typed, as far as it composes; not resolved."""
     chosen = []
     for argument in arguments:
-        key, equals, value = argument.lstrip("+").partition("=")
-        if equals and value and ((CONFIGS / key).is_dir() or key.endswith("._target_") or key == "hydra.searchpath"):
-            first = argument.partition(",")[0] if not value.startswith("[") else argument  # of a sweep
-            chosen.append(first)
+        key, _, value = argument.lstrip("+").partition("=")
+        if value and ((CONFIGS / key).is_dir() or key.endswith("._target_") or key == "hydra.searchpath"):
+            chosen.append(argument if value.startswith("[") else argument.partition(",")[0])  # the first of a sweep
     if "--config-dir" in arguments[:-1]:
         folder = os.path.abspath(arguments[list(arguments).index("--config-dir") + 1])
-        chosen.append(f"hydra.searchpath=[{QuotedString(f'file://{folder}', Quote.single).with_quotes()}]")
+        chosen.append(f"hydra.searchpath=[{_quoted(f'file://{folder}')}]")
     return _composed(task, tuple(chosen))
 
 
@@ -172,10 +162,8 @@ def composed(task: str, arguments: Sequence[str]) -> dict[str, Any]:
 def _composed(task: str, chosen: Sequence[str]) -> dict[str, Any]:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for overrides in (list(chosen), []):
-            try:
+            with suppress(Exception):  # Hydra will say what is wrong
                 return OmegaConf.to_container(compose(task, overrides), resolve=False)  # type: ignore[return-value]
-            except Exception:  # Hydra will say what is wrong
-                continue
     return {}
 
 
@@ -212,13 +200,8 @@ def _parts(value: str, kinds: Sequence[Any]) -> list[str]:
     return parts
 
 
-def _option(group: str, value: str) -> str:
-    """The name of a group's option in the Unicode form that its file has."""
-    if value.isascii():
-        return value
-    names = [path.stem for path in (CONFIGS / group).glob("*.yaml")]
-    name = next((name for name in names if same(name, value.removesuffix(".yaml"))), value)
-    return QuotedString(name, Quote.single).with_quotes()
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def _parse(value: str) -> Any:
@@ -240,11 +223,3 @@ def _at(config: Any, key: str) -> Any:
     for name in key.split("."):
         config = config.get(name) if isinstance(config, Mapping) else None
     return config
-
-
-def _hydras(key: str) -> Any:
-    """The type of one of Hydra's own keys; those that name a folder hold paths."""
-    hint: Any = HydraConf
-    for name in key.split(".")[1:]:
-        hint = get_type_hints(hint).get(name, Any) if isinstance(hint, type) else Any
-    return Path if hint is str and key.endswith("dir") else hint

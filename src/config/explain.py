@@ -4,7 +4,8 @@ import difflib
 import errno
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hydra.errors import (
     ConfigCompositionException,
@@ -13,7 +14,6 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -51,7 +51,6 @@ NOISE = re.compile(
     r"\(Background on this error at|full_key:|object_type=|For further information|frame #\d+|Exception raised from"
     r"|For debugging consider|Compile with `TORCH|CUDA kernel errors might"
 )
-NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def is_users(error: BaseException) -> bool:
@@ -66,9 +65,9 @@ def _is_lightnings(error: BaseException) -> bool:
     return any(kind.__name__ == "MisconfigurationException" for kind in type(error).__mro__)
 
 
-def explain(error: BaseException, known_keys: Iterable[str] = ()) -> str:
+def explain(error: BaseException, known_keys: Sequence[str] = ()) -> str:
     """One line about `error`; `known_keys` are the composed configuration's, for suggestions."""
-    return " ".join(_explain(error, list(known_keys)).split())
+    return " ".join(_explain(error, known_keys).split())
 
 
 def telling(text: str) -> str:
@@ -92,18 +91,24 @@ def telling(text: str) -> str:
             return heading[1] or following.strip()
     while len(lines) > 1 and NO_NEWS.match(lines[0].strip()):
         del lines[0]
-    if lines[0].endswith(":"):
-        return " ".join(line.strip() for line in lines[:4])
-    return lines[0].strip()
+    return " ".join(line.strip() for line in lines[: 4 if lines[0].endswith(":") else 1])
 
 
-def _explain(error: BaseException, known_keys: list[str]) -> str:
+def _explain(error: BaseException, known_keys: Sequence[str]) -> str:
     text = str(error).strip()
     first = telling(text) if text else type(error).__name__
     if "Traceback (most recent call last)" in text:  # of a worker process, with the name of the error
         text = first = first.removeprefix("src.errors.UserError: ").removeprefix(f"{type(error).__name__}: ")
     if isinstance(error, MissingConfigException):
-        return _missing_option(error, text)
+        if not (match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text)):
+            return text.splitlines()[0]
+        group, name = match.groups()
+        if group == "hydra/sweeper":
+            return f"the sweeper {name!r} is not installed: {EXTRAS}"
+        options = sorted(error.options or _options(group))
+        close = difflib.get_close_matches(name.removesuffix(".yaml"), options, n=1)
+        suggestion = f"did you mean {group}={close[0]}?" if close else f"choose one of {', '.join(options)}"
+        return f"there is no {group}={name}: {suggestion}"
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}: overrides are key=value, and lists are key=[1,2]"
     if isinstance(error, ConfigCompositionException):
@@ -116,14 +121,11 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
     if isinstance(error, InterpolationResolutionError) and (cause := error.__cause__ or error.__context__):
         while isinstance(cause, InterpolationResolutionError) and (deeper := cause.__cause__ or cause.__context__):
             cause = deeper
-        if isinstance(cause, UserError):
-            return str(cause)
-        return f"{error.full_key}: {telling(str(cause))}"
+        return str(cause) if isinstance(cause, UserError) else f"{error.full_key}: {telling(str(cause))}"
     if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
         return f"the configuration has no {error.full_key or first}: do not remove it"
     if isinstance(error, InstantiationException):
-        key = match[1] if (match := re.search(r"full_key: (\S+)", text)) else ""
-        return explain_part(key, error)
+        return explain_part(match[1] if (match := re.search(r"full_key: (\S+)", text)) else "", error)
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os(error)
     if isinstance(error, YAMLError):
@@ -137,15 +139,56 @@ def _explain(error: BaseException, known_keys: list[str]) -> str:
     return f"{type(error).__name__}: {first}{_remedy(first)}"
 
 
-def explain_part(key: str, error: Exception, config: DictConfig | None = None) -> str:
-    """Why the part `key` cannot be built; names the argument where `config` shows which one is meant."""
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    if key in RENAMED:
+        return f"there is no key {key}: {RENAMED[key]}"
+    if key in known:  # Hydra says no more than that either
+        inside = [k for k in known if k.startswith(f"{key}.")] or [key]
+        return f"{key} cannot be replaced as a whole: set the keys in it, such as {inside[0]}=VALUE"
+    parent, _, name = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    namesakes = [k for k in known if k.endswith(f".{name}")]
+    if close := difflib.get_close_matches(name, siblings, n=1):
+        return f"there is no key {key}: did you mean {siblings[close[0]]}?"
+    if parent in known and not siblings:  # null, or a plain value
+        group = parent.replace(".", "/")
+        options = "|".join(sorted(_options(group)))
+        way = f"choose one of {group}={options} first" if options else f"set it as a whole, {parent}=VALUE"
+        return f"there is no key {key}, as {parent} has no keys: {way}"
+    if parent in known:  # the group is right
+        return f"there is no key {key}: choose one of {', '.join(sorted(siblings))}"
+    if close := namesakes[:1] or difflib.get_close_matches(key, known, n=1):
+        return f"there is no key {key}: did you mean {close[0]}?"
+    top = sorted(k for k in known if "." not in k)
+    return f"there is no key {key}: choose one of {', '.join(top) or 'those in configs/'}"
+
+
+def _options(group: str) -> list[str]:
+    return [path.stem for path in (CONFIGS / group).glob("*.yaml")]
+
+
+def _remedy(text: str) -> str:
+    return next((f": {remedy}" for sentence, remedy in REMEDIES.items() if sentence in text), "")
+
+
+def explain_part(key: str, error: Exception, part: Mapping[str, Any] | None = None) -> str:
+    """Why the part `key` cannot be built; names the argument where its values in `part` show which one is meant."""
     cause = error.__cause__ if isinstance(error, InstantiationException) else error
     text = str(cause or error).strip()
     if isinstance(cause, ImportError):
-        if match := re.match(r"Error loading '([^']+)'", text):
-            return _bad_target(key, match[1])
-        remedy = f": {EXTRAS}" if key.startswith("logger") else ""
-        return f"{key} needs a package that is not installed ({telling(text)}){remedy}"
+        if not (match := re.match(r"Error loading '([^']+)'", text)):
+            remedy = f": {EXTRAS}" if key.startswith("logger") else ""
+            return f"{key} needs a package that is not installed ({telling(text)}){remedy}"
+        module, _, name = match[1].rpartition(".")
+        try:
+            members = vars(importlib.import_module(module)).items()
+        except (ImportError, ValueError):
+            return (
+                f"{key}._target_={match[1]} cannot be imported: check its spelling, or install the package that has it"
+            )
+        there = [name for name, value in members if getattr(value, "__module__", "") == module]
+        close = difflib.get_close_matches(name, there, n=1) or there
+        return f"{key}._target_={match[1]} does not exist: {module} has {', '.join(close) or 'nothing of its own'}"
     if isinstance(cause, TypeError) and (match := re.search(r"unexpected keyword argument '(\w+)'", text)):
         return f"{key}.{match[1]} is not an option of {key}: remove it"
     if isinstance(cause, TypeError) and (match := re.search(r"missing .* arguments?: (.*)", text)):
@@ -154,7 +197,13 @@ def explain_part(key: str, error: Exception, config: DictConfig | None = None) -
         return f"{key}.{text}{_remedy(text)}"
     if cause is None:
         return f"{key}._target_: {telling(text)}"
-    return f"{_argument_meant(text, key, config)}: {explain(cause)}"
+    best, score = key, 0
+    for name, value in (part or {}).items():
+        named = re.search(rf"\b{re.escape(name)}\b", text) is not None
+        valued = isinstance(value, str) and repr(value) in text
+        if 2 * named + valued > score:
+            best, score = f"{key}.{name}", 2 * named + valued
+    return f"{best}: {explain(cause)}"
 
 
 def begins_with_argument(text: str) -> bool:
@@ -167,72 +216,6 @@ def explain_os(error: OSError, remedy: str = "choose another folder with hydra.r
     if error.errno is None:  # not the system's: one of ours, which already says what to do
         return str(error)
     where = f" {error.filename!s}" if error.filename else ""
-    if error.errno in NO_SPACE:
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return f"no space left to write{where} ({error.strerror}): make room, or {remedy}"
     return f"cannot use{where} ({error.strerror}): {remedy}"
-
-
-def _argument_meant(text: str, key: str, config: DictConfig | None) -> str:
-    """`key`, or `key.argument` where a library's message names one of the part's arguments or its value."""
-    part = OmegaConf.select(config, key) if config is not None and key else None
-    if not isinstance(part, DictConfig):
-        return key
-    best, score = key, 0
-    for name in map(str, part):
-        named = re.search(rf"\b{re.escape(name)}\b", text) is not None
-        valued = isinstance(part[name], str) and repr(part[name]) in text
-        if 2 * named + valued > score:
-            best, score = f"{key}.{name}", 2 * named + valued
-    return best
-
-
-def _bad_target(key: str, target: str) -> str:
-    """Why a `_target_` cannot be imported: it is misspelt, or its package is missing."""
-    module, _, name = target.rpartition(".")
-    try:
-        there = [n for n, v in vars(importlib.import_module(module)).items() if getattr(v, "__module__", "") == module]
-    except (ImportError, ValueError):
-        return f"{key}._target_={target} cannot be imported: check its spelling, or install the package that has it"
-    close = difflib.get_close_matches(name, there, n=1) or there
-    return f"{key}._target_={target} does not exist: {module} has {', '.join(close) or 'nothing of its own'}"
-
-
-def _remedy(text: str) -> str:
-    return next((f": {remedy}" for sentence, remedy in REMEDIES.items() if sentence in text), "")
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    if key in RENAMED:
-        return f"there is no key {key}: {RENAMED[key]}"
-    if key in known:  # Hydra says no more than that either
-        inside = [k for k in known if k.startswith(f"{key}.")] or [key]
-        return f"{key} cannot be replaced as a whole: set the keys in it, such as {inside[0]}=VALUE"
-    parent, _, name = key.rpartition(".")
-    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
-    namesakes = [k for k in known if k.endswith(f".{name}")]
-    if close := difflib.get_close_matches(name, siblings, n=1):
-        return f"there is no key {key}: did you mean {siblings[close[0]]}?"
-    if parent in known and not siblings:  # null, or a plain value
-        if group := sorted(path.stem for path in (CONFIGS / parent.replace(".", "/")).glob("*.yaml")):
-            way = f"choose one of {parent.replace('.', '/')}={'|'.join(group)} first"
-        else:
-            way = f"set it as a whole, {parent}=VALUE"
-        return f"there is no key {key}, as {parent} has no keys: {way}"
-    if parent in known:  # the group is right
-        return f"there is no key {key}: choose one of {', '.join(sorted(siblings))}"
-    if close := namesakes[:1] or difflib.get_close_matches(key, known, n=1):
-        return f"there is no key {key}: did you mean {close[0]}?"
-    top = sorted(k for k in known if "." not in k)
-    return f"there is no key {key}: choose one of {', '.join(top) or 'those in configs/'}"
-
-
-def _missing_option(error: MissingConfigException, text: str) -> str:
-    if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text):
-        group, name = match[1], match[2]
-        if group == "hydra/sweeper":
-            return f"the sweeper {name!r} is not installed: {EXTRAS}"
-        options = sorted(error.options or [path.stem for path in (CONFIGS / group).glob("*.yaml")])
-        close = difflib.get_close_matches(name.removesuffix(".yaml"), options, n=1)
-        suggestion = f"did you mean {group}={close[0]}?" if close else f"choose one of {', '.join(options)}"
-        return f"there is no {group}={name}: {suggestion}"
-    return text.splitlines()[0]

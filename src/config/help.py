@@ -5,8 +5,6 @@ import textwrap
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-WIDTH = 100
-KEY = re.compile(r"([a-z]\w*): *(.*?) *(?:#\s*(.*))?")
 COMMANDS = {
     "python run.py experiment=train_mnist_cnn_gan": "train an experiment",
     "python run.py trainer.max_epochs=20 datamodule=digits": "change any key or part",
@@ -54,10 +52,10 @@ def help_on(verb: str) -> str:
     lines = [_about(CONFIGS / f"{verb}.yaml"), "", f"  python run.py task={verb} {VERBS[verb]}", "", "Keys"]
     lines += _keys(CONFIGS / f"{verb}.yaml")
     if verb == "train":
-        folders = sorted(path for path in CONFIGS.rglob("*") if path.is_dir() and "hydra" not in path.parts)
         options = {
             path.relative_to(CONFIGS).as_posix(): ", ".join(sorted(option.stem for option in path.glob("*.yaml")))
-            for path in folders
+            for path in sorted(CONFIGS.rglob("*"))
+            if path.is_dir() and "hydra" not in path.parts
         }
         lines += ["", "Groups and their options (GROUP=OPTION)", *_table(options)]
         for part, option in [("trainer", "default"), ("model", "mnist_gan_model"), ("datamodule", "mnist")]:
@@ -76,12 +74,8 @@ def _about(path: Path) -> str:
 
 def _keys(path: Path, prefix: str = "") -> list[str]:
     """`KEY=DEFAULT  comment` of each key at the top of a file that holds a value."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        match = KEY.fullmatch(line)
-        if match and match[2] and match[1] != "task":
-            found[f"{prefix}{match[1]}={match[2]}"] = match[3] or ""
-    return _table(found)
+    found = re.findall(r"^([a-z]\w*): *([^#\s].*?) *(?:#\s*(.*))?$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return _table({f"{prefix}{key}={default}": comment for key, default, comment in found if key != "task"})
 
 
 def _table(rows: dict[str, str]) -> list[str]:
@@ -94,4 +88,4 @@ def _table(rows: dict[str, str]) -> list[str]:
 
 
 def _wrapped(text: str, indent: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+    return textwrap.wrap(text, 100, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)

@@ -26,8 +26,6 @@ def instantiate(config: DictConfig, key: str, **kwargs: Any) -> Any:
     """Builds `config`'s part `key`, such as `trainer` or `callbacks.sample_grid`, with plain Python values.
 
     Args:
-        config: the whole configuration.
-        key: of the part.
         **kwargs: further arguments, ready-made.
 
     Raises:
@@ -35,34 +33,31 @@ def instantiate(config: DictConfig, key: str, **kwargs: Any) -> Any:
             not what belongs there.
     """
     kind = KINDS.get(key) or KINDS_IN.get(key.rpartition(".")[0], Any)
-    return _build(checked(config, key), key, kind, config, kwargs)
+    return _build(_checked(config, key), key, kind, kwargs)
 
 
-def _build(part: Any, key: str, hint: Any, config: DictConfig, kwargs: Mapping[str, Any] | None = None) -> Any:
+def _build(part: Any, key: str, hint: Any, kwargs: Mapping[str, Any] | None = None) -> Any:
     """Builds what plain values describe: calls each `_target_` with its arguments, which are built first.
 
     Hydra would do the same at once, but then nobody could look at a part before its owner has taken it.
-
-    Raises:
-        UserError: a part cannot be built, or is not what `hint` asks for.
     """
     if isinstance(part, list):
-        return [_build(value, f"{key}.{i}", element_type(hint), config) for i, value in enumerate(part)]
+        return [_build(value, f"{key}.{i}", element_type(hint)) for i, value in enumerate(part)]
     if not isinstance(part, dict):
         return part
     if "_target_" not in part:
-        return {name: _build(value, f"{key}.{name}", element_type(hint), config) for name, value in part.items()}
+        return {name: _build(value, f"{key}.{name}", element_type(hint)) for name, value in part.items()}
     try:
         target = hydra.utils.instantiate({"_target_": part["_target_"], "_partial_": True})
         hints = hints_of(target.func)
-        built = {name: _build(value, f"{key}.{name}", hints.get(name, Any), config) for name, value in part.items()}
+        built = {name: _build(value, f"{key}.{name}", hints.get(name, Any)) for name, value in part.items()}
         arguments = {name: value for name, value in built.items() if not name.startswith("_")}
         call = partial(target, *built.get("_args_", ()), **arguments, **(kwargs or {}))
         made = call if part.get("_partial_") else call()
     except UserError:
         raise
     except Exception as error:
-        raise UserError(explain_part(key, error, config)) from error
+        raise UserError(explain_part(key, error, part)) from error
     _check_made(made, hint, key, part["_target_"])
     return made
 
@@ -75,65 +70,33 @@ def instantiate_each(config: DictConfig, group: str) -> Iterator[Any]:
     parts: Any = config.get(group) or {}
     # Of several that write checkpoints, Lightning takes the first one's best.
     names = sorted(parts, key=lambda name: name != "model_checkpoint")
-    keys = [f"{group}.{name}" for name in names if parts[name] is not None]
-    for key in keys:
-        checked(config, key)
-    return (instantiate(config, key) for key in keys)
+    checked = {f"{group}.{name}": _checked(config, f"{group}.{name}") for name in names if parts[name] is not None}
+    return (_build(part, key, KINDS_IN[group]) for key, part in checked.items())
 
 
-def checked(config: DictConfig, key: str) -> dict[str, Any]:
-    """`config`'s part `key` as plain values.
-
-    Raises:
-        UserError: it is not a part, or its constructor does not take these arguments.
-    """
+def _checked(config: DictConfig, key: str) -> dict[str, Any]:
+    """`config`'s part `key` as plain values, which its constructor takes."""
     part = OmegaConf.select(config, key)
     if not isinstance(part, DictConfig) or "_target_" not in part:
         raise UserError(f"{key} must be a part with a _target_, not {part!r}: see configs/{key.partition('.')[0]}/")
     plain: dict[str, Any] = OmegaConf.to_container(part, resolve=True)  # type: ignore[assignment]
-    check_part(plain, key)
+    _check_part(plain, key)
     return plain
 
 
-@contextmanager
-def blamed_on(key: str, folder: str) -> Iterator[None]:
-    """Puts the part's key in front of the errors that it raises at work.
-
-    Args:
-        key: the part.
-        folder: the key that says where its files are.
-
-    Raises:
-        UserError: the block raised ValueError or OSError.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{key}{'.' if begins_with_argument(str(error)) else ': '}{error}") from error
-    except OSError as error:
-        raise UserError(f"{key}: {explain_os(error, f'choose another folder with {folder}=DIR')}") from error
-
-
-def check_part(part: Mapping[str, Any], key: str) -> None:
-    """Checks a part's arguments, and those of the parts in it, against the types that its constructor states.
-
-    Raises:
-        UserError: names the argument and what it may be.
-    """
+def _check_part(part: Mapping[str, Any], key: str) -> None:
+    """Checks a part's arguments, and those of the parts in it, against the types that its constructor states."""
     for name, value in part.items():
         if f"{key}.{name}" in RENAMED and value is not None:
             raise UserError(f"{key}.{name} cannot be set: {RENAMED[f'{key}.{name}']}")
         if isinstance(value, dict):
-            check_part(value, f"{key}.{name}")
-    if "_target_" not in part:  # parts by name, such as `model.penalties`
-        return
-    try:
-        target = hydra.utils.get_object(str(part["_target_"]))
-    except Exception:  # building the part says what is wrong with it
-        return
-    check_arguments(target, part, key)
+            _check_part(value, f"{key}.{name}")
+    if "_target_" in part:  # otherwise these are parts by name, such as `model.penalties`
+        try:
+            target = hydra.utils.get_object(str(part["_target_"]))
+        except Exception:  # building the part says what is wrong with it
+            return
+        check_arguments(target, part, key)
 
 
 def check_arguments(
@@ -172,54 +135,62 @@ def check_arguments(
 
 
 def _check_made(made: Any, hint: Any, key: str, target: str) -> None:
-    """Refuses what a `_target_` has made where it is not what `hint` asks for.
+    """Refuses what a `_target_` has made where it is not what `hint` asks for; in doubt it is."""
+    called = made.func if isinstance(made, partial) else made
+    called = getattr(called, "func", called)  # Hydra's own partial
+    kind = called if isinstance(called, type) else type(made)  # the class itself, or that of what is made
 
-    Raises:
-        UserError: names the `_target_`, what it makes, and what is needed.
-    """
+    def fits(option: Any) -> bool:
+        wanted, inner = get_origin(option) or option, get_args(option)
+        if wanted is abc.Callable:
+            if kind is not type(made) and inner and isinstance(inner[-1], type):
+                return issubclass(kind, inner[-1])
+            return callable(made)
+        if not isinstance(wanted, type) or wanted in (Any, object):
+            return True
+        if isinstance(made, type):
+            return wanted is type
+        try:
+            return isinstance(made, (int, float) if wanted is float else wanted)
+        except TypeError:  # a protocol that cannot be asked
+            return True
+
     options = alternatives(hint)
-    if made is not None and any(_is_made_for(made, each) for each in options):
+    if made is not None and any(map(fits, options)):
         return
-    needed = " or ".join(_named(each) for each in options if each is not NoneType)
-    if isinstance(made, partial) and not any(get_origin(each) is abc.Callable for each in options):
+    needed = " or ".join(_in_words(each) for each in options if each is not NoneType)
+    if isinstance(made, partial) and all(get_origin(each) is not abc.Callable for each in options):
         raise UserError(f"{key}._partial_ is true, but {needed} is needed: set it to false")
-    kind = _class_in(made)
-    shown = "nothing" if made is None else f"the class {kind.__name__}" if made is kind else _article(kind.__name__)
+    shown = "nothing" if made is None else f"the class {kind.__name__}" if made is kind else _in_words(kind)
     raise UserError(f"{key}._target_={target} makes {shown}, but {needed} is needed: choose another class")
 
 
-def _class_in(made: Any) -> type:
-    """The class itself, the one that a partial calls, or else the object's."""
-    called = made.func if isinstance(made, partial) else made
-    called = getattr(called, "func", called)  # Hydra's own partial
-    return called if isinstance(called, type) else type(made)
-
-
-def _is_made_for(made: Any, hint: Any) -> bool:
-    """Whether an object can be what a type asks for; in doubt it can."""
+def _in_words(hint: Any) -> str:
+    """What a type asks for, by its own name and its article."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind is abc.Callable:
-        called, returns = _class_in(made), inner[-1] if inner else Any
-        if called is not type(made) and isinstance(returns, type):
-            return issubclass(called, returns)
-        return callable(made)
-    if not isinstance(kind, type) or kind is object:
-        return True
-    if isinstance(made, type):
-        return kind is type
+        return f"what makes {_in_words(inner[-1])}" if inner and isinstance(inner[-1], type) else "something to call"
+    if not isinstance(kind, type) or kind is Any:
+        return "something"
+    return f"{'an' if kind.__name__[0] in 'AEIOaeio' else 'a'} {kind.__name__}"
+
+
+@contextmanager
+def blamed_on(key: str, folder: str) -> Iterator[None]:
+    """Puts the part's key in front of the errors that it raises at work.
+
+    Args:
+        key: the part.
+        folder: the key that says where its files are.
+
+    Raises:
+        UserError: the block raised ValueError or OSError.
+    """
     try:
-        return isinstance(made, int if kind is int else (int, float) if kind is float else kind)
-    except TypeError:  # a protocol that cannot be asked
-        return True
-
-
-def _named(hint: Any) -> str:
-    """What a type asks for, by its own name."""
-    kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind is abc.Callable:
-        return f"what makes {_named(inner[-1])}" if inner and isinstance(inner[-1], type) else "something to call"
-    return _article(kind.__name__) if isinstance(kind, type) and kind is not object else "something"
-
-
-def _article(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{key}{'.' if begins_with_argument(str(error)) else ': '}{error}") from error
+    except OSError as error:
+        raise UserError(f"{key}: {explain_os(error, f'choose another folder with {folder}=DIR')}") from error

@@ -14,46 +14,24 @@ from src.config.types import Count, Seed, Share, check
 Checkpoint = Annotated[Path, Field(description="a file (or last, the newest run's)")]
 Folder = Annotated[Path, Field(min_length=1, description="a folder")]
 Format = Literal["onnx", "int8", "torch", "tensorrt"]
-Formats = Annotated[
-    Format | Annotated[list[Format], Field(min_length=1)] | None,
-    Field(description="some of onnx, int8, torch, tensorrt, such as formats=[onnx,int8]"),
-]
 Labels = int | str | list[int | str] | None
 Packages = Annotated[str | list[str], Field(description="a list of packages such as trusted_packages=[my_package]")]
-Page = Annotated[Path, Field(min_length=1, description="a file such as report.html")]
-Port = Annotated[int, Field(ge=0, le=65535, description="a number from 1 to 65535, or 0 for any that is free")]
-Runs = Annotated[
-    Folder | Annotated[list[Folder], Field(min_length=1)],
-    Field(description="a run folder, a list such as runs=[a,b], a quoted pattern or last"),
-]
 Seconds = Annotated[float, Field(gt=0, lt=1e9, description="a number above 0")]
 Several = Annotated[int, Field(ge=2)]
-Sites = Annotated[
-    list[str],
-    Field(
-        min_length=1,
-        description="a list of sites such as origins=[https://example.com,http://localhost:3000], or [*] for all",
-    ),
-]
-Weights = Literal["ema", "raw"]
+SITES = "a list of sites such as origins=[https://example.com,http://localhost:3000], or [*] for all"
 
-DRAWS: dict[str, Any] = {
-    "task": str,
-    "work_dir": Path,
-    "ckpt_path": Checkpoint,
-    "weights": Weights,
-    "trusted_packages": Packages,
-}
+ANY_VERB: dict[str, Any] = {"task": str, "work_dir": Path}
+A_MODELS = ANY_VERB | {"ckpt_path": Checkpoint, "weights": Literal["ema", "raw"], "trusted_packages": Packages}
+DRAWN = A_MODELS | {"seed": Seed, "out": Folder}
 
 KEYS: dict[str, dict[str, Any]] = {
-    "train": {
-        "task": str,
+    "train": ANY_VERB
+    | {
         "name": str | None,
         "group": str | None,
         "tags": Annotated[list[str], Field(description="a list of words such as [baseline]")],
         "notes": str | None,
         "seed": Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 2**32 - 1")],
-        "work_dir": Path,
         "data_dir": Path,
         "ckpt_path": Checkpoint | None,
         "init_from": Checkpoint | None,
@@ -63,41 +41,27 @@ KEYS: dict[str, dict[str, Any]] = {
         "ignore_warnings": bool,
         "trusted_packages": Packages,
     },
-    "sample": DRAWS
+    "sample": DRAWN | {"labels": Labels, "n_per_label": Count, "truncation": Share, "batch_size": Count, "png": bool},
+    "interpolate": DRAWN | {"labels": Labels, "n_noises": Several, "steps": Several, "truncation": Share},
+    "evaluate": DRAWN
+    | {"ckpt_path": Checkpoint | list[Path], "n": Annotated[int, Field(ge=10)], "cas": bool, "data_dir": Path},
+    "export": DRAWN
     | {
-        "labels": Labels,
-        "n_per_label": Count,
-        "seed": Seed,
-        "truncation": Share,
-        "batch_size": Count,
-        "png": bool,
-        "out": Folder,
-    },
-    "interpolate": DRAWS
-    | {"labels": Labels, "n_noises": Several, "steps": Several, "seed": Seed, "truncation": Share, "out": Folder},
-    "evaluate": DRAWS
-    | {
-        "ckpt_path": Checkpoint | list[Path],
-        "n": Annotated[int, Field(ge=10)],
-        "cas": bool,
-        "out": Folder,
-        "seed": Seed,
-        "data_dir": Path,
-    },
-    "export": DRAWS
-    | {
-        "formats": Formats,
+        "formats": Annotated[
+            Format | Annotated[list[Format], Field(min_length=1)] | None,
+            Field(description="some of onnx, int8, torch, tensorrt, such as formats=[onnx,int8]"),
+        ],
         "calibration": Annotated[int, Field(ge=1, le=100_000)],
-        "seed": Seed,
         "license": Annotated[str, Field(min_length=1, description="a name such as MIT")],
         "latency": bool,
         "compile": bool,
-        "out": Folder,
     },
-    "serve": DRAWS
+    "serve": A_MODELS
     | {
         "host": Annotated[str, Field(min_length=1, description="an address of this machine such as 127.0.0.1")],
-        "port": Port,
+        "port": Annotated[
+            int, Field(ge=0, le=65535, description="a number from 1 to 65535, or 0 for any that is free")
+        ],
         "max_images": Count,
         "queue": Count,
         "batch": Count,
@@ -106,18 +70,21 @@ KEYS: dict[str, dict[str, Any]] = {
         "timeout": Seconds,
         "grace": Seconds,
         "proxies": Annotated[list[str], Field(description="a list of addresses such as proxies=[10.0.0.1]")] | None,
-        "origins": Sites | None,
+        "origins": Annotated[list[str], Field(min_length=1, description=SITES)] | None,
     },
-    "report": {"task": str, "work_dir": Path, "runs": Runs, "out": Page | None},
+    "report": ANY_VERB
+    | {
+        "runs": Annotated[
+            Folder | Annotated[list[Folder], Field(min_length=1)],
+            Field(description="a run folder, a list such as runs=[a,b], a quoted pattern or last"),
+        ],
+        "out": Annotated[Path, Field(min_length=1, description="a file such as report.html")] | None,
+    },
 }
 
 
 def check_keys(config: DictConfig) -> None:
-    """Refuses values that a verb's own keys cannot have.
-
-    Raises:
-        UserError: names the key and what it may be.
-    """
+    """Refuses a value that one of the verb's own keys cannot have, with a UserError."""
     for key, hint in KEYS[config.task].items():
         value = config[key]
         check(key, OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value, hint)

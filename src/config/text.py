@@ -6,8 +6,6 @@ from pathlib import Path
 from unicodedata import category, normalize
 
 LONGEST = 80  # bytes of a folder's name: Windows has 260 characters for a whole path
-# Characters that Windows or every system refuses in a file's name.
-UNSAFE = re.compile(r'[<>:"/\\|?*]')
 # Names of devices on Windows, whatever their ending.
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³]|conin\$|conout\$)\s*(\..*)?", re.IGNORECASE)
 
@@ -41,10 +39,9 @@ def existing(path: str) -> str:
 
 def safe_name(name: str) -> str:
     """The name as a file name that every system accepts."""
-    text = UNSAFE.sub("_", normalize("NFC", name))
-    text = "".join("_" if category(char) in ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp") else char for char in text)
-    text = text.encode()[:LONGEST].decode(errors="ignore")
-    text = text.strip().rstrip(".").rstrip()
+    unseen = ("Cc", "Cf", "Cs", "Cn", "Zl", "Zp")
+    text = "".join("_" if c in '<>:"/\\|?*' or category(c) in unseen else c for c in normalize("NFC", name))
+    text = text.encode()[:LONGEST].decode(errors="ignore").strip().rstrip(".").rstrip()
     # Hidden folders are left out where folders are data sets.
     return f"_{text}" if not text or text.startswith(".") or RESERVED.fullmatch(text) else text
 

@@ -22,6 +22,7 @@ Positive = Annotated[float, Field(gt=0, description="a positive number")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 LISTS = (list, tuple, Sequence, Iterable, Collection)
+PART = "a part with a _target_"
 WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -32,26 +33,22 @@ WORDS: dict[Any, str] = {
     **dict.fromkeys(LISTS, "a list"),
 }
 RANGES = {
-    ("ge",): "of at least {}",
-    ("gt",): "above {}",
-    ("ge", "le"): "from {} to {}",
-    ("ge", "lt"): "from {} to below {}",
-    ("gt", "le"): "above {} and up to {}",
+    ("ge",): " of at least {}",
+    ("gt",): " above {}",
+    ("ge", "le"): " from {} to {}",
+    ("ge", "lt"): " from {} to below {}",
+    ("gt", "le"): " above {} and up to {}",
+    (): "",
 }
-PART = "a part with a _target_"
-INT64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what NumPy and torch can count with
 
 
 def check(name: str, value: Any, hint: Any) -> None:
     """Refuses a plain value that cannot be what a type hint asks for; in doubt it can.
 
-    Args:
-        name: the key.
-        value: as YAML has it. A part, which has a `_target_`, fits: what it makes is checked when it is made.
-        hint: the type.
+    A part, which has a `_target_`, fits: what it makes is checked when it is made.
 
     Raises:
-        UserError: says what it must be.
+        UserError: says what the key `name` must be.
     """
     if isinstance(value, dict):
         if "_target_" in value:
@@ -72,9 +69,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
         return alternatives(inner[0])
     if kind in (Union, UnionType):
         return tuple(each for option in inner for each in alternatives(option))
-    if kind is Literal:
-        return tuple({type(each) for each in inner})
-    return (hint,)
+    return tuple({type(each) for each in inner}) if kind is Literal else (hint,)
 
 
 def element_type(hint: Any) -> Any:
@@ -87,11 +82,10 @@ def takers(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     if not isinstance(target, type):
         yield target
         return
-    for kind in target.__mro__:
-        if init := vars(kind).get("__init__"):
-            yield init
-            if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature(init).parameters.values()):
-                return
+    for init in (vars(kind)["__init__"] for kind in target.__mro__ if "__init__" in vars(kind)):
+        yield init
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in signature(init).parameters.values()):
+            return
 
 
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
@@ -110,7 +104,10 @@ def in_words(hint: Any) -> str:
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind is Annotated:
         field = FieldInfo.from_annotation(hint)
-        return field.description or in_words(inner[0]) + _range(field.metadata)
+        ends = {
+            end: getattr(each, end) for each in field.metadata for end in ("ge", "gt", "le", "lt") if hasattr(each, end)
+        }
+        return field.description or in_words(inner[0]) + RANGES[tuple(ends)].format(*ends.values())
     if kind in (Union, UnionType):
         words = dict.fromkeys(in_words(each) for each in inner if not (each is int and float in inner))
         if len(words.keys() - {PART, "null"}) > 0:
@@ -125,12 +122,6 @@ def in_words(hint: Any) -> str:
     return WORDS.get(kind, PART)
 
 
-def _range(metadata: Iterable[Any]) -> str:
-    """The range that a type is annotated with: ` from 0 to 1`."""
-    ends = {name: getattr(each, name) for each in metadata for name in ("ge", "gt", "le", "lt") if hasattr(each, name)}
-    return f" {RANGES[tuple(ends)].format(*ends.values())}" if ends else ""
-
-
 def _in_yaml(hint: Any) -> Any:
     """The type that a plain value of YAML must have, where a constructor states `hint`."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
@@ -143,7 +134,7 @@ def _in_yaml(hint: Any) -> Any:
     if kind in LISTS:
         return list[_in_yaml(inner[0])] if inner else list  # type: ignore[misc]
     if kind is int:
-        return INT64
+        return Annotated[int, Field(ge=-(2**63), lt=2**63)]  # what NumPy and torch can count with
     if kind in (bool, float, str, NoneType, None, Literal):
         return hint
     if not isinstance(kind, type) or kind in (Any, object) or issubclass(kind, Enum):
