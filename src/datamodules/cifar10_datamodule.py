@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from src.datamodules.image_datamodule import Sizes, Split, split_off
+from src.datamodules.image_datamodule import Sizes, Split
 from src.datamodules.published_datamodule import PublishedDataModule, check_md5
 
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -22,10 +22,8 @@ class CIFAR10DataModule(PublishedDataModule):
     and read without being unpacked; the folder is read faster.
 
     Args:
-        data_dir: holds the files.
-        train_val_test_split: training and validation images out of 50,000, and the 10,000 test images.
         flip: mirror each training image, left to right, in every other epoch on average.
-        **kwargs: as in `ImageDataModule`.
+        **kwargs: as in `PublishedDataModule`.
     """
 
     channels = 3
@@ -54,12 +52,15 @@ class CIFAR10DataModule(PublishedDataModule):
     def missing(self) -> dict[str, str]:
         return {} if self._unpacked() or (self.folder / ARCHIVE).is_file() else {ARCHIVE: self.archive_md5}
 
-    def load(self) -> dict[str, Split]:
-        self.prepare_data()
-        *parts, test = [self._checked(path, content) for path, content in self._contents().items()]
+    def read(self) -> tuple[Split, Split]:
+        splits = []
+        for path, content in self._contents().items():
+            check_md5(content, self.files[path.name], path)  # only what was published is unpickled
+            batch = pickle.loads(content, encoding="bytes")
+            splits.append((torch.from_numpy(batch[b"data"]).view(-1, 3, 32, 32), torch.tensor(batch[b"labels"])))
+        *parts, test = splits
         images, labels = (torch.cat(each) for each in zip(*parts, strict=True))
-        train, val = split_off(images, labels, self.train_val_test_split[:2])
-        return {"train": train, "val": val, "test": test}
+        return (images, labels), test
 
     def _unpacked(self) -> bool:
         return all((self.folder / PICKLES / name).is_file() for name in self.files)
@@ -80,9 +81,3 @@ class CIFAR10DataModule(PublishedDataModule):
         except (tarfile.TarError, EOFError, zlib.error, KeyError) as error:
             why = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{archive} is damaged ({why}): delete it, and it is downloaded again") from error
-
-    def _checked(self, path: Path, content: bytes) -> Split:
-        """A pickle's images uint8 [N, 3, 32, 32] and labels int64 [N]; only what was published is unpickled."""
-        check_md5(content, self.files[path.name], path)
-        batch = pickle.loads(content, encoding="bytes")
-        return torch.from_numpy(batch[b"data"]).view(-1, 3, 32, 32), torch.tensor(batch[b"labels"])

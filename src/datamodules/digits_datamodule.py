@@ -7,7 +7,6 @@ import torch
 
 from src.datamodules.image_datamodule import ImageDataModule, Sizes, Split, split_off
 
-N_DIGITS = 1797
 DIGITS_SPLIT = (1_412, 128, 257)  # MNIST's proportions
 
 
@@ -24,10 +23,10 @@ class DigitsDataModule(ImageDataModule):
     source = "digits"
 
     def __init__(self, train_val_test_split: Sizes = DIGITS_SPLIT, **kwargs: Any) -> None:
-        if (total := sum(train_val_test_split)) != N_DIGITS:
+        if (total := sum(train_val_test_split)) != sum(DIGITS_SPLIT):
             raise ValueError(
-                f"train_val_test_split must add up to {N_DIGITS}, but {list(train_val_test_split)} makes {total}: try"
-                f" [{','.join(map(str, DIGITS_SPLIT))}]"
+                f"train_val_test_split must add up to {sum(DIGITS_SPLIT)}, but {list(train_val_test_split)} makes"
+                f" {total}: try [{','.join(map(str, DIGITS_SPLIT))}]"
             )
         super().__init__(train_val_test_split, **kwargs)
 

@@ -1,6 +1,6 @@
 """Fashion-MNIST from files or from the network."""
 
-from src.datamodules.idx_datamodule import IdxDataModule
+from src.datamodules.mnist_datamodule import IdxDataModule
 
 
 class FashionMNISTDataModule(IdxDataModule):

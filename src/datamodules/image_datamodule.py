@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from src.config.types import Count
-from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataLoader, collated
+from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataLoader
 from src.errors import UserError
 
 SPLIT_SEED = 42  # of the one split into train and val that everybody compares on; not the run's seed
@@ -44,6 +44,7 @@ class ImageDataModule(LightningDataModule):
 
     channels: int
     n_classes: int
+    class_names: Sequence[str] = ()  # what each label stands for; empty: numbers
     source: str  # names the data in the run's name and configuration
     epoch_length: int | None = None  # training images an epoch has, in repeated passes; None: each once
     # Mirror each training image, left to right, in every other epoch on average. Not for digits and letters.
@@ -71,13 +72,16 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.subset = subset
         self.subset_per_class = subset_per_class
+        if not self.class_names:
+            self.class_names = [str(label) for label in range(self.n_classes)]
         self.sets: dict[str, ImageSet] = {}
-        self._check_enough()
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """What each label stands for."""
-        return [str(label) for label in range(self.n_classes)]
+        wanted, n_train = self.pass_length, self.train_val_test_split[0]
+        if wanted > n_train:
+            each = f"subset_per_class is {subset_per_class}, which makes {wanted} images of {self.n_classes} classes"
+            asked = f"subset is {subset}" if subset else each
+            raise ValueError(f"{asked}, but there are only {n_train} training images: use fewer")
+        if batch_size > wanted:
+            raise ValueError(f"batch_size is {batch_size}, but there are only {wanted} training images: use fewer")
 
     @property
     def pass_length(self) -> int:
@@ -85,18 +89,6 @@ class ImageDataModule(LightningDataModule):
         if self.subset_per_class:
             return self.subset_per_class * self.n_classes
         return self.subset or self.train_val_test_split[0]
-
-    def _check_enough(self) -> None:
-        wanted, n_train = self.pass_length, self.train_val_test_split[0]
-        if wanted > n_train and self.subset:
-            raise ValueError(f"subset is {wanted}, but there are only {n_train} training images: use fewer")
-        if wanted > n_train:
-            raise ValueError(
-                f"subset_per_class is {self.subset_per_class}, which makes {wanted} images of {self.n_classes} classes,"
-                f" but there are only {n_train} training images: use fewer"
-            )
-        if self.batch_size > wanted:
-            raise ValueError(f"batch_size is {self.batch_size}, but there are only {wanted} training images: use fewer")
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
@@ -108,11 +100,7 @@ class ImageDataModule(LightningDataModule):
         splits = self.load()
         # Metrics compare with all training images, whatever part of them a run trains on.
         self.whole_train = ImageSet(*splits["train"], self.img_size)
-        splits["train"] = self._chosen(*splits["train"])
-        self.sets = {name: ImageSet(*split, self.img_size) for name, split in splits.items()}
-
-    def _chosen(self, images: Tensor, labels: Tensor) -> Split:
-        """The training images that `subset` or `subset_per_class` leaves."""
+        images, labels = splits["train"]
         if self.subset_per_class:
             counts = labels.bincount(minlength=self.n_classes)
             if (least := int(counts.min())) < self.subset_per_class:
@@ -120,12 +108,10 @@ class ImageDataModule(LightningDataModule):
                     f"subset_per_class is {self.subset_per_class}, but there are only {least} training images of class"
                     f" {self.class_names[int(counts.argmin())]!r}: use fewer"
                 )
-            chosen = by_turns(labels)[: self.subset_per_class * self.n_classes]
-        elif self.subset:
-            chosen = by_turns(labels)[: self.subset]
-        else:
-            return images, labels
-        return images[chosen], labels[chosen]
+        if self.subset_per_class or self.subset:
+            chosen = by_turns(labels)[: self.pass_length]
+            splits["train"] = images[chosen], labels[chosen]
+        self.sets = {name: ImageSet(*split, self.img_size) for name, split in splits.items()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # A sampler for several processes: Lightning does not replace it by one of its own.
@@ -151,7 +137,7 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
-            collate_fn=collated,  # type: ignore[arg-type]
+            collate_fn=default_convert,  # `ImageSet` serves whole batches: nothing is left to collate
             generator=torch.Generator(),  # else torch would draw from the global one, and change the noise
             **kwargs,  # type: ignore[arg-type]
         )

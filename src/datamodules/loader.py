@@ -1,6 +1,7 @@
 """Batches of images in memory, in an order that a resumed run can continue anywhere."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,19 +13,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 Batch = tuple[Tensor, Tensor]
 
 
+@dataclass(eq=False, repr=False)
 class ImageSet(Dataset[Batch]):
-    """Decoded images that are resized and scaled a batch at a time.
+    """Decoded images that are resized and scaled a batch at a time."""
 
-    Args:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N].
-        img_size: height and width to serve, in pixels.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, img_size: int) -> None:
-        self.images = images
-        self.labels = labels
-        self.img_size = img_size
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N]
+    img_size: int  # height and width to serve, in pixels
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,16 +73,13 @@ class EpochSampler(DistributedSampler):
         first = self.epoch * self.length
         stream: list[int] = []
         for number in range(first // n, -(-(first + self.total_size) // n)):
-            stream += self._one_pass(number, n)
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + number)).numpy()
+            if self.flip:
+                coins = np.random.default_rng((self.seed, number)).integers(2, size=n)
+                order = np.where(coins[order], ~order, order)
+            stream += order.tolist()
         skipped = first % n
         return iter(stream[skipped + self.rank : skipped + self.total_size : self.num_replicas][start:])
-
-    def _one_pass(self, number: int, n: int) -> list[int]:
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + number)).numpy()
-        if self.flip:
-            coins = np.random.default_rng((self.seed, number)).integers(2, size=n)
-            order = np.where(coins[order], ~order, order)
-        return order.tolist()
 
 
 class ResumableDataLoader(DataLoader[Batch]):
@@ -115,8 +107,3 @@ class ResumableDataLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resume = dict(state)
-
-
-def collated(batch: Batch) -> Batch:
-    """`ImageSet` serves whole batches: nothing is left to collate."""
-    return batch

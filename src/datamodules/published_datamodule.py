@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from src.datamodules.image_datamodule import ImageDataModule, Sizes
+from src.datamodules.image_datamodule import ImageDataModule, Sizes, Split, split_off
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class PublishedDataModule(ImageDataModule):
     """Images with official training and test sets, in files with known checksums.
 
     The official test images are the test set. Training and validation images are drawn from the official training
-    images, always in the same way. A new data set sets the attributes below and writes `missing` and `load`.
+    images, always in the same way. A new data set sets the attributes below and writes `missing` and `read`.
 
     Args:
         data_dir: holds the files; they are downloaded to its `folder`.
@@ -52,16 +52,17 @@ class PublishedDataModule(ImageDataModule):
             )
         super().__init__(split, **kwargs)
         self.data_dir = Path(data_dir).expanduser()
+        self.folder = self.data_dir / self.folder_name
         if self.data_dir.is_file():
             raise ValueError(f"data_dir is {data_dir}, which is a file: name the folder that holds {self.title}")
-
-    @property
-    def folder(self) -> Path:
-        return self.data_dir / self.folder_name
 
     @abstractmethod
     def missing(self) -> dict[str, str]:
         """The files to download and their md5."""
+
+    @abstractmethod
+    def read(self) -> tuple[Split, Split]:
+        """The official training images and the official test images, from files that are all there."""
 
     def prepare_data(self) -> None:
         """Finds the files, downloads what is missing, or does without."""
@@ -79,19 +80,17 @@ class PublishedDataModule(ImageDataModule):
             )
 
     def do_without(self, missing: str) -> None:
-        """What to do when no mirror answers.
-
-        Args:
-            missing: what is missing and where to put it, in a sentence.
-        """
+        """What to do when no mirror answers; `missing` says what is missing and where to put it."""
         raise FileNotFoundError(missing)
 
-    def _download(self, md5s: dict[str, str]) -> None:
-        """Downloads files; each appears under its name only when it is complete.
+    def load(self) -> dict[str, Split]:
+        self.prepare_data()
+        official, test = self.read()
+        train, val = split_off(*official, self.train_val_test_split[:2])
+        return {"train": train, "val": val, "test": test}
 
-        Raises:
-            OSError: no mirror answers, or the folder cannot be written.
-        """
+    def _download(self, md5s: dict[str, str]) -> None:
+        """Each file appears under its name only when it is complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log.info("downloading %s to %s", self.title, self.folder)
         timeout = socket.getdefaulttimeout()

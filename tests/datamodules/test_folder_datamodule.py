@@ -1,4 +1,4 @@
-"""A folder of pictures: classes and splits from what is there, and every picture in one size and one mode."""
+"""A folder of pictures: classes and splits from what is there. See also the files and their pixels."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.datamodules.folder_datamodule import FolderDataModule, share_out
-from src.datamodules.picture_pixels import decode_one
+from src.datamodules.folder_datamodule import FolderDataModule
 from tests.conftest import build
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -86,13 +85,17 @@ def test_the_split_is_the_same_for_every_run(original: Path) -> None:
     [
         (10, (0.8, 0.1, 0.1), [8, 1, 1]),
         (3, (0.8, 0.1, 0.1), [1, 1, 1]),
-        (2, (0.8, 0.1, 0.1), [0, 1, 1]),
         (100, (0.7, 0.2, 0.1), [70, 20, 10]),
         (7, (0.4, 0.3, 0.3), [3, 2, 2]),
     ],
 )
-def test_shares_become_counts(n: int, shares: tuple[float, ...], sizes: list[int]) -> None:
-    assert share_out(n, shares) == sizes
+def test_shares_become_counts(tmp_path: Path, n: int, shares: tuple[float, ...], sizes: list[int]) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            (tmp_path / name / f"{i}.png").touch()
+    datamodule = FolderDataModule(tmp_path, shares, batch_size=1)
+    assert datamodule.train_val_test_split == [2 * size for size in sizes]
 
 
 def test_a_subset_and_grey_batches(original: Path) -> None:
@@ -100,62 +103,6 @@ def test_a_subset_and_grey_batches(original: Path) -> None:
     assert datamodule.sets["train"].labels.bincount().tolist() == [8, 8, 8]
     images, _ = next(iter(datamodule.train_dataloader()))
     assert images.shape == (5, 1, 6, 6)
-
-
-# Pictures
-
-
-def test_pictures_of_all_kinds_and_sizes_become_one(folder: Path) -> None:
-    """Half of each is black and half is white, whatever it is stored as."""
-    half = Image.fromarray(np.repeat([[0] * 20 + [255] * 20], 40, axis=0).astype(np.uint8))
-    rgba = half.convert("RGBA")
-    deep = Image.fromarray(np.asarray(half).astype(np.uint16) * 257)
-    kinds = {"grey.jpg": half, "bits.png": half.convert("1"), "palette.gif": half.convert("P"), "alpha.png": rgba}
-    kinds |= {"colour.JPEG": half.convert("RGB"), "deep.png": deep, "print.tif": half.convert("CMYK")}
-    kinds |= {"la.png": half.convert("LA"), "web.webp": half.convert("RGB"), "large.bmp": half.resize((400, 400))}
-    for name, image in kinds.items():
-        image.save(folder / name)
-        for channels in (1, 3):
-            pixels = decode_one(folder / name, channels, 8).pixels
-            assert pixels.shape == (8, 8, channels) and pixels.dtype == np.uint8
-            assert pixels[:, :3].max() <= 4 and pixels[:, 5:].min() >= 251, name
-
-
-def test_what_is_transparent_is_white(tmp_path: Path) -> None:
-    """Rather than the colour that happens to be stored beneath."""
-    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "clear.png")
-    Image.new("RGBA", (8, 8), (200, 0, 0, 255)).save(tmp_path / "opaque.png")
-    assert decode_one(tmp_path / "clear.png", 3, 8).pixels.min() == 255
-    assert decode_one(tmp_path / "opaque.png", 3, 8).pixels[0, 0].tolist() == [200, 0, 0]
-
-
-def test_the_central_square_is_kept(tmp_path: Path) -> None:
-    pixels = np.zeros((10, 30), np.uint8)
-    pixels[:, 10:20] = 255
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    Image.fromarray(pixels.T).save(tmp_path / "tall.png")
-    for name in ("wide.png", "tall.png"):
-        assert decode_one(tmp_path / name, 1, 10).pixels.min() == 255
-
-
-def test_photos_stand_upright(tmp_path: Path) -> None:
-    pixels = np.zeros((16, 16), np.uint8)
-    pixels[:8] = 255  # the upper half
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by a quarter: show it turned clockwise
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
-    seen = decode_one(tmp_path / "photo.jpg", 1, 16).pixels
-    assert seen[:, :7].max() < 10 and seen[:, 9:].min() > 245
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
-def test_a_damaged_picture_is_named(folder: Path, damage: str) -> None:
-    path = folder / "green" / "07.png"
-    content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"404 not found"}[damage])
-    with pytest.raises(ValueError, match=r"cannot be decoded.*: replace or delete it") as error:
-        loaded(folder)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 # What cannot be

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from src.datamodules.digits_datamodule import DigitsDataModule
-from src.datamodules.loader import EpochSampler, ImageSet, ResumableDataLoader, collated
+from src.datamodules.loader import EpochSampler, ImageSet, ResumableDataLoader
 from tests.conftest import assert_same
 
 N, BATCH = 20, 4
@@ -29,7 +29,7 @@ def make_loader(num_workers: int = 0, flip: bool = False, length: int | None = N
         batch_size=BATCH,
         sampler=EpochSampler(data, num_replicas=1, rank=0, seed=3, flip=flip, length=length),
         num_workers=num_workers,
-        collate_fn=collated,
+        collate_fn=default_convert,
         generator=torch.Generator(),
     )
 
