@@ -2,11 +2,12 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -28,11 +29,11 @@ SPLITS = {
     **dict.fromkeys(["test", "testing"], "test"),
 }
 TABLES = ("metadata.csv", "metadata.jsonl", "labels.csv", "labels.jsonl")
-COLUMNS = {  # what people call them
-    "file": ("file_name", "filename", "file", "path", "image"),
-    "label": ("label", "class", "class_name", "category", "labels"),
-    "split": ("split", "subset"),
-}
+COLUMNS = (  # what people call the file, the label and the split
+    ("file_name", "filename", "file", "path", "image"),
+    ("label", "class", "class_name", "category", "labels"),
+    ("split", "subset"),
+)
 NAMED = 10  # files that a message names
 
 # The class and, if stated, the split of each picture, by its path from the table.
@@ -40,32 +41,22 @@ Rows = dict[str, tuple[str, str | None]]
 
 
 class Picture(NamedTuple):
-    """A picture's file, its class, and its ready-made split, if there is one."""
-
     path: Path
     label: str
-    split: str | None
+    split: str | None  # the ready-made one, if there is one
 
 
 @dataclass
 class Found:
-    """What is in a folder.
-
-    Attributes:
-        folder: the folder.
-        pictures: in natural order of classes, splits and names.
-        left_out: files that are not used, by why.
-        empty: subfolders without a picture.
-    """
+    """What is in a folder. Pictures are in natural order of classes, splits and names."""
 
     folder: Path
     pictures: list[Picture] = field(default_factory=list)
-    left_out: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
-    empty: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))  # unused files, by why
+    empty: list[Path] = field(default_factory=list)  # subfolders without a picture
 
     @property
     def class_names(self) -> list[str]:
-        """In natural order."""
         return sorted({picture.label for picture in self.pictures}, key=natural)
 
     def in_words(self) -> str:
@@ -94,8 +85,6 @@ def find_pictures(folder: Path) -> Found:
         ValueError: begins with `folder`, or names the table and the line.
     """
     try:
-        if not folder.is_dir():
-            os.listdir(folder)  # says why not
         files = sorted(walk(folder), key=by_name)
         subfolders = sorted((path for path in folder.iterdir() if path.is_dir() and not is_clutter(path)), key=by_name)
     except OSError as error:
@@ -104,32 +93,28 @@ def find_pictures(folder: Path) -> Found:
             " subfolder of pictures a class"
         ) from error
     found = Found(folder)
-    pictures = [path for path in files if is_picture(path)]
-    there = set(pictures)
-    found.left_out["not readable as pictures"] += [p for p in files if p not in there and p.name not in TABLES]
-    used = {path.relative_to(folder).parts[0] for path in pictures}
+    inside: dict[str, list[Path]] = defaultdict(list)  # pictures by the first part of their path
+    for path in files:
+        if is_picture(path):
+            inside[path.relative_to(folder).parts[0]].append(path)
+        elif path.name not in TABLES:
+            found.left_out["not readable as pictures"].append(path)
     rows = read_table(folder)
-    splits = split_folders([path for path in subfolders if path.name in used]) if rows is None else {}
-    if splits:
+    if rows is not None:
+        add_pictures(found, folder, None, itertools.chain(*inside.values()), rows)
+    elif splits := split_folders([path for path in subfolders if path.name in inside]):
         for split, root in splits.items():
-            inside = [path for path in pictures if path.is_relative_to(root)]
-            add_pictures(found, root, split, inside, read_table(root))
-        roots = tuple(splits.values())
-        stray = [path for path in pictures if not any(path.is_relative_to(root) for root in roots)]
-        found.left_out["beside the splits' folders"] += stray
+            add_pictures(found, root, split, inside.pop(root.name), read_table(root))
+        found.left_out["beside the splits' folders"] += itertools.chain(*inside.values())
     else:
-        add_pictures(found, folder, None, pictures, rows)
-        found.empty = [path for path in subfolders if path.name not in used] if rows is None else []
+        add_pictures(found, folder, None, itertools.chain(*inside.values()), None)
+        found.empty = [path for path in subfolders if path.name not in inside]
     found.pictures.sort(key=lambda picture: (natural(picture.label), picture.split or "", by_name(picture.path)))
     return found
 
 
 def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
-    """The folders of ready-made splits among those that hold pictures; none if these are classes, even one `train`.
-
-    Raises:
-        ValueError: two of them are the same split.
-    """
+    """The folders of ready-made splits among those that hold pictures; none if these are classes, even one `train`."""
     splits: dict[str, Path] = {}
     for path in subfolders:
         split = SPLITS.get(path.name.casefold())
@@ -143,14 +128,17 @@ def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
     return splits if "train" in splits and (len(splits) > 1 or len(subfolders) == 1) else {}
 
 
-def add_pictures(found: Found, root: Path, split: str | None, pictures: Sequence[Path], rows: Rows | None) -> None:
+def add_pictures(found: Found, root: Path, split: str | None, pictures: Iterable[Path], rows: Rows | None) -> None:
     """Adds the pictures below `root`, whose classes are its subfolders, or what the rows of its table state."""
     if rows is None:
-        found.left_out["in no class's folder"] += [path for path in pictures if path.parent == root]
-        inside = [path for path in pictures if path.parent != root]
-        found.pictures += [Picture(path, normalize("NFC", path.relative_to(root).parts[0]), split) for path in inside]
+        for path in pictures:
+            if path.parent == root:
+                found.left_out["in no class's folder"].append(path)
+            else:
+                found.pictures.append(Picture(path, normalize("NFC", path.relative_to(root).parts[0]), split))
         return
     there = {normalize("NFC", path.relative_to(root).as_posix()): path for path in pictures}
+    found.left_out["without a row in the table"] += [path for file, path in there.items() if file not in rows]
     # As in Hugging Face's loader: paths in a table that is above the splits' folders state the split.
     by_folder = {file: SPLITS.get(file.partition("/")[0].casefold()) for file in rows}
     if None in by_folder.values() or "train" not in by_folder.values():
@@ -158,95 +146,82 @@ def add_pictures(found: Found, root: Path, split: str | None, pictures: Sequence
     for file, (label, its_split) in rows.items():
         if file in there:
             found.pictures.append(Picture(there[file], label, split or its_split or by_folder.get(file)))
-    found.left_out["without a row in the table"] += [path for file, path in there.items() if file not in rows]
-    missing = [root / file for file in rows if file not in there and not (root / file).exists()]
-    found.left_out["in the table, but not there"] += missing
+        elif not (root / file).exists():
+            found.left_out["in the table, but not there"].append(root / file)
 
 
 def read_table(folder: Path) -> Rows | None:
-    """What a CSV or JSON lines file in a folder states of its pictures; None: the classes are subfolders.
-
-    Raises:
-        ValueError: names the file, the line and what to change.
-    """
+    """What a CSV or JSON lines file in a folder states of its pictures; None: the classes are subfolders."""
     tables = [folder / name for name in TABLES if (folder / name).is_file()]
     if not tables:
         return None
     if len(tables) > 1:
         raise ValueError(f"folder is {folder}, which has {tables[0].name} and {tables[1].name}: keep one of them")
     path = tables[0]
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
-    try:
-        records = list(json_records(text) if path.suffix == ".jsonl" else csv_records(text))
-    except ValueError as error:
-        raise ValueError(f"{path}, {error}: mend it") from error
+    records = list(read_records(path))
     if not records:
         raise ValueError(f"{path} has no rows: add one a picture, or delete it")
-    columns = {
-        kind: next((name for name in names if any(name in record for _, record in records)), None)
-        for kind, names in COLUMNS.items()
-    }
-    if columns["label"] is None and any(each.is_dir() and not is_clutter(each) for each in folder.iterdir()):
+    there = {name for _, record in records for name in record}
+    columns = [next((name for name in names if name in there), None) for names in COLUMNS]
+    file_column, label_column, split_column = columns
+    if label_column is None and any(each.is_dir() and not is_clutter(each) for each in folder.iterdir()):
         return None  # captions, for instance
-    for kind in ("file", "label"):
-        if columns[kind] is None:
+    for column, names in zip(columns[:2], COLUMNS, strict=False):
+        if column is None:
             has = ", ".join(map(str, list(records[0][1])[:NAMED]))
-            raise ValueError(f"{path} has no column {COLUMNS[kind][0]!r}, but {has}: rename the one that is meant")
+            raise ValueError(f"{path} has no column {names[0]!r}, but {has}: rename the one that is meant")
     rows: Rows = {}
     lines: dict[str, int] = {}
     for line, record in records:
         where = f"{path}, line {line}"
-        values = {kind: as_text(record.get(name)) for kind, name in columns.items()}
-        for kind in ("file", "label"):
-            if not values[kind]:
-                raise ValueError(f"{where}: {columns[kind]} is empty: fill it in, or remove the line")
-        if (split := values["split"]) and split.casefold() not in SPLITS:
-            raise ValueError(f"{where}: {columns['split']} is {split!r}: use train, val or test")
-        file = PurePosixPath(values["file"].replace("\\", "/"))
-        if file.is_absolute() or PureWindowsPath(values["file"]).drive or ".." in file.parts:
-            raise ValueError(f"{where}: {values['file']!r} is not in the folder of the table: move the picture there")
-        if (name := str(file)) in rows:
+        file, label, split = (
+            normalize("NFC", str(cell).strip()) if isinstance(cell, (str, int, float)) else ""
+            for cell in map(record.get, columns)
+        )
+        if not file or not label:
+            column = label_column if file else file_column
+            raise ValueError(f"{where}: {column} is empty: fill it in, or remove the line")
+        if split and split.casefold() not in SPLITS:
+            raise ValueError(f"{where}: {split_column} is {split!r}: use train, val or test")
+        inner = PurePosixPath(file.replace("\\", "/"))
+        if inner.is_absolute() or PureWindowsPath(file).drive or ".." in inner.parts:
+            raise ValueError(f"{where}: {file!r} is not in the folder of the table: move the picture there")
+        if (name := str(inner)) in rows:
             raise ValueError(f"{where}: {name!r} is in line {lines[name]} already: remove one")
         lines[name] = line
-        rows[name] = values["label"], SPLITS.get(split.casefold())
-    without = [line for line, (_, split) in zip(lines.values(), rows.values(), strict=True) if split is None]
+        rows[name] = label, SPLITS.get(split.casefold())
+    without = [lines[name] for name, (_, split) in rows.items() if split is None]
     if 0 < len(without) < len(rows):
-        raise ValueError(f"{path}, line {without[0]}: {columns['split']} is empty: fill it in, or remove the column")
+        raise ValueError(f"{path}, line {without[0]}: {split_column} is empty: fill it in, or remove the column")
     return rows
 
 
-def csv_records(text: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
-    """Each row with its line's number, from 1; cells are separated by commas, semicolons or tabs."""
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+def read_records(path: Path) -> Iterator[tuple[int, Mapping[Any, Any]]]:
+    """Each row of a CSV file, or object of a JSON lines file, with its line's number, from 1."""
     try:
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: it is not CSV ({error})") from error
-
-
-def json_records(text: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
-    """Each object with its line's number, from 1."""
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason}): save it as UTF-8") from error
+    if path.suffix == ".csv":
+        header = text.partition("\n")[0]  # cells are separated by commas, semicolons or tabs
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+        try:
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: it is not CSV ({error}): mend it") from error
+        return
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number}: it is not JSON ({error})") from error
+            raise ValueError(f"{path}, line {number}: it is not JSON ({error}): mend it") from error
         if not isinstance(record, dict):
-            raise ValueError(f'line {number}: it is not an object such as {{"file_name": "a.png"}}')
+            raise ValueError(f'{path}, line {number}: it is not an object such as {{"file_name": "a.png"}}: mend it')
         yield number, record
-
-
-def as_text(value: Any) -> str:
-    """A cell that is text or a number; empty for anything else."""
-    return normalize("NFC", str(value).strip()) if isinstance(value, (str, int, float)) else ""
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:

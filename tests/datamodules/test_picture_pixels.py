@@ -10,10 +10,16 @@ import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from src.datamodules.picture_files import ENDINGS
-from src.datamodules.picture_pixels import decode, decode_one
+from src.datamodules.picture_pixels import decode
 
 RAMP = np.linspace(0, 1, 8)[None].repeat(8, 0)  # from black to white, left to right
 LEVELS = (RAMP * 255).round()
+
+
+def pixels_of(path: Path, channels: int, img_size: int, white: float | None = None) -> np.ndarray:
+    """The picture as [H, W, C]."""
+    images, _ = decode([path], channels, img_size, white)
+    return images[0].permute(1, 2, 0).numpy()
 
 
 def tiff(path: Path, values: np.ndarray, **tags: float) -> Path:
@@ -99,7 +105,7 @@ def test_a_ramp_is_a_ramp_whatever_it_is_stored_as(tmp_path: Path, kind: str) ->
     write(tmp_path / name)
     white = float(kind.partition("white=")[2] or 0) or None
     for channels in (1, 3):
-        pixels = decode_one(tmp_path / name, channels, 8, white).pixels
+        pixels = pixels_of(tmp_path / name, channels, 8, white).astype(int)
         assert np.abs(pixels - LEVELS[..., None]).max() <= 1, pixels[0, :, 0]
 
 
@@ -118,7 +124,7 @@ def test_values_that_nothing_explains_are_refused(
     tmp_path: Path, values: np.ndarray, white: float | None, says: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"a\.tif cannot be decoded \(it has {says}"):
-        decode_one(tiff(tmp_path / "a.tif", values), 1, 8, white)
+        pixels_of(tiff(tmp_path / "a.tif", values), 1, 8, white)
 
 
 def test_pictures_of_16_bits_that_are_all_dark_are_asked_about(tmp_path: Path) -> None:
@@ -150,6 +156,7 @@ BITS = Image.fromarray(np.repeat([[True] * 4 + [False] * 4], 8, 0))
     ("name", "convert", "options", "left", "right"),
     [
         ("palette.png", lambda image: image.convert("RGB").quantize(4), {}, ORANGE, ORANGE),
+        ("palette.gif", lambda image: image.convert("RGB").quantize(4), {}, ORANGE, ORANGE),
         ("palette-alpha.png", lambda image: image.quantize(4), {}, ORANGE, WHITE),
         ("LA.png", lambda image: image.convert("LA"), {}, GREY, WHITE),
         ("RGBA.webp", lambda image: image, {"lossless": True}, ORANGE, WHITE),
@@ -157,6 +164,9 @@ BITS = Image.fromarray(np.repeat([[True] * 4 + [False] * 4], 8, 0))
         ("1.png", lambda image: BITS, {}, WHITE, BLACK),
         ("CMYK.jpg", lambda image: image.convert("CMYK"), {"quality": 100}, ORANGE, ORANGE),
         ("YCbCr.jpg", lambda image: image.convert("RGB"), {"quality": 100}, ORANGE, ORANGE),
+        ("CMYK.tif", lambda image: image.convert("CMYK"), {}, ORANGE, ORANGE),
+        ("grey.jpg", lambda image: image.convert("L"), {"quality": 100}, GREY, GREY),
+        ("large.bmp", lambda image: image.convert("RGB").resize((400, 400)), {}, ORANGE, ORANGE),
         ("LAB.tif", lab, {}, ORANGE, ORANGE),
     ],
 )
@@ -168,8 +178,27 @@ def test_colours_survive_every_mode(
     if right == WHITE:
         image.paste((0, 0, 0, 0), (4, 0, 8, 8))
     convert(image).save(tmp_path / name, **options)
-    pixels = decode_one(tmp_path / name, 3, 8).pixels.astype(int)
+    pixels = pixels_of(tmp_path / name, 3, 8).astype(int)
     assert np.abs(pixels[4, 1] - left).max() <= 4 and np.abs(pixels[4, 6] - right).max() <= 4, pixels[4]
+
+
+def test_the_central_square_is_kept(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 30), np.uint8)
+    pixels[:, 10:20] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    Image.fromarray(pixels.T).save(tmp_path / "tall.png")
+    for name in ("wide.png", "tall.png"):
+        assert pixels_of(tmp_path / name, 1, 10).min() == 255
+
+
+def test_photos_stand_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((16, 16), np.uint8)
+    pixels[:8] = 255  # the upper half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter: show it turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    seen = pixels_of(tmp_path / "photo.jpg", 1, 16)
+    assert seen[:, :7].max() < 10 and seen[:, 9:].min() > 245
 
 
 def test_all_damaged_pictures_are_named_at_once(tmp_path: Path) -> None:
@@ -178,11 +207,13 @@ def test_all_damaged_pictures_are_named_at_once(tmp_path: Path) -> None:
         Image.new("L", (4, 4)).save(path)
     for i in range(12):
         paths[i].write_bytes([b"", b"<html>404</html>", paths[i].read_bytes()[:40]][i % 3])
-    with pytest.raises(
-        ValueError, match=r"^12 pictures cannot be used: .*; and 2 more: replace or delete them$"
-    ) as error:
+    says = r"^12 pictures cannot be used: .*; and 2 more: replace or delete them$"
+    with pytest.raises(ValueError, match=says) as error:
         decode(paths, 1, 4, None)
     assert all(str(path) in str(error.value) for path in paths[:10]) and str(paths[11]) not in str(error.value)
+    for i in range(3):
+        with pytest.raises(ValueError, match=rf"^{paths[i]} cannot be decoded \(.*\): replace or delete it$"):
+            decode(paths[i : i + 1], 1, 4, None)
 
 
 def test_the_first_frame_is_taken_and_said(tmp_path: Path) -> None:
@@ -197,11 +228,11 @@ def test_the_first_frame_is_taken_and_said(tmp_path: Path) -> None:
 def test_content_decides_what_a_picture_is(tmp_path: Path) -> None:
     Image.new("L", (8, 8), 200).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.jpg")
-    assert decode_one(tmp_path / "a.jpg", 1, 8).pixels.min() == 200
+    assert pixels_of(tmp_path / "a.jpg", 1, 8).min() == 200
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("L", (100, 100)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png cannot be decoded .*exceeds limit"):
-        decode_one(tmp_path / "a.png", 1, 8)
+        decode([tmp_path / "a.png"], 1, 8, None)
