@@ -11,7 +11,7 @@ from rich.progress import track
 from src.errors import UserError
 from src.models.request import Request
 from src.pictures.grid import grid
-from src.run.commands import next_command, typed_overrides
+from src.run.commands import find_checkpoint, next_command, typed_overrides
 from src.run.console import plain_console
 from src.run.files import atomic_write
 from src.run.trust import trusted_packages
@@ -35,7 +35,8 @@ def interpolate(config: DictConfig) -> None:
         UserError: the checkpoint cannot be used, or a label names no class.
     """
     out = out_folder(config.out)
-    sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
+    path = find_checkpoint(config.ckpt_path, config.work_dir)
+    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config))
     labels = wanted_labels(config.labels, sampler.about)
     if not sampler.can_interpolate and len(labels) > 1:
         raise UserError(f"ckpt_path={path} cannot draw between classes: name the checkpoint that it was exported from")

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from src.models.request import Request
 from src.pictures.grid import grid
-from src.run.commands import next_command, typed_overrides
+from src.run.commands import find_checkpoint, next_command, typed_overrides
 from src.run.console import plain_console
 from src.run.files import atomic_write
 from src.run.trust import trusted_packages
@@ -30,7 +30,8 @@ def sample(config: DictConfig) -> None:
         UserError: the checkpoint cannot be used, or a label names no class.
     """
     out = out_folder(config.out)
-    sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
+    path = find_checkpoint(config.ckpt_path, config.work_dir)
+    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config))
     about = sampler.about
     labels, n = wanted_labels(config.labels, about), config.n_per_label
     total = len(labels) * n

@@ -28,7 +28,7 @@ from src.run.commands import find_checkpoint
 from src.run.files import sha256_of
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.labels import resolve
-from src.sampling.options import open_file
+from src.sampling.options import open_sampler
 from src.sampling.sampler import BLOCK, Sampler
 from src.sampling.samples_file import LARGEST_SIDE, SamplesFile
 
@@ -223,7 +223,7 @@ def _blamed_on(path: Path) -> Iterator[None]:
 def open_inputs(ckpt_path: Any, work_dir: str, weights: str, trusted: Sequence[str] = ()) -> list[Input]:
     """Opens what `ckpt_path` names, each once: checkpoints, ONNX files, `samples.npz` and folders of pictures.
 
-    The newest run is looked for in `work_dir`; `weights` and `trusted` are those of `open_file`.
+    The newest run is looked for in `work_dir`; `weights` and `trusted` are those of `open_sampler`.
 
     Raises:
         UserError: one of them cannot be used, or there are too many.
@@ -240,7 +240,7 @@ def open_inputs(ckpt_path: Any, work_dir: str, weights: str, trusted: Sequence[s
         elif path.suffix == ".npz":
             inputs[path] = FileInput(path)
         else:
-            inputs[path] = ModelInput(path, open_file(path, weights, trusted=trusted))
+            inputs[path] = ModelInput(path, open_sampler(path, weights, trusted=trusted))
     for each, name in zip(inputs.values(), short_names(list(inputs)), strict=True):
         each.name = name
     return list(inputs.values())

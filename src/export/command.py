@@ -18,7 +18,7 @@ from src.export.to_onnx import REQUIRED, export_generator
 from src.export.to_tensorrt import build_engine, check_tensorrt
 from src.export.to_torch import export_program
 from src.models.request import Request
-from src.run.commands import a_list, next_command
+from src.run.commands import a_list, find_checkpoint, next_command
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
 from src.sampling.checkpoint_sampler import CheckpointSampler
@@ -45,7 +45,8 @@ def export(config: DictConfig) -> None:
     """
     chosen = [config.formats] if isinstance(config.formats, str) else config.formats or USUAL
     formats = [each for each in FILES if each in chosen]
-    sampler, path = open_sampler(config.ckpt_path, config.work_dir, config.weights, trusted=trusted_packages(config))
+    path = find_checkpoint(config.ckpt_path, config.work_dir)
+    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config))
     if not isinstance(sampler, CheckpointSampler):
         raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
     images = sampler.run(Request(Noise(sampler.about.noise_shape, 0)(1), np.zeros(1, np.int64)))

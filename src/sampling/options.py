@@ -9,27 +9,11 @@ from omegaconf import ListConfig
 
 from src.config.explain import explain_os
 from src.errors import UserError
-from src.run.commands import find_checkpoint
 from src.sampling.labels import resolve
 from src.sampling.sampler import About, Sampler
 
 
-def open_sampler(
-    ckpt_path: str,
-    work_dir: str | Path,
-    weights: str = "ema",
-    threads: int | None = None,
-    trusted: Sequence[str] = (),
-) -> tuple[Sampler, Path]:
-    """What draws with the checkpoint or ONNX file that `ckpt_path` means, such as `last`, and that file.
-
-    The newest run is looked for in `work_dir`; the other arguments and errors are those of `open_file`.
-    """
-    path = find_checkpoint(ckpt_path, work_dir)
-    return open_file(path, weights, threads, trusted), path
-
-
-def open_file(path: Path, weights: str = "ema", threads: int | None = None, trusted: Sequence[str] = ()) -> Sampler:
+def open_sampler(path: Path, weights: str = "ema", threads: int | None = None, trusted: Sequence[str] = ()) -> Sampler:
     """What draws with a checkpoint or an ONNX file.
 
     Args:

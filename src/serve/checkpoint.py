@@ -12,7 +12,7 @@ from src.config.explain import EXTRAS
 from src.errors import UserError
 from src.models.request import Request
 from src.run.console import plain_console
-from src.sampling.options import open_file
+from src.sampling.options import open_sampler
 from src.sampling.sampler import Noise, Sampler
 
 MAX_PIXELS = 2048 * 2048  # of one image; a file can claim anything
@@ -32,7 +32,7 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str]) -> Sample
         UserError: the file cannot be used, or a package is missing.
     """
     if path.suffix == ".onnx":
-        sampler = open_file(path, weights, threads=1)
+        sampler = open_sampler(path, weights, threads=1)
     else:
         with (
             plain_console().status(f"exporting {path.name} for ONNX Runtime"),
@@ -47,7 +47,7 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str]) -> Sample
                     f"ckpt_path={path} needs {error.name} to be exported: {EXTRAS}, or serve the generator.onnx that"
                     " task=export makes of it elsewhere"
                 ) from error
-            sampler = open_file(file, weights, threads=1)
+            sampler = open_sampler(file, weights, threads=1)
     about = sampler.about
     shape = (2, about.channels, about.img_size, about.img_size)
     if about.channels not in (1, 3) or about.img_size**2 > MAX_PIXELS:

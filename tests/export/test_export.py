@@ -55,7 +55,7 @@ def test_every_file_draws_what_the_model_draws(
     assert (known["license"], known["precision"], known["range"]) == ("CC0-1.0", "float32", "[-1, 1]")
     assert known["n_classes"] == "10" and known["weights"] == "ema" and len(known["checkpoint_sha256"]) == 64
 
-    small, _ = open_sampler(str(folder / "generator.int8.onnx"), folder)
+    small = open_sampler(folder / "generator.int8.onnx")
     assert np.abs(small.run(Request(NOISE, LABELS)) - expected).mean() < 0.05
     known = small.session.get_modelmeta().custom_metadata_map  # type: ignore[attr-defined]
     assert (known["license"], known["precision"]) == ("CC0-1.0", "int8")
