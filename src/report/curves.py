@@ -1,10 +1,17 @@
-"""Which curves the page shows, of one run or of several laid over each other."""
+"""Curves of one run, or of several laid over each other, as SVG that takes its colours from the page."""
 
-from collections.abc import Iterable, Sequence
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import figure as mpl
+from matplotlib import style as mpl_style
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from src.report.figures import Figure, Line, draw
 from src.report.run_folder import Panel, Run
 
 REAL = "Dashed: what as many real images get."
@@ -48,31 +55,70 @@ SPEED = Panel(
     lines={"train/images_per_s": "training"},
     compare=True,
 )
+# Points of a curve above which a figure's curves are drawn as the means of so many stretches.
+MANY = 150
+STRETCHES = 60
+INK, GRID = "#0a0b01", "#0a0b02"  # stand for colours that the page sets
+COLOURS = [f"#0a0c{i:02x}" for i in range(5)]  # people who do not see all colours can tell five apart
+DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+LABEL_HEIGHT = 11.0  # points
+STYLE = {
+    "text.parse_math": False,  # labels may be anybody's
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",  # the same figure is the same text
+    "figure.figsize": (4.5, 2.8),  # inches
+    "figure.facecolor": "none",  # the page's own paper shows
+    "axes.facecolor": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.xmargin": 0.02,
+    "grid.color": GRID,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.2,
+    "lines.markeredgewidth": 0,
+}
 
 
-def curves_of_one(run: Run) -> list[Figure]:
-    """A figure for each panel: quality first, then what the model says of itself."""
-    return _draw([*QUALITY, *run.about.curves, SPEED], [run], [0], [""])
+class Line(NamedTuple):
+    """One curve, with a few letters at its end; a NaN in `y` leaves a gap."""
+
+    x: np.ndarray  # [N]
+    y: np.ndarray  # [N]
+    label: str
+    style: int
 
 
-def curves_of_several(runs: Sequence[Run], styles: Sequence[int], letters: Sequence[str]) -> list[Figure]:
-    """A figure for each metric that compares, all runs in it.
+def draw_curves(runs: Sequence[Run], styles: Sequence[int], letters: Sequence[str]) -> list[tuple[Panel, str]]:
+    """Panels with their SVG: all of one run, or for several runs one for each metric that compares, with all of them.
 
     Args:
-        runs: what to show.
-        styles: for each run, how its lines look.
-        letters: for each run, what stands at the end of its lines.
+        runs: what to show. A panel of which they have no values is left out.
+        styles: for each run a number, which stands for a colour and a dash that are the same in all figures.
+        letters: for each run, what stands at the end of its lines; "": the names of the lines.
+
+    Returns:
+        Each panel, and an `<svg>` that is safe to be part of a page.
     """
-    panels = {}
-    for panel in [*QUALITY, *(panel for run in runs for panel in run.about.curves), SPEED]:
-        for metric, label in panel.lines.items() if panel.compare else ():
-            title = panel.title if len(panel.lines) == 1 else f"{panel.title}: {label}"
-            panels[metric] = panel.model_copy(update={"title": title, "lines": {metric: label}, "levels": {}})
-    return _draw(panels.values(), runs, styles, letters)
-
-
-def _draw(panels: Iterable[Panel], runs: Sequence[Run], styles: Sequence[int], letters: Sequence[str]) -> list[Figure]:
-    """Those figures that have anything to show, each with the floor of its first metric where that has one."""
+    panels = [*QUALITY, *(panel for run in runs for panel in run.about.curves), SPEED]
+    if len(runs) > 1:
+        by_metric = {}
+        for panel in panels:
+            for metric, label in panel.lines.items() if panel.compare else ():
+                title = panel.title if len(panel.lines) == 1 else f"{panel.title}: {label}"
+                by_metric[metric] = panel.model_copy(update={"title": title, "lines": {metric: label}, "levels": {}})
+        panels = [*by_metric.values()]
     figures = []
     for number, panel in enumerate(panels):
         first = next(iter(panel.lines))
@@ -84,8 +130,98 @@ def _draw(panels: Iterable[Panel], runs: Sequence[Run], styles: Sequence[int], l
                     x = curve.epochs if by_epoch else curve.steps
                     kept = np.isfinite(x)
                     lines.append(Line(x[kept], curve.values[kept], letter or label, style + i))
+        lines = [line for line in lines if np.isfinite(line.y).any()]
         floors = [run.metrics[f"{first}_floor"] for run in runs if f"{first}_floor" in run.metrics]
         levels = panel.levels | ({"real": float(np.mean(floors))} if floors else {})
-        x_label = "epoch, from 0" if by_epoch else "batches"
-        figures.append(draw(panel, x_label, lines, levels, number, bands=len(runs) == 1))
-    return [figure for figure in figures if figure]
+        if lines:
+            x_label = "epoch, from 0" if by_epoch else "batches"
+            figures.append((panel, _draw(panel, x_label, lines, levels, number, bands=len(runs) == 1)))
+    return figures
+
+
+def dashes(style: int) -> str:
+    """The dash of a line as CSS has it."""
+    dash = DASHES[style // len(COLOURS) % len(DASHES)]
+    return "none" if dash == "solid" else " ".join(str(2 * length) for length in dash[1])
+
+
+def _draw(
+    panel: Panel, x_label: str, lines: Sequence[Line], levels: Mapping[str, float], number: int, bands: bool
+) -> str:
+    """Lines, and horizontal lines at `levels`; `bands`: those of many points from their lowest to their highest."""
+    heights = np.concatenate([*(line.y[np.isfinite(line.y)] for line in lines), list(levels.values())])
+    ends = [(height, label, {"color": INK}) for label, height in levels.items()]
+    words = []
+    with mpl_style.context(["default", STYLE]):
+        drawing = mpl.Figure()
+        axes = drawing.add_axes((0.125, 0.165, 0.69, 0.72))
+        axes.set_title(panel.unit, pad=7, x=-0.12)
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if panel.log and heights.min() > 0 and heights.max() > 5 * heights.min():
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if heights.max() < 500 * heights.min() else (1,)))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        elif panel.percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        # All alike: a shorter curve would otherwise look rougher than a longer one.
+        coarse = any(len(line.x) > MANY for line in lines)
+        for x, y, label, style in lines:
+            known = np.isfinite(y)
+            start, end = (f"{y[known][i]:.3g} at {x[known][i]:,.0f}" for i in (0, -1))
+            words.append(f"{label}: from {start} to {end} ({x_label})")
+            colour, dash = COLOURS[style % len(COLOURS)], DASHES[style // len(COLOURS) % len(DASHES)]
+            if coarse and len(x) > STRETCHES:
+                rows = []
+                for some_x, some_y in zip(np.array_split(x, STRETCHES), np.array_split(y, STRETCHES), strict=True):
+                    part = some_y[np.isfinite(some_y)]
+                    of_y = (part.mean(), part.min(), part.max()) if len(part) else [math.nan] * 3
+                    rows.append((some_x.mean(), *of_y))
+                x, y, low, high = np.array(rows).T
+                if bands:
+                    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(x, y, color=colour, linestyle=dash, marker="o" if len(x) <= 30 else None)
+            if len(lines) <= 12:  # more labels would not fit
+                ends.append((float(y[np.isfinite(y)][-1]), label, {"color": colour, "weight": "bold"}))
+        for label, height in levels.items():
+            words.append(f"{label}: {height:.3g}")
+            axes.axhline(height, color=INK, linewidth=1, linestyle=(0, (2, 2)), zorder=1.5)
+        _label_ends(axes, ends)
+        buffer = io.StringIO()
+        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _for_page(buffer.getvalue(), panel.title, "; ".join(words) + ".", number)
+
+
+def _label_ends(axes: Any, ends: Sequence[tuple[float, str, dict[str, str]]]) -> None:
+    """Writes labels beside the ends of lines, from the lowest up, each above the one before it and all within the axes.
+
+    A legend would not do, as runs of a group share a colour and a dash.
+    """
+    axes.autoscale_view()  # else the limits are set only when it is drawn
+    height = axes.bbox.height * 72 / axes.figure.dpi
+    to_axes = axes.transData + axes.transAxes.inverted()
+    lowest = 0.0
+    for i, (y, text, look) in enumerate(sorted(ends, key=lambda end: end[0])):
+        highest = height - LABEL_HEIGHT * (len(ends) - 1 - i)
+        place = max(min(to_axes.transform((0, y))[1] * height, highest), lowest)
+        lowest = place + LABEL_HEIGHT
+        axes.text(1.015, place / height, text, transform=axes.transAxes, va="center", fontsize=9, **look)
+
+
+def _for_page(svg: str, title: str, words: str, number: int) -> str:
+    """Matplotlib's SVG as part of a page: its names its own, its colours the page's, nothing else's style touched."""
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="f{number}-\1"', svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>f{number}-", svg).replace("xlink:href", "href")
+    svg = re.sub(r"(\d\.\d{2})\d+", r"\1", svg)
+    svg = svg.replace(INK, "var(--ink-2)").replace(GRID, "var(--rule)")
+    for i, colour in enumerate(COLOURS):
+        svg = svg.replace(colour, f"var(--line-{i})")
+    box, drawing = re.search(r'<svg[^>]* viewBox="([^"]+)"[^>]*>(.*)', svg, re.DOTALL).groups()  # type: ignore[union-attr]
+    return (
+        f'<svg class="chart" role="img" viewBox="{box}" aria-labelledby="f{number}-title f{number}-desc">'
+        f'<title id="f{number}-title">{html.escape(title)}</title><desc id="f{number}-desc">{html.escape(words)}</desc>'
+        f"{drawing}"
+    )

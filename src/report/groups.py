@@ -5,8 +5,7 @@ import json
 import statistics
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from src.report.measures import Measure
 from src.report.run_folder import Run
@@ -20,42 +19,18 @@ ASIDE |= {"trainer.profiler", "callbacks.quality.picture", "callbacks.quality.ca
 ASIDE_PARTS = ("logger", "hydra")
 PATHS = {"data_dir", "work_dir", "cache_dir", "save_dir", "dirpath", "default_root_dir"}
 SHOWING = ("src.callbacks.wandb_callbacks.", "src.callbacks.progress.", "pytorch_lightning.callbacks.RichModelSummary")
-ABSENT = object()  # a key that a configuration does not have
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs whose configurations differ in nothing but the seed, names and paths.
-
-    Attributes:
-        title: in what it differs from the other groups.
-        members: positions among all runs.
-    """
-
-    title: str
-    members: tuple[int, ...]
+Group = tuple[str, list[int]]  # in what it differs from other groups, and the positions of its runs among all
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """From one group's mean to another's, with Welch's interval from `low` to `high`."""
 
-    before: float
-    after: float
+    value: float
     low: float
     high: float
-
-    @property
-    def value(self) -> float:
-        return self.after - self.before
-
-    def direction(self, measure: Measure) -> str:
-        """`better` or `worse`; `higher` or `lower` where neither is better; `within` the spread between seeds."""
-        if self.low <= 0 <= self.high:
-            return "within"
-        if measure.better == "not far below":
-            return "higher" if self.value > 0 else "lower"
-        return "better" if measure.is_better(self.after, self.before) else "worse"
+    mark: str  # `better` or `worse`; `higher` or `lower` where neither is better; `within` the spread between seeds
 
 
 def essence(run: Run) -> dict[str, Any]:
@@ -85,20 +60,25 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     for i, run in enumerate(runs):
         same = json.dumps([essence(run), run.about.data.source], sort_keys=True) if run.flat else f"unknown {i}"
         found.setdefault(same, []).append(i)
-    # The data's name comes first, whatever key it has.
     firsts = [runs[members[0]] for members in found.values()]
+    # The data's name comes first, whatever key it has.
     essences = [{key: value for key, value in essence(run).items() if key != "data_source"} for run in firsts]
-    known = [each for each in essences if each]
-    keys = sorted((key for key in _all_keys(known) if _differs(key, known)), key=_weight)
+    keys = sorted(_differing([each for each in essences if each]), key=_place)
+    tails = [f".{key.removesuffix('._target_')}" for key in keys]
     several_sources = len({run.about.data.source for run in firsts}) > 1
-    groups = []
+    groups: list[Group] = []
     for run, own, members in zip(firsts, essences, found.values(), strict=True):
         words = [run.about.data.source] if several_sources and run.about.data.source else []
-        own_keys = [key for key in keys if key in own]
-        n_more = len(words) + len(own_keys) - 3
-        words += [f"{_short(key, keys)}={show_value(own[key])}" for key in own_keys[:3]]
-        more = f" and {n_more} more" if n_more > 0 else ""
-        groups.append(Group(", ".join(words[:3]) + more if own else "configuration unknown", tuple(members)))
+        for key, tail in zip(keys, tails, strict=True):
+            if key in own:
+                # The key's last word, with as much before it as tells it from the others.
+                parts = tail[1:].split(".")
+                short = (".".join(parts[-n:]) for n in range(1, len(parts)))
+                others = [other for other in tails if other != tail]
+                name = next((s for s in short if not any(o.endswith(f".{s}") for o in others)), tail[1:])
+                words.append(f"{name}={show_value(own[key])}")
+        more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+        groups.append((", ".join(words[:3]) + more if own else "configuration unknown", members))
     return groups
 
 
@@ -111,7 +91,7 @@ def by_seed(runs: Sequence[Run], metric: str) -> list[float]:
     return [statistics.fmean(values) for values in found.values()]
 
 
-def compare(a: Sequence[float], b: Sequence[float]) -> Difference | None:
+def compare(a: Sequence[float], b: Sequence[float], measure: Measure) -> Difference | None:
     """From the mean of `a` to that of `b`; None where one has fewer than two values, as nothing can be said then.
 
     The interval is Welch's (1947), for groups of different spread: it holds the difference with `CONFIDENCE` if values
@@ -125,43 +105,44 @@ def compare(a: Sequence[float], b: Sequence[float]) -> Difference | None:
         from scipy.stats import ttest_ind  # type: ignore[import-untyped]  # takes a second
 
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # one of them may not spread at all
-            low, high = ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE)
-    return Difference(before, after, float(low), float(high))
+            low, high = map(float, ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE))
+    if low <= 0 <= high:
+        mark = "within"
+    elif measure.better == "not far below real":
+        mark = "higher" if after > before else "lower"
+    else:
+        mark = "better" if measure.is_better(after, before) else "worse"
+    return Difference(after - before, low, high, mark)
 
 
-def same_ground(a: Run, b: Run, split: str) -> bool:
-    """Whether quality compares between two runs: on the same data and size, with as many images.
+def same_ground(runs: Sequence[Run], split: str) -> bool:
+    """Whether quality compares between the first run and the others: on the same data and size, with as many images.
 
-    What is not known of one of them is not held against it.
+    What is not known of a run is not held against it.
     """
-
-    def ground(run: Run) -> list[Any]:
-        data = run.about.data
-        return [data.source, data.sha256, data.img_size, n_measured(run, split)]
-
-    return all(x == y or not x or not y for x, y in zip(ground(a), ground(b), strict=True))
+    first, *others = (
+        [run.about.data.source, run.about.data.sha256, run.about.data.img_size, n_measured(run, split)] for run in runs
+    )
+    return all(x == y or not x or not y for other in others for x, y in zip(first, other, strict=True))
 
 
 def n_measured(run: Run, split: str) -> int | None:
     """How many images were generated to measure quality; None where that is not known."""
-    table = run.tables.get(f"{split}/label_confusion")
-    return sum(map(sum, table.counts)) if table else None
+    counts, _ = run.tables.get(f"{split}/label_confusion", ([], 0))
+    return sum(map(sum, counts)) or None
 
 
-def differing_keys(runs: Sequence[Run]) -> tuple[list[str], list[str], list[str]]:
-    """Keys of the configuration: those that differ and matter, that differ in names and paths, that are equal in all.
+def differing_keys(runs: Sequence[Run]) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Keys that differ and matter, keys that differ in names and paths, and what is equal in all.
 
     A run without a configuration is left out.
     """
     known = [run for run in runs if run.flat]
-    matters = _all_keys([essence(run) for run in known])
-    keys = _all_keys([run.flat for run in known])
-    differ = dict.fromkeys(key for key in keys if _differs(key, [run.flat for run in known]))
-    return (
-        sorted((key for key in differ if key in matters), key=_weight),
-        [key for key in differ if key not in matters],
-        [key for key in keys if key not in differ],
-    )
+    matters = {key for run in known for key in essence(run)}
+    differ = _differing([run.flat for run in known])
+    equal = {key: value for run in known[:1] for key, value in run.flat.items() if key not in differ}
+    matter = sorted((key for key in differ if key in matters), key=_place)
+    return matter, [key for key in differ if key not in matters], equal
 
 
 def show_value(value: Any) -> str:
@@ -173,25 +154,16 @@ def show_value(value: Any) -> str:
     return value.rpartition(".")[2] if value.startswith(("src.", "torch.", "pytorch_lightning.")) else value
 
 
-def _all_keys(flats: Sequence[dict[str, Any]]) -> dict[str, None]:
-    return dict.fromkeys(itertools.chain(*flats))
+def _differing(flats: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys that have more than one value; that a configuration lacks a key is a value, too."""
+
+    def differs(key: str) -> bool:
+        return len({json.dumps(flat[key], sort_keys=True) if key in flat else "" for flat in flats}) > 1
+
+    return [key for key in dict.fromkeys(itertools.chain(*flats)) if differs(key)]
 
 
-def _differs(key: str, flats: Sequence[dict[str, Any]]) -> bool:
-    first, *others = (flat.get(key, ABSENT) for flat in flats)
-    return any(type(other) is not type(first) or other != first for other in others)
-
-
-def _weight(key: str) -> tuple[int, str]:
+def _place(key: str) -> tuple[int, str]:
     """What says most comes first: data, model, trainer, then all else."""
-    first = key.partition(".")[0]
-    order = ("datamodule", "model", "trainer")
-    return order.index(first) if first in order else len(order), key
-
-
-def _short(key: str, keys: Sequence[str]) -> str:
-    """A key's last word, with as much before it as tells it from the others."""
-    words = key.removesuffix("._target_").split(".")
-    others = [f".{each.removesuffix('._target_')}" for each in keys if each != key]
-    tails = (".".join(words[-n:]) for n in range(1, len(words)))
-    return next((tail for tail in tails if not any(o.endswith(f".{tail}") for o in others)), ".".join(words))
+    order = ["datamodule", "model", "trainer", key.partition(".")[0]]
+    return order.index(order[-1]), key

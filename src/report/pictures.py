@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -14,17 +15,15 @@ from src.report.run_folder import Run
 FILE_BYTES = 30_000_000
 PIXELS = 25_000_000
 SIDE = 2_000  # pixels; what is larger is made smaller
-QUALITIES = (90, 75, 50)  # tried in this order where lossless is too large
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture as the page holds it: a `data:` URI, its size in pixels, and whether every pixel is as it was."""
+class Picture(NamedTuple):
+    """A picture as the page holds it."""
 
-    uri: str
+    uri: str  # `data:`
     width: int
     height: int
-    exact: bool
+    exact: bool  # every pixel is as it was
 
 
 @dataclass(frozen=True)
@@ -39,19 +38,11 @@ class Strip:
 
     @property
     def last(self) -> int:
-        """The last epoch of which there is a picture."""
         return max(self.frames)
 
 
-class DamagedPictureError(ValueError):
-    """A file that is not a picture, is cut short, or is larger than any picture of a run."""
-
-
 def pictures_of(run: Run, paths: Mapping[int, Path], n: int, n_bytes: int) -> dict[int, Picture]:
-    """At most `n` pictures by epoch, evenly spaced, with the first and the last, each of about `n_bytes` at most.
-
-    One that cannot be used is left out, and noted in `run.damaged`.
-    """
+    """At most `n` pictures by epoch, evenly spaced, with the first and the last; see `picture_of`."""
     epochs = list(paths)
     if len(epochs) > n:
         epochs = [epochs[round(i * (len(epochs) - 1) / (n - 1))] for i in range(n)]
@@ -61,51 +52,36 @@ def pictures_of(run: Run, paths: Mapping[int, Path], n: int, n_bytes: int) -> di
 
 def picture_of(run: Run, path: Path, n_bytes: int) -> Picture | None:
     """A picture of about `n_bytes` at most; None where it cannot be used, which is noted in `run.damaged`."""
-    try:
-        return embed(load(path), n_bytes)
-    except DamagedPictureError as error:
-        run.damaged.append(f"{path.relative_to(run.folder)} {error}")
-        return None
-
-
-def load(path: Path) -> Image.Image:
-    """A PNG file as RGB. Nothing but PNG is read, as a run writes nothing else.
-
-    Raises:
-        DamagedPictureError: it cannot be used; says why.
-    """
+    name = path.relative_to(run.folder)
     if path.stat().st_size > FILE_BYTES:
-        raise DamagedPictureError(f"is larger than {FILE_BYTES // 1_000_000} MB")
+        run.damaged.append(f"{name} is larger than {FILE_BYTES // 1_000_000} MB")
+        return None
     try:
         with (
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-            Image.open(path, formats=["PNG"]) as image,
+            Image.open(path, formats=["PNG"]) as file,  # a run writes nothing else
         ):
-            if image.width * image.height <= PIXELS:
-                return image.convert("RGB")
+            if file.width * file.height > PIXELS:
+                raise Image.DecompressionBombError
+            image = file.convert("RGB")
     except Image.DecompressionBombError:
-        pass
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error, ... for what is garbled
-        raise DamagedPictureError("is cut short or not a PNG") from error
-    raise DamagedPictureError("has more pixels than any that a run draws")
+        run.damaged.append(f"{name} has more pixels than any that a run draws")
+    except Exception:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error, ... for what is garbled
+        run.damaged.append(f"{name} is cut short or not a PNG")
+    else:
+        return embed(image, n_bytes)
+    return None
 
 
 def embed(image: Image.Image, n_bytes: int) -> Picture:
     """An image for the page: without loss if that fits into `n_bytes`, else with as little as it takes."""
-    exact = max(image.size) <= SIDE
-    if not exact:
-        image = image.copy()
+    small = max(image.size) <= SIDE
+    if not small:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    data = _webp(image, lossless=True)
-    for quality in QUALITIES:
-        if len(data) <= n_bytes:
+    for quality in (None, 90, 75, 50):
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", lossless=quality is None, quality=quality or 80, method=4)
+        if buffer.tell() <= n_bytes:
             break
-        data, exact = _webp(image, quality=quality), False
-    uri = f"data:image/webp;base64,{base64.b64encode(data).decode()}"
-    return Picture(uri, image.width, image.height, exact)
-
-
-def _webp(image: Image.Image, lossless: bool = False, quality: int = 80) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=lossless, quality=quality, method=4)
-    return buffer.getvalue()
+    uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return Picture(uri, image.width, image.height, exact=small and quality is None)

@@ -8,21 +8,16 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-FORMAT = 1  # of run.json
 # More than any run writes. Whatever is beyond is left out, and the page says so.
-RUN_BYTES = 1_000_000
 METRICS_BYTES = 50_000_000
 DIFF_BYTES = 200_000
 TEXT = 10_000  # letters
-DEPTH = 50  # of values within values
-N_CURVES = 500
 N_CLASSES = 1_000
-LARGEST = 1e39  # numbers of training, in single precision, are below
 # Letters that would not be shown, or would turn the text around them.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
@@ -83,21 +78,12 @@ class About(BaseModel, strict=True):
     config: dict[str, Any] = {}
 
 
-@dataclass
-class Curve:
+class Curve(NamedTuple):
     """One metric over a run, in the order of steps; a value that was not a finite number is NaN."""
 
     steps: np.ndarray  # float64 [N], batches from 0
     epochs: np.ndarray  # float64 [N], from 0
     values: np.ndarray  # float64 [N]
-
-
-@dataclass
-class Table:
-    """Counts [N, N], such as a confusion matrix, and the epoch that they belong to."""
-
-    counts: list[list[int]]
-    epoch: int
 
 
 @dataclass
@@ -108,7 +94,7 @@ class Run:
     about: About = field(default_factory=About)
     metrics: dict[str, float] = field(default_factory=dict)  # the last value of each, where that is a finite number
     curves: dict[str, Curve] = field(default_factory=dict)  # by metric; those of the test have one point
-    tables: dict[str, Table] = field(default_factory=dict)  # the last of each kind
+    tables: dict[str, tuple[list[list[int]], int]] = field(default_factory=dict)  # last counts [N, N], with their epoch
     last_alarm: str = ""  # what the run warned of last
     last_logged: float | None = None  # seconds from its start
     grids: dict[int, Path] = field(default_factory=dict)  # samples by epoch
@@ -123,16 +109,19 @@ class Run:
     def name(self) -> str:
         return self.about.name or clean(self.folder.resolve().name) or "run"
 
+    @property
+    def status(self) -> str:
+        return {"running": "running or killed", "unknown": "end unknown"}.get(self.about.status, self.about.status)
+
+    @property
+    def seed(self) -> int | None:
+        seed = self.about.config.get("seed")
+        return seed if type(seed) is int else None
+
     @cached_property
     def flat(self) -> dict[str, Any]:
         """The configuration's values by their dotted keys; a list is one value."""
         return _flatten(self.about.config)
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of weights, noise and data order."""
-        seed = self.about.config.get("seed")
-        return seed if type(seed) is int else None
 
     @property
     def epochs(self) -> int:
@@ -158,7 +147,21 @@ def read_run(folder: Path) -> Run:
     Checkpoints are not opened, links that lead out of the folder are not followed, nothing is looked up elsewhere.
     """
     run = Run(folder)
-    run.about = _read_about(run)
+    about = _parse(_read(run, "run.json", 1_000_000))
+    if not isinstance(about, dict):
+        run.damaged.append("run.json is cut short or not JSON")
+        about = {"format": 1}
+    if about.get("format") != 1:
+        run.damaged.append(
+            f"run.json has the format {clean(str(about.get('format')), 20)}, but this version reads 1: what it"
+            " understands is shown"
+        )
+    try:
+        run.about = About.model_validate(about)
+    except ValidationError as error:
+        wrong = {str(each["loc"][0]) for each in error.errors()}
+        run.damaged.append(f"run.json has values that cannot be used: {', '.join(sorted(wrong))}")
+        run.about = About.model_validate({name: value for name, value in about.items() if name not in wrong})
     _read_metrics(run)
     run.grids = _pictures(run, "samples/epoch_*.png")
     run.raw_grids = _pictures(run, "samples/raw_*.png")
@@ -175,25 +178,19 @@ def clean(text: str, limit: int = TEXT) -> str:
     return UNSEEN.sub("\ufffd", text if len(text) <= limit else text[:limit] + "…")
 
 
-def number(value: Any) -> float | None:
-    """A number that training in single precision calls finite, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:  # nor NaN
-        return None
-    return float(value)
-
-
 def _find(run: Run, name: str) -> Path | None:
     """A regular file that lies in the run folder; None: there is none, such as a pipe or a link out of the folder."""
     path = run.folder / name
     try:
         real = path.resolve(strict=True)
-        usable = real.is_file()
     except (OSError, RuntimeError):  # it is not there, or links go round in a circle
         return None
-    if usable and not real.is_relative_to(run.folder.resolve()):
+    if not real.is_file():
+        return None
+    if not real.is_relative_to(run.folder.resolve()):
         run.damaged.append(f"{name} is a link that leads out of the run folder, and was not followed")
         return None
-    return path if usable else None
+    return path
 
 
 def _read(run: Run, name: str, n_bytes: int) -> bytes:
@@ -222,46 +219,25 @@ def _pictures(run: Run, pattern: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _read_about(run: Run) -> About:
-    try:
-        about = _shown(_parse(_read(run, "run.json", RUN_BYTES)))
-    except ValueError:
-        about = None
-    if not isinstance(about, dict):
-        run.damaged.append("run.json is cut short or not JSON")
-        return About()
-    if about.get("format") != FORMAT:
-        run.damaged.append(
-            f"run.json has the format {clean(str(about.get('format')), 20)}, but this version reads {FORMAT}: what it"
-            " understands is shown"
-        )
-    try:
-        return About.model_validate(about)
-    except ValidationError as error:
-        wrong = {str(each["loc"][0]) for each in error.errors()}
-        run.damaged.append(f"run.json has values that cannot be used: {', '.join(sorted(wrong))}")
-        return About.model_validate({name: value for name, value in about.items() if name not in wrong})
-
-
 def _read_metrics(run: Run) -> None:
-    points: dict[str, list[tuple[float, float | None, float | None]]] = {}
+    points: dict[str, list[tuple[Any, ...]]] = {}  # step, epoch, value
     *lines, rest = _read(run, "metrics.jsonl", METRICS_BYTES).split(b"\n")
     n_bad = 0
     for line in filter(bytes.strip, [*lines, rest]):
         row = _parse(line)
-        step = number(row.pop("step", None)) if isinstance(row, dict) else None
-        if step is None:
+        step = row.pop("step", None) if isinstance(row, dict) else None
+        if not _is_number(step):
             n_bad += line is not rest
             continue
-        epoch, seconds = (number(row.pop(name, None)) for name in ("epoch", "seconds"))
+        epoch, seconds = (value if _is_number(value := row.pop(name, None)) else None for name in ("epoch", "seconds"))
         run.last_logged = max(filter(None, (run.last_logged, seconds)), default=None)
         for name, value in row.items():
             if name == "alarm" and isinstance(value, str):
-                run.last_alarm = clean(value)
+                run.last_alarm = value
             elif isinstance(value, list) and _is_table(value):
-                run.tables[clean(name)] = Table(value, int(epoch or 0))
-            elif (value is None or number(value) is not None) and (name in points or len(points) < N_CURVES):
-                points.setdefault(name, []).append((step, epoch, number(value)))
+                run.tables[name] = value, int(epoch or 0)
+            elif (value is None or _is_number(value)) and (name in points or len(points) < 500):
+                points.setdefault(name, []).append((step, epoch, value))
     if n_bad:
         run.damaged.append(f"{n_bad} line{'s' if n_bad > 1 else ''} of metrics.jsonl cannot be read")
     if rest.strip() and _parse(rest) is None:
@@ -271,44 +247,42 @@ def _read_metrics(run: Run) -> None:
         table = table[np.argsort(table[:, 0], kind="stable")]
         # What was logged again at a step, as a resumed run does, replaces what was there.
         table = table[np.append(np.diff(table[:, 0]) > 0, True)]
-        run.curves[clean(name)] = Curve(*table.T)
+        run.curves[name] = Curve(*table.T)
         if np.isfinite(table[-1, 2]):
-            run.metrics[clean(name)] = float(table[-1, 2])
+            run.metrics[name] = float(table[-1, 2])
 
 
 def _parse(raw: bytes) -> Any:
-    """JSON, with null in place of NaN and infinity; None: it is not JSON."""
+    """JSON with texts that can be shown, and null in place of numbers that are not finite; None: it cannot be used."""
+
+    def shown(value: Any, depth: int) -> Any:
+        if depth > 50:
+            raise ValueError("it is too deep")
+        if isinstance(value, str):
+            return clean(value)
+        if isinstance(value, dict):
+            return {clean(key): shown(each, depth + 1) for key, each in value.items()}
+        if isinstance(value, list):
+            return [shown(each, depth + 1) for each in value]
+        # Numbers of training, in single precision, are below.
+        return None if _is_number(value) and not abs(value) < 1e39 else value
+
     try:
-        return json.loads(raw.decode("utf-8", errors="replace"), parse_constant=lambda _: None)
+        return shown(json.loads(raw.decode("utf-8", errors="replace")), 0)
     except (ValueError, RecursionError):
         return None
 
 
-def _shown(value: Any, depth: int = 0) -> Any:
-    """JSON with texts that can be shown, and null in place of numbers that are not finite.
-
-    Raises:
-        ValueError: it is too deep.
-    """
-    if depth > DEPTH:
-        raise ValueError("it is too deep")
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {clean(key): _shown(each, depth + 1) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_shown(each, depth + 1) for each in value]
-    return value if isinstance(value, bool) or number(value) is not None else None
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 def _is_table(rows: list[Any]) -> bool:
-    """Whether it is a square table of counts."""
-    n = len(rows)
-
-    def is_row(row: Any) -> bool:
-        return isinstance(row, list) and len(row) == n and all(type(each) is int and 0 <= each < 2**53 for each in row)
-
-    return 0 < n <= N_CLASSES and all(map(is_row, rows))
+    """Whether these are counts [N, N]."""
+    return 0 < len(rows) <= N_CLASSES and all(
+        isinstance(row, list) and len(row) == len(rows) and all(type(n) is int and 0 <= n < 2**53 for n in row)
+        for row in rows
+    )
 
 
 def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

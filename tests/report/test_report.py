@@ -19,10 +19,9 @@ from PIL import Image
 from run import main
 from src.errors import UserError
 from src.models.gan_curves import gan_curves, gan_tables
-from src.report.command import find_runs, report
+from src.report.command import find_runs, render, report
 from src.report.groups import by_seed, compare, differing_keys, group_runs
 from src.report.measures import MEASURES
-from src.report.page import render
 from src.report.pictures import Picture, embed
 from src.report.run_folder import read_run
 from src.report.verdict import judge
@@ -176,7 +175,7 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
     assert curve.steps.tolist() == [9, 19, 29] and curve.epochs.tolist() == [0, 1, 2]
     assert curve.values == pytest.approx([0.45, 0.3, 0.15])
     assert run.metrics["test/fd"] == 0.15 and run.metrics["test/fd_floor"] == 0.1
-    assert run.tables["test/d_confusion"].counts == [[612, 388], [71, 929]]
+    assert run.tables["test/d_confusion"] == ([[612, 388], [71, 929]], 3)
     assert list(run.grids) == list(run.raw_grids) == [0, 1, 2]
     assert run.missing == run.damaged == []
 
@@ -348,9 +347,9 @@ def test_runs_are_named_by_folder_list_pattern_and_last(tmp_path: Path) -> None:
 
 
 def test_the_directions_are_those_of_the_project() -> None:
-    better = {measure.name: measure.better for measure in MEASURES}
-    assert {name for name in better if better[name] == "higher" and "inception" not in name} == set(HIGHER_IS_BETTER)
-    assert {name for name in better if better[name] == "lower" and "inception" not in name} == set(LOWER_IS_BETTER)
+    for better, names in [("higher ↑", HIGHER_IS_BETTER), ("lower ↓", LOWER_IS_BETTER)]:
+        ours = {measure.name for measure in MEASURES if measure.better == better}
+        assert {name for name in ours if not name.startswith("inception")} == {*names}
 
 
 @pytest.mark.parametrize(
@@ -447,12 +446,10 @@ def test_welchs_interval_is_that_of_the_textbook() -> None:
     """Student's sleep data, as R's documentation of t.test() has them: -3.3654832 to 0.2054832 for drug 1 - drug 2."""
     one = (0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0)
     two = (1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4)
-    found = compare(two, one)
-    assert found is not None and found.direction(MEASURES[0]) == "within"
-    assert (found.value, found.low, found.high) == pytest.approx((-1.58, -3.3654832, 0.2054832))
-    assert compare((0.1, 0.2), (0.5,)) is None
-    same = compare((0.1, 0.1), (0.1, 0.1))
-    assert same is not None and same.direction(MEASURES[0]) == "within"
+    *found, mark = compare(two, one, MEASURES[0]) or ()
+    assert found == pytest.approx([-1.58, -3.3654832, 0.2054832]) and mark == "within"
+    assert compare((0.1, 0.2), (0.5,), MEASURES[0]) is None
+    assert compare((0.1, 0.1), (0.1, 0.1), MEASURES[0]) == (0, 0, 0, "within")
 
 
 def test_runs_that_differ_in_the_seed_and_paths_are_a_group(tmp_path: Path) -> None:
@@ -462,8 +459,8 @@ def test_runs_that_differ_in_the_seed_and_paths_are_a_group(tmp_path: Path) -> N
     folders.append(make_run(tmp_path / "unknown", config=None))
     runs = [read_run(folder) for folder in folders]
     groups = group_runs(runs)
-    assert [group.members for group in groups] == [(0, 1), (2, 3), (4,), (5,)]
-    assert [group.title for group in groups[:2]] == ["mnist, lr=0.001", "mnist, lr=0.002"]
+    assert [members for _, members in groups] == [[0, 1], [2, 3], [4], [5]]
+    assert [title for title, _ in groups[:2]] == ["mnist, lr=0.001", "mnist, lr=0.002"]
     matter, aside, equal = differing_keys(runs)
     assert matter == ["model.optimizer_g.lr"]
     assert {"name", "seed", "datamodule.seed", "callbacks.sample_grid.n_per_class", "logger.csv.save_dir"} <= set(aside)
@@ -473,8 +470,8 @@ def test_runs_that_differ_in_the_seed_and_paths_are_a_group(tmp_path: Path) -> N
 def test_a_seed_that_ran_twice_counts_once(tmp_path: Path) -> None:
     made = [("a", 1, 0.2), ("b", 1, 0.4), ("c", 2, 0.5)]
     runs = [read_run(make_run(tmp_path / name, seed=seed, quality={"fd": fd})) for name, seed, fd in made]
-    (group,) = group_runs(runs)
-    assert group.members == (0, 1, 2)
+    ((_, members),) = group_runs(runs)
+    assert members == [0, 1, 2]
     assert by_seed(runs, "test/fd") == pytest.approx([0.3, 0.5])
 
 
