@@ -51,7 +51,7 @@ from wandb.util import get_core_path
 import run
 from src.config.instantiate import instantiate
 from src.export.to_onnx import REQUIRED
-from src.run.follow_data import follow_data
+from src.run.checks import follow_data
 from tests.forked import run_forked as run_forked  # for all tests
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,7 +26,6 @@ from src.evaluate.neighbours_picture import draw_neighbours
 from src.metrics.evaluator import N_NEAREST, Evaluator
 from src.metrics.references import LEAST, load_references
 from src.pictures.confusion import draw_label_confusion
-from src.run.checksum import splits_sha256
 from src.run.commands import a_list, next_command, typed_overrides
 from src.run.files import atomic_write
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
@@ -99,7 +98,7 @@ def measure_real(datamodule: ImageDataModule, counts: Tensor | None, config: Dic
         )
     held_out = evaluator.real["val"].features[evaluator.held_out[:N_NEAREST]]
     nearest = nearest_training_images(held_out, evaluator.real["train"].features)
-    return Real(evaluator, splits_sha256(datamodule.sets | {"train": datamodule.whole_train}), nearest)
+    return Real(evaluator, datamodule.sha256(), nearest)
 
 
 def print_table(

@@ -15,7 +15,6 @@ from src.datamodules.loader import ImageSet
 from src.errors import UserError
 from src.metrics.feature_net import EMBED_BATCH, RECIPE, Embedded, FeatureNet, train_classifier
 from src.pictures.pixels import to_pixels
-from src.run.checksum import splits_sha256
 from src.run.files import replacing
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device
                 f"datamodule has {len(sets[split])} images in its {split} split, but at least {LEAST} are needed:"
                 " change datamodule.train_val_test_split"
             )
-    hashed = splits_sha256(sets, str(RECIPE).encode())[:8]
+    hashed = data.sha256(str(RECIPE).encode())[:8]
     name, path = f"{data.source}-{hashed}", cache_dir / f"{safe_name(data.source)}-{hashed}.pt"
     _, channels, size, _ = train.images.shape
     net = FeatureNet(data.n_classes, channels, size)

@@ -4,7 +4,7 @@ import os
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,6 +32,16 @@ def check_run_wide(config: DictConfig) -> None:
         raise UserError("optimized_metric is null, but the sweeper needs a number: set optimized_metric=val/fd")
     if metric and metric.startswith("test/") and not config.test_after_training:
         raise UserError(f"optimized_metric={metric} needs test_after_training=true")
+
+
+def follow_data(config: DictConfig, datamodule: LightningDataModule) -> None:
+    """Sets `model.n_classes` and `model.channels` to those of the data, where they are null.
+
+    From then on the configuration, and with it the checkpoint, holds plain numbers: a verb builds the model from them.
+    """
+    for name in ("n_classes", "channels"):
+        if name in (config.get("model") or ()) and OmegaConf.select(config, f"model.{name}") is None:
+            config.model[name] = getattr(datamodule, name, None)
 
 
 def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer: Trainer) -> None:

@@ -8,7 +8,6 @@ from pytorch_lightning import LightningDataModule, LightningModule
 
 from src.config.text import escaped
 from src.datamodules.image_datamodule import ImageDataModule
-from src.run.checksum import splits_sha256
 from src.run.commands import is_sweep, typed_overrides
 from src.run.loggers import LONGEST_TAG
 from src.run.provenance import origin_of_run, versions
@@ -39,10 +38,9 @@ def describe(config: DictConfig, model: LightningModule, datamodule: LightningDa
     """What `run.json` says of a run: its name, what was typed, on which data it trains, and how to show its metrics."""
     data: dict[str, Any] = {"source": config.data_source}
     if isinstance(datamodule, ImageDataModule):
-        sets = datamodule.sets | {"train": datamodule.whole_train}
         data |= {
             "classes": list(datamodule.class_names),
-            "sha256": splits_sha256(sets),
+            "sha256": datamodule.sha256(),
             **{split: len(datamodule.sets[split]) for split in ("train", "val", "test")},
             "img_size": datamodule.img_size,
             "channels": datamodule.channels,

@@ -163,3 +163,17 @@ def test_classes_are_numbers_where_nobody_named_them() -> None:
 def test_arguments_that_cannot_be_meant_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(DigitsDataModule, **arguments).setup()
+
+
+def test_the_checksum_is_of_every_pixel_and_label_whatever_the_subset() -> None:
+    datamodule = loaded(subset=3)
+    before = datamodule.sha256()
+    assert before == loaded().sha256() and before != datamodule.sha256(b"start") and len(before) == 64
+    for split in (datamodule.whole_train, datamodule.sets["val"], datamodule.sets["test"]):
+        for name in ("images", "labels"):
+            kept = getattr(split, name)
+            changed = kept.clone()
+            changed[1] += 1
+            setattr(split, name, changed)
+            assert datamodule.sha256() != before
+            setattr(split, name, kept)
