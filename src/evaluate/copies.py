@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.metrics.neighbours import BLOCK
+from src.metrics.scores import DISTANCE_BLOCK
 
 N_NEIGHBOURS = 4  # training images that a picture shows beside an image
 RARE = 0.01  # of held-out images are nearer to a training image than what is called a copy
@@ -40,7 +40,7 @@ def nearest_neighbours(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     The distance of equal features is exactly 0, unlike that of `torch.cdist`.
     """
-    found = torch.cat([torch.cdist(block, b).topk(k, largest=False).indices for block in a.split(BLOCK)])
+    found = torch.cat([torch.cdist(block, b).topk(k, largest=False).indices for block in a.split(DISTANCE_BLOCK)])
     distance, order = (a[:, None] - b[found]).norm(dim=2).sort(dim=1)
     return distance, found.gather(1, order)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from src.metrics.classes import class_accuracy
+from src.metrics.scores import class_accuracy
 
 LABELS_IGNORED = 0.1  # share of the way from guessing to the accuracy of real images
 LABELS_MISSED = 0.6  # as before
@@ -28,7 +28,30 @@ def alarms(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict
 
     The names are `labels`, `class NAME` (lost), `variance` or `variance NAME` (gone) and `copies`.
     """
-    found = _of_labels(quality, floor, class_names)
+    found = {}
+    accuracy, real_accuracy = quality.metrics["label_accuracy"], floor.metrics["label_accuracy"]
+    guessing = 1 / len(class_names)
+    most = quality.confusion.max(1)
+    taken_for = most.indices.tolist()  # for each class the one that most of its images are taken for
+    shares = most.values / quality.confusion.sum(1)  # NaN for a class without images, in a file of samples
+    figures = f"{accuracy:.1%} of the images are of the class asked for, real images {real_accuracy:.1%}"
+    if accuracy < guessing + LABELS_IGNORED * (real_accuracy - guessing):
+        asked = (~shares.isnan()).nonzero().flatten().tolist()
+        if float(shares.nanmean()) < LABELS_MIXED_UP or len({taken_for[label] for label in asked}) < len(asked) / 2:
+            found["labels"] = f"labels are ignored ({figures}, guessing {guessing:.1%})"
+        else:
+            pairs = ", ".join(f"{class_names[a]} as {class_names[taken_for[a]]}" for a in asked if a != taken_for[a])
+            found["labels"] = f"labels are mixed up ({figures}; drawn are {pairs})"
+    else:
+        of_classes = class_accuracy(quality.confusion).tolist(), class_accuracy(floor.confusion).tolist()
+        for name, mostly, share, real in zip(class_names, taken_for, *of_classes, strict=True):
+            if share < min(guessing, real / 2):  # some classes are hard to tell even when they are real
+                found[f"class {name}"] = (
+                    f"class {name} is lost ({share:.1%} of its images are taken for one, most for"
+                    f" {class_names[mostly]})"
+                )
+        if not found and accuracy < guessing + LABELS_MISSED * (real_accuracy - guessing):
+            found["labels"] = f"labels are often missed ({figures}, guessing {guessing:.1%})"
 
     gone = quality.metrics["within_class_variance"]
     if gone < VARIANCE_GONE:
@@ -46,31 +69,4 @@ def alarms(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict
             f"training images are copied (a quarter of the images are within {nearest:.2f} of one, held-out"
             f" images within {held_out:.2f})"
         )
-    return found
-
-
-def _of_labels(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict[str, str]:
-    accuracy, real_accuracy = quality.metrics["label_accuracy"], floor.metrics["label_accuracy"]
-    guessing = 1 / len(class_names)
-    most = quality.confusion.max(1)
-    taken_for = most.indices.tolist()  # for each class the one that most of its images are taken for
-    shares = most.values / quality.confusion.sum(1)  # NaN for a class without images, in a file of samples
-    figures = f"{accuracy:.1%} of the images are of the class asked for, real images {real_accuracy:.1%}"
-    if accuracy < guessing + LABELS_IGNORED * (real_accuracy - guessing):
-        asked = (~shares.isnan()).nonzero().flatten().tolist()
-        if float(shares.nanmean()) < LABELS_MIXED_UP or len({taken_for[label] for label in asked}) < len(asked) / 2:
-            return {"labels": f"labels are ignored ({figures}, guessing {guessing:.1%})"}
-        pairs = ", ".join(f"{class_names[a]} as {class_names[taken_for[a]]}" for a in asked if a != taken_for[a])
-        return {"labels": f"labels are mixed up ({figures}; drawn are {pairs})"}
-
-    found = {}
-    real_shares = class_accuracy(floor.confusion).tolist()
-    for label, (name, share) in enumerate(zip(class_names, class_accuracy(quality.confusion).tolist(), strict=True)):
-        if share < min(guessing, real_shares[label] / 2):  # some classes are hard to tell even when they are real
-            mostly = class_names[taken_for[label]]
-            found[f"class {name}"] = (
-                f"class {name} is lost ({share:.1%} of its images are taken for one, most for {mostly})"
-            )
-    if not found and accuracy < guessing + LABELS_MISSED * (real_accuracy - guessing):
-        found["labels"] = f"labels are often missed ({figures}, guessing {guessing:.1%})"
     return found

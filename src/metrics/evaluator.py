@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from src.datamodules.image_datamodule import ImageDataModule
+from src.metrics import scores
 from src.metrics.alarms import Quality, alarms
-from src.metrics.classes import class_accuracy, class_variance, confusion_matrix
-from src.metrics.distances import fit_gaussian, frechet_distance, kernel_distance, mean_kernel
 from src.metrics.feature_net import Embedded, train_classifier
-from src.metrics.neighbours import nearest_distance, precision_recall_density_coverage, radii
 from src.metrics.references import References, embed_served
 from src.pictures.pixels import to_pixels
 
@@ -39,9 +37,7 @@ class Evaluator:
     Attributes:
         held_out: indices in the validation split of the images that the floor measures, int64 [n].
         labels: their classes, which a model is to draw: then samples and floor differ in nothing else.
-        name: the classifier's name, which says which data it knows.
-        net: the classifier.
-        real: the splits `train`, `val` and `test` in its features.
+        name, net, real: as in `References`.
     """
 
     def __init__(
@@ -61,14 +57,19 @@ class Evaluator:
         self.n = min(n, len(allowed), len(test.labels))
         self.held_out = allowed[choice(len(allowed), self.n)]
         self.labels = val.labels[self.held_out]
-        self._gaussian = fit_gaussian(test.features)
-        self._variance = class_variance(test.features, test.labels, datamodule.n_classes)
+        self._gaussian = scores.fit_gaussian(test.features)
+        self._variance = scores.class_variance(test.features, test.labels, datamodule.n_classes)
         self._reference = test.features[choice(len(test.labels), self.n)]
 
     @cached_property
     def floor(self) -> Quality:
         """The quality of the held-out images. It is measured when first needed: a run starts sooner."""
         return self.measure(self.real["val"].at(self.held_out))
+
+    @cached_property
+    def _reference_alone(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """A third of what neighbours and kernels cost, and the same every time."""
+        return scores.radii(self._reference), scores.mean_kernel(self._reference)
 
     def measure(self, images: Embedded) -> Quality:
         """Quality of embedded images, whose labels are the classes that were asked for. Keys of `metrics`:
@@ -82,42 +83,37 @@ class Evaluator:
         - `nearest_train`: mean distance of 1,000 of them to the nearest training image; far below its floor, images are
           copies.
         """
-        n_classes = self.datamodule.n_classes
-        confusion = confusion_matrix(images.predicted, images.labels, n_classes)
-        accuracy = class_accuracy(confusion)
-        variance = class_variance(images.features, images.labels, n_classes) / self._variance
-        nearest = nearest_distance(images.features[:N_NEAREST], self.real["train"].features)
+        n = self.datamodule.n_classes
+        confusion = (images.labels * n + images.predicted).bincount(minlength=n**2).view(n, n)
+        accuracy = scores.class_accuracy(confusion)
+        variance = scores.class_variance(images.features, images.labels, n) / self._variance
+        nearest = scores.nearest_distance(images.features[:N_NEAREST], self.real["train"].features)
         real_radii, real_kernel = self._reference_alone
         metrics = {
-            "fd": frechet_distance(fit_gaussian(images.features), self._gaussian),
-            "kid": kernel_distance(images.features, self._reference, real_kernel),
+            "fd": scores.frechet_distance(scores.fit_gaussian(images.features), self._gaussian),
+            "kid": scores.kernel_distance(images.features, self._reference, real_kernel),
             "label_accuracy": float(confusion.trace() / confusion.sum()),
             "worst_class_accuracy": float(accuracy[~accuracy.isnan()].min()),
-            **precision_recall_density_coverage(self._reference, images.features, real_radii),
+            **scores.precision_recall_density_coverage(self._reference, images.features, real_radii),
             "within_class_variance": float(variance.nanmean()),
             "nearest_train": float(nearest.mean()),
         }
         return Quality(metrics, confusion, variance, nearest)
 
-    @cached_property
-    def _reference_alone(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """A third of what neighbours and kernels cost, and the same every time."""
-        return radii(self._reference), mean_kernel(self._reference)
-
     def alarms(self, quality: Quality) -> dict[str, str]:
         """What is wrong with generated images: see `src.metrics.alarms`."""
         return alarms(quality, self.floor, self.datamodule.class_names)
-
-    @property
-    def cas_labels(self) -> Tensor:
-        """The classes of the images to draw for `cas`, int64 [M]: those of training images."""
-        return self.datamodule.whole_train.labels[self._cas_images]
 
     @cached_property
     def _cas_images(self) -> Tensor:
         labels = self.datamodule.whole_train.labels
         chosen = choice(len(labels), N_CAS)
         return chosen[_within(labels[chosen], self._counts)]
+
+    @property
+    def cas_labels(self) -> Tensor:
+        """The classes of the images to draw for `cas`, int64 [M]: those of training images."""
+        return self.datamodule.whole_train.labels[self._cas_images]
 
     def cas(self, pixels: Tensor) -> float:
         """The accuracy on real test images of a classifier that has seen nothing but generated ones.

@@ -32,23 +32,18 @@ class Embedded(NamedTuple):
     labels: Tensor
 
     def at(self, index: Tensor) -> "Embedded":
-        """The images at these indices, int64 [M]."""
         return Embedded(*(tensor[index] for tensor in self))
 
     @property
     def accuracy(self) -> float:
-        """The share of images whose label is predicted."""
         return float((self.predicted == self.labels).double().mean())
 
 
 class FeatureNet(nn.Module):
     """Three convolutions and a bottleneck, each feature of which has mean 0 and variance 1 on the training data.
 
-    Args:
-        n_classes: number of classes.
-        channels: image channels.
-        native_size: height of the data set's own images in pixels. Whatever their size, images are resized to 32 x 32
-            pixels, or 16 x 16 where that is enough for the data set.
+    Whatever their size, images are resized to 32 x 32 pixels, or to 16 x 16 where that is enough for the data set.
+    `native_size` is the height of its own images in pixels.
     """
 
     def __init__(self, n_classes: int, channels: int, native_size: int) -> None:
@@ -73,11 +68,9 @@ class FeatureNet(nn.Module):
         return self.standardise(self.body(images.contiguous(memory_format=torch.channels_last)))
 
     def classify(self, features: Tensor) -> Tensor:
-        """Features [N, 64] -> logits [N, n_classes]."""
-        return self.head(relu(features))
+        return self.head(relu(features))  # logits [N, n_classes]
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] -> logits [N, n_classes]."""
         return self.classify(self.features(pixels))
 
     @torch.no_grad()
@@ -90,7 +83,7 @@ class FeatureNet(nn.Module):
         return Embedded(torch.cat(features).cpu(), torch.cat(predicted).cpu(), labels.cpu())
 
     def sha256(self) -> str:
-        """The checksum of its weights, in hexadecimal; on the CPU."""
+        """The checksum of its weights on the CPU, in hexadecimal."""
         hashed = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             hashed.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -118,10 +111,7 @@ def train_classifier(
 
     Args:
         pixels: uint8 [N, C, H, W].
-        labels: int64 [N].
-        n_classes: number of classes.
         native_size: as for `FeatureNet`, which is returned in evaluation mode.
-        device: where to train.
         task: shown beside the progress bar.
     """
     rng = torch.Generator().manual_seed(SEED)

@@ -60,7 +60,7 @@ def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device
     name, path = f"{data.source}-{hashed}", cache_dir / f"{safe_name(data.source)}-{hashed}.pt"
     _, channels, size, _ = train.images.shape
     net = FeatureNet(data.n_classes, channels, size)
-    cached = read_cache(path)
+    cached = _read_cache(path)
     if cached is None:
         log.info("training the feature net of %s: at most a minute on two cores, once for %s", data.source, path)
         task = f"feature net of {data.source}"
@@ -70,7 +70,18 @@ def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device
     net.to(device).eval().requires_grad_(False)
     if data.img_size not in cached["real"]:
         cached["real"][data.img_size] = {split: tuple(embed_served(net, images)) for split, images in sets.items()}
-        write_cache(cached, path)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            # Other runs may write it at the same time.
+            with replacing(path, f".{os.getpid()}") as partial, open(partial, "wb") as file:
+                torch.save(cached, file)
+        except (OSError, RuntimeError) as error:  # torch hides what the system said behind a RuntimeError
+            log.warning(
+                "%s cannot be written (%s), so that every run trains the feature net anew: set data_dir=DIR or, for"
+                " training, callbacks.quality.cache_dir=DIR",
+                path,
+                telling(str(error)),
+            )
     real = {split: Embedded(*tensors) for split, tensors in cached["real"][data.img_size].items()}
     accuracy = real["test"].accuracy
     check_accuracy(accuracy, data.source, len(train), data.n_classes, path)
@@ -91,11 +102,8 @@ def embed_served(net: FeatureNet, images: ImageSet) -> Embedded:
 def check_accuracy(accuracy: float, source: str, n_train: int, n_classes: int, path: Path) -> None:
     """Refuses a feature net that knows too little.
 
-    Data that we have no figure for, or fewer training images than it takes, must reach three times what guessing
-    would, or half of what lies above guessing where that is less.
-
-    Raises:
-        UserError: names both figures.
+    Where we have no figure for the data, or fewer training images than it takes, it must reach three times what
+    guessing would, or half of what lies above guessing where that is less.
     """
     n_required, required = REQUIRED_ACCURACY.get(source, (0, 0.0))
     if not required or n_train < n_required:
@@ -107,8 +115,8 @@ def check_accuracy(accuracy: float, source: str, n_train: int, n_classes: int, p
         )
 
 
-def read_cache(path: Path) -> dict[str, Any] | None:
-    """What `write_cache` wrote; None if there is no file or, with a warning, if it is damaged."""
+def _read_cache(path: Path) -> dict[str, Any] | None:
+    """None if there is no file or, with a warning, if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -122,19 +130,3 @@ def read_cache(path: Path) -> dict[str, Any] | None:
         why = "is damaged"
     log.warning("%s %s: it is made anew", path, why)
     return None
-
-
-def write_cache(content: dict[str, Any], path: Path) -> None:
-    """Writes the file atomically; warns if that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Other runs may write it at the same time.
-        with replacing(path, f".{os.getpid()}") as partial, open(partial, "wb") as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch hides what the system said behind a RuntimeError
-        log.warning(
-            "%s cannot be written (%s), so that every run trains the feature net anew: set data_dir=DIR or, for"
-            " training, callbacks.quality.cache_dir=DIR",
-            path,
-            telling(str(error)),
-        )

@@ -5,7 +5,7 @@ import torch
 
 from src.evaluate.compare import standard_error
 from src.evaluate.copies import copied, nearest_neighbours, nearest_training_images
-from src.metrics.neighbours import nearest_distance
+from src.metrics.scores import nearest_distance
 
 
 def points(n: int, seed: int) -> torch.Tensor:
