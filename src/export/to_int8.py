@@ -34,9 +34,9 @@ def quantise(source: Path, path: Path, images: int, seed: int, more: Mapping[str
 
     Args:
         source: what `export_generator` wrote.
-        path: of the new file.
+        path: the new file.
         images: drawn to find the scales.
-        seed: of their noise.
+        seed: seed of their noise.
         more: metadata to add to that of the source, or to change there.
 
     Returns:
@@ -99,7 +99,7 @@ class Calibration:
     Args:
         sampler: what is quantised.
         images: how many.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     def __init__(self, sampler: Sampler, images: int, seed: int) -> None:

@@ -31,7 +31,7 @@ def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[
 
     Args:
         model: trained.
-        path: of the file.
+        path: the file.
         about: kept as the file's metadata; `about.weights` says whether to export the moving average.
         more: further metadata.
 

@@ -45,7 +45,7 @@ def build_engine(source: Path, path: Path, model: ImageModel, about: About) -> f
 
     Args:
         source: what `export_generator` wrote.
-        path: of the engine.
+        path: the engine's file.
         model: what the ONNX file was exported from.
         about: what is known of it.
 

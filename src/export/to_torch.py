@@ -28,7 +28,7 @@ def export_program(model: ImageModel, path: Path, about: About, more: Mapping[st
 
     Args:
         model: trained.
-        path: of the file.
+        path: the file.
         about: `about.weights` says whether to export the moving average.
         more: further metadata.
 

@@ -45,7 +45,7 @@ class MNISTGANModel(ScheduledModel):
         penalties: on D's gradients, by name (`src/models/penalties.py`); one that is None is left out.
         augment: what is done to all images before D sees them in training, by name and in this order
             (`src/models/augment.py`); one that is None is left out.
-        schedule: of both learning rates (`src/models/schedules.py`); None: constant.
+        schedule: how both learning rates change (`src/models/schedules.py`); None: constant.
         schedule_batches: batches over which `schedule` and `augment` run their course; None: those of the whole run.
         d_steps: D's steps for each step of G, which then trains on every `d_steps`-th batch.
         spectral_norm: divides every weight matrix of D by its largest singular value (Miyato et al. 2018).

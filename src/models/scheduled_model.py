@@ -23,7 +23,7 @@ class ScheduledModel(ImageModel):
     """Follows the progress of the run by the batch, a function of the number of batches alone.
 
     Attributes:
-        schedule: of the learning rates; None: constant.
+        schedule: how the learning rates change; None: constant.
         augment: what is done to images in training, by name.
         schedule_batches: batches over which both run their course; None: those of the whole run.
     """

@@ -1,4 +1,4 @@
-"""A trained generator from a checkpoint."""
+"""Draws with a checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,9 +20,9 @@ class CheckpointSampler(Sampler):
     """Draws with the model that a checkpoint holds.
 
     Args:
-        path: of the checkpoint.
+        path: the checkpoint.
         weights: `ema`: the moving average of the weights where there is one; `raw`: the weights themselves.
-        trusted: packages beside ours whose classes it may name, each with a dot at its end.
+        trusted: packages other than ours whose classes it may name, each with a dot at its end.
 
     Raises:
         UserError: the checkpoint cannot be used, or its model draws no images of classes.
@@ -56,15 +56,15 @@ class CheckpointSampler(Sampler):
 
 
 def about_model(model: ImageModel, weights: str, run: Any, data: Any, commit: Any, path: Path | None) -> About:
-    """What is known of a model.
+    """Describes a trained model for the files that are made of it.
 
     Args:
-        model: trained.
-        weights: `ema` or `raw`; the former is the latter where there is no average.
+        model: the trained model.
+        weights: `ema` or `raw`; without a moving average, both are `raw`.
         run: the name of the run that trained it.
         data: what `run.json` says of its data: `source` and `classes`, if known.
-        commit: of the code that trained it.
-        path: of the checkpoint; None: there is none.
+        commit: the code that trained it.
+        path: the checkpoint; None: it was never written.
     """
     data = data if isinstance(data, Mapping) else {}
     names = data.get("classes")

@@ -1,4 +1,4 @@
-"""A trained generator from an ONNX file, without torch."""
+"""Draws with an ONNX file, without torch."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class OnnxSampler(Sampler):
     """Draws with a file that `task=export` wrote.
 
     Args:
-        path: of the file.
+        path: the file.
         threads: for one batch; None: as many as there are cores.
         providers: where ONNX Runtime computes; None: wherever it can.
 
@@ -42,7 +42,7 @@ class OnnxSampler(Sampler):
         except OSError as error:
             raise UserError(f"ckpt_path={path} cannot be read ({error.strerror}): choose another file") from error
         except Exception as error:  # of onnxruntime's own kinds, which share no base
-            raise UserError(f"ckpt_path={path} is damaged or no ONNX file: choose another one") from error
+            raise UserError(f"ckpt_path={path} is damaged or not an ONNX file: choose another one") from error
         shapes = {each.name: each.shape for each in self.session.get_inputs()}
         try:
             self.about = About.from_metadata(self.session.get_modelmeta().custom_metadata_map)
@@ -50,7 +50,7 @@ class OnnxSampler(Sampler):
                 raise ValueError("the inputs do not fit what is said of them")
         except (KeyError, ValueError) as error:
             raise UserError(
-                f"ckpt_path={path} is no generator that this project exported: choose a generator.onnx of task=export"
+                f"ckpt_path={path} was not exported by this project: choose a generator.onnx of task=export"
             ) from error
         self.can_interpolate = "others" in {each.name for each in self.session.get_overridable_initializers()}
 

@@ -1,42 +1,43 @@
-"""What draws images, whatever file it comes from. No torch is needed for it."""
+"""Samplers draw images, whatever file they come from. This needs no torch."""
 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from src.config.types import Count
 from src.models.request import Request
 from src.pictures.grid import to_uint8
 
-BLOCK = 64  # images that the network always sees at a time, so that no byte depends on how many are asked for
+BLOCK = 64  # images at a time, always, so that no byte depends on how many are drawn
 
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a trained generator.
+    """What a file says of a trained model.
 
     Attributes:
         n_classes: number of classes; labels are 0 to n_classes - 1.
-        class_names: what each label stands for.
+        class_names: one for each label.
         channels: image channels.
         img_size: height and width of the images in pixels.
-        noise_shape: of the noise of one image.
+        noise_shape: shape of the noise of one image.
         weights: `ema` (the moving average of the weights) or `raw`.
         run: the name of the run that trained it.
         data: the data set it was trained on.
-        commit: of the code that trained it.
+        commit: the code that trained it.
         checkpoint: the name of the checkpoint's file.
         checkpoint_sha256: that file's checksum, in hexadecimal.
     """
 
-    n_classes: int
+    n_classes: Count
     class_names: tuple[str, ...]
-    channels: int
-    img_size: int
-    noise_shape: tuple[int, ...]
+    channels: Count
+    img_size: Count
+    noise_shape: tuple[Count, ...]
     weights: str
     run: str
     data: str
@@ -45,39 +46,30 @@ class About:
     checkpoint_sha256: str
 
     def to_metadata(self) -> dict[str, str]:
-        """The same as text, a key each, as files keep it; what is no text is JSON."""
+        """Metadata as strings; other values as JSON."""
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_metadata(cls, known: Mapping[str, str]) -> "About":
-        """What `to_metadata` returned, among other keys.
+        """The inverse of `to_metadata`; `known` may have other keys, too.
 
         Raises:
-            ValueError: something is missing, or cannot be meant.
+            KeyError: a value is missing.
+            ValueError: a value is damaged, or the numbers do not fit each other.
         """
-        found: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name not in known:
-                raise ValueError(f"there is no {field.name}")
-            text = known[field.name]
-            found[field.name] = text if field.type is str else json.loads(text)
-        for name, kind in (("class_names", str), ("noise_shape", int)):
-            if not isinstance(found[name], list) or not all(type(each) is kind for each in found[name]):
-                raise ValueError(f"{name} is {found[name]!r}")
-            found[name] = tuple(found[name])
-        about = cls(**found)
-        numbers = (about.n_classes, about.channels, about.img_size, *about.noise_shape)
-        if not all(type(n) is int and n > 0 for n in numbers) or len(about.class_names) != about.n_classes:
-            raise ValueError("the numbers do not fit each other")
+        values = {f.name: known[f.name] if f.type is str else json.loads(known[f.name]) for f in fields(cls)}
+        about = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        if len(about.class_names) != about.n_classes:
+            raise ValueError("there must be a name for each class")
         return about
 
 
 class Sampler(ABC):
-    """A trained generator, opened.
+    """A trained model that is ready to draw.
 
     Attributes:
-        about: what is known of it.
-        can_interpolate: whether it draws between two classes, too.
+        about: what its file says of it.
+        can_interpolate: whether it also draws between two classes.
     """
 
     about: About
@@ -102,15 +94,15 @@ class Sampler(ABC):
 
 
 class Noise:
-    """The noise that a seed stands for, a part at a time: what is drawn first does not depend on what follows.
+    """The noise of a seed, a part at a time: the first images do not depend on how many follow.
 
-    It is the same on every machine, and for a checkpoint, the file exported from it and a served model alike.
+    It is the same on every machine, and for a checkpoint, the file exported from it, and a served model.
 
     Args:
-        shape: of the noise of one image.
+        shape: shape of the noise of one image.
         seed: a whole number of at least 0.
-        truncation: the noise is scaled by it: below 1 images differ less and look more typical. Brock et al. (2019)
-            bring noise nearer to its mean by drawing again what is far from it; scaling does so by degrees.
+        truncation: scales the noise: below 1, images differ less and look more typical. Brock et al. (2019) draw
+            values again that are far from the mean; scaling brings them nearer by degrees.
     """
 
     def __init__(self, shape: Sequence[int], seed: int, truncation: float = 1.0) -> None:

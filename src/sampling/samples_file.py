@@ -27,8 +27,8 @@ def write_samples(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[np.n
     The same images and labels are the same bytes, whatever the parts. The file appears under its name when it is whole.
 
     Args:
-        path: of the file.
-        shape: of all images, [N, H, W, C].
+        path: the file.
+        shape: shape of all images, [N, H, W, C].
         parts: images and labels, N in all.
 
     Raises:
@@ -52,7 +52,7 @@ class SamplesFile:
     No size is believed before it is checked, nothing is unpickled, and images are read a part at a time.
 
     Args:
-        path: of the file.
+        path: the file.
 
     Raises:
         UserError: it is damaged, or holds something else.
@@ -76,7 +76,7 @@ class SamplesFile:
                     )
                 labels = np.frombuffer(read_fully(file, self.shape[0] * dtype.itemsize), dtype)
         if labels.min() < 0 or labels.max() >= 2**31:
-            raise self._refused("has labels that are no classes", "save them as numbers from 0")
+            raise self._refused("has labels that are not classes", "save them as numbers from 0")
         self.labels = labels.astype(np.int64)
 
     def read(self, index: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ class SamplesFile:
                 f"ckpt_path={self.path} cannot be read ({error.strerror or error}): choose another file"
             ) from error
         except Exception as error:  # zipfile, zlib and NumPy fail on what is cut or garbled in many ways
-            raise self._refused("is damaged or no npz file", "save it with numpy.savez_compressed") from error
+            raise self._refused("is damaged or not an npz file", "save it with numpy.savez_compressed") from error
 
     @contextmanager
     def _array(self, archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
@@ -149,7 +149,7 @@ class SamplesFile:
                 raise ValueError("a version that NumPy does not write images in")
             shape, fortran, dtype = npy.read_array_header_1_0(file)
             if dtype.hasobject or dtype.kind not in "uifb":
-                raise self._refused(f"has {name} that are no numbers, which were not loaded", "save whole numbers")
+                raise self._refused(f"has {name} that are not numbers, which were not loaded", "save whole numbers")
             if 0 in shape or not shape:
                 raise self._refused(f"has no {name}", "save at least 10")
             if any(length < 0 for length in shape) or info.file_size - file.tell() != math.prod(shape) * dtype.itemsize:

@@ -68,12 +68,12 @@ def test_labels_of_any_whole_numbers(tmp_path: Path, dtype: str) -> None:
         ({"images": np.asfortranarray(IMAGES)}, "Fortran", "numpy.ascontiguousarray(images)"),
         ({"images": np.array(list(IMAGES), object)}, "were not loaded", "whole numbers"),
         ({"labels": LABELS.astype(object)}, "were not loaded", "whole numbers"),
-        ({"labels": np.array(list(map(str, LABELS)))}, "labels that are no numbers", "whole numbers"),
+        ({"labels": np.array(list(map(str, LABELS)))}, "labels that are not numbers", "whole numbers"),
         ({"labels": LABELS.astype(float)}, "labels of float64", "int64"),
         ({"labels": LABELS[:49]}, "50 images, but labels of shape [49]", "one label an image"),
         ({"labels": np.eye(10, dtype=int)[LABELS]}, "labels of shape [50, 10]", "one label an image"),
-        ({"labels": LABELS - 1}, "labels that are no classes", "from 0"),
-        ({"labels": LABELS.astype(np.uint64) + 2**63}, "labels that are no classes", "from 0"),
+        ({"labels": LABELS - 1}, "labels that are not classes", "from 0"),
+        ({"labels": LABELS.astype(np.uint64) + 2**63}, "labels that are not classes", "from 0"),
     ],
 )
 def test_a_mistake_is_told_with_what_to_save_instead(

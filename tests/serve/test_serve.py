@@ -735,7 +735,7 @@ def test_a_file_that_is_cut_short_or_lies(generator: Path, checkpoint: Path, tmp
     lie(generator, tmp_path / "size.onnx", img_size="100000")
     lie(generator, tmp_path / "images.onnx", img_size="64")
     for name, said in [
-        ("cut.onnx", "is damaged or no ONNX file"),
+        ("cut.onnx", "is damaged or not an ONNX file"),
         ("cut.ckpt", "choose another one"),
         ("size.onnx", "claims images of (1, 100000, 100000), which cannot be served"),
         ("images.onnx", "does not draw the images that it claims"),
