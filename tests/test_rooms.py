@@ -13,15 +13,15 @@ from tests.forked import run_forked
 
 # A room may import itself and those of the lines before its own.
 LEVELS = [
-    {"errors"},
-    {"config", "pictures"},
-    {"models"},
-    {"datamodules"},
-    {"run"},
-    {"metrics", "sampling"},
-    {"export"},
-    {"callbacks", "mlflow_logging"},
-    {"train", "sample", "interpolate", "evaluate", "serve", "report"},
+    ["errors"],
+    ["config", "pictures"],
+    ["models"],
+    ["datamodules"],
+    ["run"],
+    ["metrics", "sampling"],
+    ["export"],
+    ["callbacks", "mlflow_logging"],
+    ["train", "sample", "interpolate", "evaluate", "serve", "report"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 OPTIONAL = {

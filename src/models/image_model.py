@@ -26,8 +26,8 @@ class ImageModel(LightningModule):
         noise_shape: shape of the noise of one image.
         has_average: whether there is a moving average of the weights.
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
-        confusions: the last validation's or test's, by a name in `tables`: int64 [N, N], how often the model took images
-            of the row's kind for the column's.
+        confusions: of the last validation or test, by a name in `tables`: int64 [N, N], how often the model took
+            images of the row's kind for the column's.
         learning_rates: the keys of its learning rates, for the message where training diverges.
         curves: how a report draws the model's own metrics, a panel each, as plain values: `title`, `unit` of the
             vertical axis, `lines` (metric with its split -> label; those under `val/` are drawn over epochs, others

@@ -43,7 +43,9 @@ def write_samples(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[np.n
                 member.write(images.tobytes())
                 labels.append(its_labels.astype(np.int64))
         with archive.open("labels.npy", "w", force_zip64=True) as member:
-            npy.write_array(member, np.concatenate(labels), version=(1, 0))
+            npy.write_array_header_1_0(member, {"descr": "<i8", "fortran_order": False, "shape": shape[:1]})
+            for each in labels:
+                member.write(each.tobytes())
 
 
 class SamplesFile:
