@@ -1,4 +1,4 @@
-"""Images as the files that a request can ask for."""
+"""Images as files of the formats that a request can ask for."""
 
 import io
 import json
@@ -23,20 +23,20 @@ FORMATS = {
 
 
 def encode(form: str, images: np.ndarray, labels: np.ndarray, n: int, class_names: Sequence[str]) -> bytes:
-    """The images as one file, which says of what classes they are.
+    """The images as one file, with the names of their classes.
 
     Args:
-        form: `png`: one picture, a row a label, and the labels' names from top to bottom as JSON in its text `classes`;
-            `zip`: such a PNG an image, in a folder a class, and `metadata.jsonl` with each one's `label`;
-            `npz`: `images` and `labels`, and the name of each label in `class_names`.
+        form: `png`: one picture with a row for each label, and their names from top to bottom as JSON in its text
+            `classes`; `zip`: a PNG for each image in a folder for each class, and `metadata.jsonl` with the labels;
+            `npz`: `images`, `labels` and the names of all classes in `class_names`.
         images: uint8 [N, H, W, C].
         labels: int64 [N].
-        n: how many are of one label.
-        class_names: of all labels that the model knows.
+        n: images of each label.
+        class_names: the names of the model's classes.
     """
     if form == "npz":
         buffer = io.BytesIO()
-        # Not compressed: that would take longer than to draw them. Names are text of one width, which is no pickle.
+        # Not compressed: that would take longer than drawing. Names are text of one width, which needs no pickle.
         np.savez(buffer, images=images, labels=labels, class_names=np.array(class_names, np.str_))
         return buffer.getvalue()
     if form == "zip":

@@ -28,7 +28,7 @@ function chosen() {
   return weight ? { ...choice, others: Number($("to").value), weight } : choice;
 }
 
-// Classes by name: a number could be another class's name.
+// Classes by name: a number could be the name of another class.
 function asRequest(choice) {
   const body = { ...choice, labels: about.class_names[choice.labels] };
   return "others" in choice ? { ...body, others: about.class_names[choice.others] } : body;
@@ -66,7 +66,7 @@ async function draw(choice) {
   return choice;
 }
 
-// One request at a time, and always for what is chosen by then: as fast as the service draws, and no faster.
+// One request at a time, each for what is chosen by then: as fast as the service draws.
 let drawing = false, changed = false;
 async function redraw() {
   showChoice();
@@ -88,7 +88,7 @@ async function redraw() {
         break;
       }
       const again = error.after || (error instanceof Refused ? 0 : 2);
-      say(error instanceof Refused ? error.message : "The service does not answer. It is asked again every two seconds.");
+      say(error instanceof Refused ? error.message : "The service does not answer. Trying again every two seconds.");
       if (!again) continue;
       changed = true;
       await new Promise((resolve) => setTimeout(resolve, 1000 * again));
@@ -163,7 +163,7 @@ async function begin() {
     about = await (await ask("about")).json();
   } catch (error) {
     if (error.status === 401) return askForKey();
-    say(error instanceof Refused ? error.message : "The service does not answer. It is asked again every two seconds.");
+    say(error instanceof Refused ? error.message : "The service does not answer. Trying again every two seconds.");
     return setTimeout(begin, 1000 * (error.after || 2));
   }
   say("");
