@@ -62,7 +62,7 @@ def train(config: DictConfig) -> float | None:
     about = describe(config, model, datamodule, past)
     record_config(config, Path(trainer.default_root_dir))
     record_diff(Path(trainer.default_root_dir))
-    trainer.callbacks[:0] = [*required_metrics(config), RunState(about, past, Path(trainer.default_root_dir))]
+    trainer.callbacks[:0] = [*required_metrics(config), RunState(about, past)]
     with stop_on_signals(trainer) as stop, recorded(config, trainer, about, past, stop) as outcome:
         outcome.metrics = fit_and_test(config, trainer, model, datamodule, past, outcome, stop)
 

@@ -39,32 +39,23 @@ def history(run_dir: Path, key: str) -> list[dict]:
     return [row for row in rows if any(name.split(".")[0] == key for name in row)]
 
 
-@pytest.mark.parametrize("key", TRAIN_KEYS)
-def test_training_curves_count_batches(two_epochs: Path, key: str) -> None:
-    steps = [row["trainer/global_step"] for row in history(two_epochs, f"train/{key}")]
-
-    assert steps == [4, 9, 14, 19, 24, 29, 34, 39]
+def steps(run_dir: Path, key: str) -> list[int]:
+    return [row["trainer/global_step"] for row in history(run_dir, key)]
 
 
-@pytest.mark.parametrize("key", SPLIT_KEYS)
-def test_validation_and_test_are_on_the_same_axis(two_epochs: Path, key: str) -> None:
-    assert [row["trainer/global_step"] for row in history(two_epochs, f"val/{key}")] == [21, 43]
-    assert [row["trainer/global_step"] for row in history(two_epochs, f"test/{key}")] == [44]
-
-
-def test_one_grid_an_epoch_and_none_in_the_sanity_check(two_epochs: Path) -> None:
-    rows = history(two_epochs, "gen_imgs")
-
-    assert [row["trainer/global_step"] for row in rows] == [21, 43]
-    assert [row["gen_imgs.captions"] for row in rows] == [
-        ["epoch 0, batch 22: one row a class, 0 to 9"],
-        ["epoch 1, batch 44: one row a class, 0 to 9"],
-    ]
+def test_every_curve_counts_batches(two_epochs: Path) -> None:
+    for key in TRAIN_KEYS:
+        assert steps(two_epochs, f"train/{key}") == [4, 9, 14, 19, 24, 29, 34, 39], key
+    for key in SPLIT_KEYS:
+        assert (steps(two_epochs, f"val/{key}"), steps(two_epochs, f"test/{key}")) == ([21, 43], [44]), key
 
 
 def test_the_logged_grid_is_the_one_on_disk_and_not_black(two_epochs: Path) -> None:
     (folder,) = two_epochs.glob("wandb/offline-run-*/files")
-    for epoch, row in enumerate(history(two_epochs, "gen_imgs")):
+    rows = history(two_epochs, "gen_imgs")
+    assert len(rows) == 2
+    for epoch, row in enumerate(rows):
+        assert row["gen_imgs.captions"] == [f"epoch {epoch}, batch {22 * (epoch + 1)}: one row a class, 0 to 9"]
         logged = np.asarray(Image.open(folder / row["gen_imgs.filenames"][0]))
         saved = np.asarray(Image.open(two_epochs / "samples" / f"epoch_{epoch:04d}.png"))
 
@@ -75,20 +66,12 @@ def test_the_logged_grid_is_the_one_on_disk_and_not_black(two_epochs: Path) -> N
 
 
 def test_the_pictures_of_a_run(two_epochs: Path) -> None:
-    """Each on the axis of the metrics: two epochs, and the test where it has one."""
-    steps = {
-        key: [row["trainer/global_step"] for row in history(two_epochs, key)]
-        for key in ("real_imgs", "gen_imgs", "gen_imgs_raw", "interpolation", "label_confusion", "d_confusion")
-    }
-    epochs, with_test = [21, 43], [21, 43, 44]
-    assert steps == {
-        "real_imgs": [21],
-        "gen_imgs": epochs,
-        "gen_imgs_raw": epochs,
-        "interpolation": epochs,
-        "label_confusion": with_test,
-        "d_confusion": with_test,
-    }
+    """Each on the axis of the metrics: two epochs, not in the sanity check, and the test where it has one."""
+    assert steps(two_epochs, "real_imgs") == [21]
+    for key in ("gen_imgs", "gen_imgs_raw", "interpolation"):
+        assert steps(two_epochs, key) == [21, 43], key
+    for key in ("label_confusion", "d_confusion"):
+        assert steps(two_epochs, key) == [21, 43, 44], key
     grids = [np.asarray(Image.open(two_epochs / "samples" / f"{kind}_0001.png")) for kind in ("epoch", "raw")]
     assert grids[0].shape == grids[1].shape and not np.array_equal(*grids)
     captions = history(two_epochs, "label_confusion")[-1]["label_confusion.captions"][0]
@@ -115,8 +98,7 @@ def test_the_best_of_each_metric_stands_beside_the_last(two_epochs: Path) -> Non
 
 
 def test_each_part_can_be_left_out(train_here: Train) -> None:
-    parts = ["sample_grid", "interpolation", "real_images", "confusions"]
-    parts += ["model_artifact", "code_artifact"]
+    parts = ["sample_grid", "interpolation", "real_images", "confusions", "model_artifact", "code_artifact"]
     off = [f"callbacks.{part}=null" for part in parts]
     run_dir = train_here("bare", *off, "callbacks.quality.picture=false", "trainer.max_epochs=1")
     records = wandb_records(run_dir)
@@ -155,7 +137,7 @@ def test_a_resumed_run_goes_on_under_its_id(train_here: Train) -> None:
     rest = train_here("rest", few, "trainer.max_epochs=2", "ckpt_path=last")
 
     assert wandb_run(rest)["run_id"] == wandb_run(first)["run_id"]
-    assert [row["trainer/global_step"] for row in history(rest, "gen_imgs")] == [5]
+    assert steps(rest, "gen_imgs") == [5]
 
 
 def test_a_run_that_raises_is_failed(train_here: Train, tmp_path: Path) -> None:
@@ -167,14 +149,8 @@ def test_a_run_that_raises_is_failed(train_here: Train, tmp_path: Path) -> None:
 
 
 def test_every_job_of_a_sweep_is_a_finished_run(tmp_path: Path) -> None:
-    done = run_forked(
-        "-m",
-        *QUICK,
-        "trainer.max_epochs=1",
-        "trainer.limit_train_batches=2",
-        "model.optimizer_g.lr=1e-4,2e-4",
-        cwd=tmp_path,
-    )
+    short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    done = run_forked("-m", *QUICK, *short, "model.optimizer_g.lr=1e-4,2e-4", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     jobs = sorted(tmp_path.glob("logs/multiruns/*/*/[0-9]"))
@@ -282,9 +258,8 @@ def test_what_is_not_typed_comes_from_the_environment(
     assert (run["project"], run["notes"]) == ("typed", "typed")
     assert (run["name"], run["group"], run["tags"]) == ("their name", "their group", ["one", "two", "digits"])
     assert (run["entity"], run["run_id"], run["job_type"]) == ("their-team", "their-id", "their type")
-    assert (
-        json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["name"] == "their name"
-    )  # one run, one name
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    assert results["name"] == "their name"  # one run, one name
 
 
 @pytest.mark.parametrize(("variable", "value"), [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true")])

@@ -25,14 +25,13 @@ log = logging.getLogger(__name__)
 class Checkpoint(ModelCheckpoint):
     """Keeps `last.ckpt` current, and with a `monitor` the best checkpoints beside it.
 
-    `last.ckpt` is rewritten in place after every epoch, when the run is stopped or raises, and when `max_steps` ends it
-    inside an epoch. It stays as it was when training has diverged or the disk is full. The first of several of these
-    callbacks writes it.
+    `last.ckpt` is rewritten after every epoch, when the run is stopped or raises, and when `max_steps` ends it inside
+    an epoch. It stays as it was when training has diverged or the disk is full. The first of several of these callbacks
+    writes it.
 
     Args:
         dirpath: where checkpoints go; None: the run's `ckpts/`.
         monitor: the metric by which the best are chosen; None: only `last.ckpt` is kept.
-        mode: `min` or `max`.
         filename: of the best, without its ending; where several are kept, the epoch follows.
         save_top_k: how many of the best are kept.
         every_n_epochs: how often both are written.
@@ -88,10 +87,7 @@ class Checkpoint(ModelCheckpoint):
         return self._generate_state_key(monitor=self.monitor, mode=self.mode, filename=self.filename)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes over the best checkpoints of the run that is resumed, with their scores.
-
-        Lightning would forget the scores, because the run folder is another one.
-        """
+        """Takes over the best of the resumed run. Lightning would forget their scores, as the run folder is another."""
         state = checkpoint["callbacks"].pop(self.state_key, None)
         if trainer.state.fn != TrainerFn.FITTING or not self.monitor:  # a test loads checkpoints, too
             return
@@ -121,7 +117,7 @@ class Checkpoint(ModelCheckpoint):
             self.kth_best_model_path, self.kth_value = ranked[-1], found[ranked[-1]]
 
     def _take_over(self, path: Path, score: Tensor, beside: Path, batch: int) -> str | None:
-        """A best checkpoint in this run's folder; None: it is gone."""
+        """Links a best checkpoint into this run's folder, and returns its path there; None: it is gone."""
         copy = Path(str(self.dirpath)) / path.name
         for there in (beside / path.name, path):
             try:
@@ -209,7 +205,7 @@ class Checkpoint(ModelCheckpoint):
 def arrange(callbacks: Sequence[Callback], run_dir: Path) -> None:
     """Gives several checkpoint callbacks one folder, files of different names there, and one `last.ckpt`.
 
-    The first one that writes checkpoints is the run's own.
+    The first one's are the run's own. Those that name no folder write to `ckpts/` in `run_dir`.
     """
     taken: set[tuple[str, str]] = set()
     for i, checkpoint in enumerate(each for each in callbacks if isinstance(each, ModelCheckpoint)):
@@ -231,11 +227,10 @@ def arrange(callbacks: Sequence[Callback], run_dir: Path) -> None:
 
 
 class RequiredMetric(Callback):
-    """Refuses a `key`'s metric that nobody logs as soon as that shows, which may be in the sanity check."""
+    """Refuses `key`'s metric, if nobody logs it, as soon as that shows, which may be in the sanity check."""
 
     def __init__(self, key: str, metric: str) -> None:
-        self.key = key
-        self.metric = metric
+        self.key, self.metric = key, metric
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.metric.startswith("val/") and trainer.limit_val_batches == 0:

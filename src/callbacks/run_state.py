@@ -22,22 +22,18 @@ class RunState(Callback):
     have drawn, on the same number of processes.
 
     Args:
-        about: plain values: `config`, the whole configuration; `data`, what the run trains on; `commit`, that of the
-            code; `started`, when the first part of the run began.
+        about: what `run.json` says of the run; checkpoints get its `config`, `data`, `commit` and `started`.
         past: what the run goes on from.
-        run_dir: the run folder.
     """
 
-    def __init__(self, about: Mapping[str, Any], past: Past, run_dir: Path) -> None:
+    def __init__(self, about: Mapping[str, Any], past: Past) -> None:
         self.about = {key: about[key] for key in ("config", "data", "commit", "started")}
         self.past = past
-        self.run_dir = run_dir
         self._saved = False  # since the last batch began
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # With small data, too, every curve has a point an epoch.
-        batches = int(trainer.num_training_batches)
-        trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches)  # type: ignore[attr-defined]
+        most = int(trainer.num_training_batches)  # with small data, too, every curve has a point an epoch
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, most)  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._saved:  # inside an epoch, a batch is logged after its checkpoint
@@ -53,9 +49,10 @@ class RunState(Callback):
             torch.cuda.manual_seed(seed)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        run_dir = Path(trainer.default_root_dir)
         checkpoint |= self.about | {
-            "folders": [*self.past.folders, str(self.run_dir.resolve())],
-            "seconds": seconds_so_far(self.run_dir, self.past.seconds) or 0.0,
+            "folders": [*self.past.folders, str(run_dir.resolve())],
+            "seconds": seconds_so_far(run_dir, self.past.seconds) or 0.0,
             "loggers": {},
         }
         self._saved = True

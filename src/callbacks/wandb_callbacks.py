@@ -1,7 +1,6 @@
 """What a reviewer sees of a run besides numbers: pictures in every logger, and files in W&B."""
 
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,31 +19,10 @@ from src.run.loggers import show
 from src.run.provenance import ROOT
 from src.run.run_record import log_record
 
-SOURCE = ("run.py", "src", "configs")
-
 InARow = Annotated[int, Field(ge=1, le=1000)]  # images
 
 
-class PictureCallback(Callback, ABC):
-    """Draws something at the end of an epoch.
-
-    Args:
-        every_n_epochs: epochs from one picture to the next.
-    """
-
-    def __init__(self, every_n_epochs: Count = 1) -> None:
-        self.every_n_epochs = every_n_epochs
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
-        if trainer.is_global_zero and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self.draw(trainer, pl_module, f"epoch {trainer.current_epoch}, batch {trainer.global_step:,}")
-
-    @abstractmethod
-    def draw(self, trainer: Trainer, model: ImageModel, when: str) -> None:
-        """Draws and shows the picture; `when` begins its caption."""
-
-
-class LogSampleGrid(PictureCallback):
+class LogSampleGrid(Callback):
     """A grid of generated images, one row a class, always from the same noise.
 
     It goes to `samples/epoch_NNNN.png` in the run folder, and as `gen_imgs` to every logger that takes pictures. Where
@@ -53,30 +31,31 @@ class LogSampleGrid(PictureCallback):
 
     Args:
         n_per_class: images a row.
-        every_n_epochs: epochs from one grid to the next.
         seed: determines the noise.
         raw: whether to draw the second grid.
     """
 
     def __init__(self, n_per_class: InARow = 10, every_n_epochs: Count = 1, seed: int = 0, raw: bool = True) -> None:
-        super().__init__(every_n_epochs)
         self.n_per_class = n_per_class
+        self.every_n_epochs = every_n_epochs
         self.seed = seed
         self.raw = raw
 
-    def draw(self, trainer: Trainer, model: ImageModel, when: str) -> None:
-        labels = torch.arange(model.n_classes).repeat_interleave(self.n_per_class)
-        caption = f"{when}: one row a class, 0 to {model.n_classes - 1}"
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
+        if not (when := when_due(trainer, self.every_n_epochs)):
+            return
+        labels = torch.arange(pl_module.n_classes).repeat_interleave(self.n_per_class)
+        caption = f"{when}: one row a class, 0 to {pl_module.n_classes - 1}"
         kinds = [("gen_imgs", "epoch", True, caption)]
-        if self.raw and model.has_average:
+        if self.raw and pl_module.has_average:
             kinds.append(("gen_imgs_raw", "raw", False, f"{caption}, without the moving average"))
         for key, file, average, text in kinds:
-            images = model.generate(labels, torch.Generator().manual_seed(self.seed), average=average)
+            images = pl_module.generate(labels, torch.Generator().manual_seed(self.seed), average=average)
             path = f"samples/{file}_{trainer.current_epoch:04d}.png"
             show(trainer, key, to_grid(images, self.n_per_class), text, path)
 
 
-class LogInterpolation(PictureCallback):
+class LogInterpolation(Callback):
     """In each row, images from one class to the next, all from the same noise: `interpolation`.
 
     A model that has learnt classes draws both at the ends, and neither in the middle; one that has learnt images by
@@ -84,20 +63,21 @@ class LogInterpolation(PictureCallback):
 
     Args:
         steps: images a row, with both classes.
-        every_n_epochs: epochs from one picture to the next.
         seed: determines the noise.
     """
 
     def __init__(self, steps: InARow = 10, every_n_epochs: Count = 1, seed: int = 0) -> None:
-        super().__init__(every_n_epochs)
         self.steps = steps
+        self.every_n_epochs = every_n_epochs
         self.seed = seed
 
-    def draw(self, trainer: Trainer, model: ImageModel, when: str) -> None:
-        n = model.n_classes
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
+        if not (when := when_due(trainer, self.every_n_epochs)):
+            return
+        n = pl_module.n_classes
         labels = torch.arange(n).repeat_interleave(self.steps)
-        noise = model.draw_noise(n, torch.Generator().manual_seed(self.seed)).repeat_interleave(self.steps, dim=0)
-        images = model.interpolate(labels, (labels + 1) % n, torch.linspace(0, 1, self.steps).repeat(n), noise)
+        noise = pl_module.draw_noise(n, torch.Generator().manual_seed(self.seed)).repeat_interleave(self.steps, dim=0)
+        images = pl_module.interpolate(labels, (labels + 1) % n, torch.linspace(0, 1, self.steps).repeat(n), noise)
         caption = f"{when}: each row from a class to the next, with one noise"
         path = f"pictures/interpolation/epoch_{trainer.current_epoch:04d}.png"
         show(trainer, "interpolation", to_grid(images, self.steps), caption, path)
@@ -132,28 +112,24 @@ class LogRealImages(Callback):
 
 
 class LogConfusions(Callback):
-    """After each validation and after the test: what the model itself took for what, as its `confusions` say.
+    """After each validation and after the test: which images the model itself took for what, as its `confusions` say.
 
     A GAN has `d_confusion`. G learns nothing from a D that is right about all images; a D that is right about half of
     them cannot tell any more.
     """
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            epoch = trainer.current_epoch
-            self._show(trainer, pl_module, "val", f"epoch_{epoch:04d}", f"epoch {epoch}")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._show(trainer, pl_module, "test", "test", "the test")
-
-    def _show(self, trainer: Trainer, model: Any, split: str, file: str, when: str) -> None:
-        if not trainer.is_global_zero:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        for name, counts in getattr(model, "confusions", {}).items():
+        split, epoch = "test" if trainer.testing else "val", trainer.current_epoch
+        file, when = ("test", "the test") if trainer.testing else (f"epoch_{epoch:04d}", f"epoch {epoch}")
+        for name, counts in getattr(pl_module, "confusions", {}).items():
             log_record(trainer, f"{split}/{name}", counts.tolist())
-            about = model.tables[name]
+            about = pl_module.tables[name]
             picture = draw_confusion(counts.numpy(), about["names"], "% of images (rows)\ntaken for (columns)")
             show(trainer, name, picture, f"{when}: {about['caption']}", f"pictures/{name}/{file}.png")
+
+    on_test_end = on_validation_end
 
 
 class LogModelArtifact(Callback):
@@ -170,7 +146,6 @@ class LogModelArtifact(Callback):
         self.registry = registry
 
     def finish_run(self, trainer: Trainer, status: str, metrics: Mapping[str, float]) -> None:
-        """Adds the files that exist. An interrupted run has its last checkpoint, too."""
         run, folder = wandb_run(trainer), getattr(trainer.checkpoint_callback, "dirpath", None)
         if run is None or folder is None:
             return
@@ -199,16 +174,22 @@ class LogCodeArtifact(Callback):
         if run is None or self._logged:
             return
         self._logged = True
-        run.log_code(str(ROOT), include_fn=is_source)
+        run.log_code(
+            str(ROOT),
+            include_fn=lambda path, root: (
+                Path(path).relative_to(root).parts[0] in ("run.py", "src", "configs")
+                and path.endswith((".py", ".yaml", ".html"))
+            ),
+        )
         patch = Path(trainer.default_root_dir) / "diff.patch"
         if patch.exists():
             shutil.copy(patch, run.dir)  # W&B uploads it with the run
 
 
-def is_source(path: str, root: str) -> bool:
-    """Whether a file is one of those that decide what a run does."""
-    inside = Path(path).relative_to(root)
-    return inside.parts[0] in SOURCE and inside.suffix in (".py", ".yaml", ".html")
+def when_due(trainer: Trainer, every_n_epochs: int) -> str | None:
+    """The caption's beginning, if this process draws at the end of this epoch."""
+    is_due = trainer.is_global_zero and (trainer.current_epoch + 1) % every_n_epochs == 0
+    return f"epoch {trainer.current_epoch}, batch {trainer.global_step:,}" if is_due else None
 
 
 def wandb_run(trainer: Trainer) -> Any:

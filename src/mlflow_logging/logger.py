@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import time
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,11 +45,7 @@ class SteadyMLFlowLogger(MLFlowLogger):
     When the run ends, MLflow gets what it missed from the run folder.
 
     Args:
-        experiment_name: MLflow experiment.
         save_dir: folder of `mlflow.db` and `mlartifacts/` without a server; runs share them.
-        run_name: shown for the run.
-        tags: words to find the run by.
-        notes: free text, the run's description.
         tracking_uri: a server's address; None: `MLFLOW_TRACKING_URI`, else the database in `save_dir`.
         run_id: the run to go on with; None, or where it does not exist: a new run.
         checkpoints: whether the checkpoints are kept with the run when it ends.
@@ -154,14 +149,12 @@ class SteadyMLFlowLogger(MLFlowLogger):
                 f"logger.mlflow.experiment_name={name} was deleted on {where}: type mlflow experiments restore -x"
                 f" {number}, or choose another name"
             )
-        if run_id and not client.search_runs([number], f"attributes.run_id = '{run_id}'"):
-            log.warning(
-                "MLflow at %s: the experiment %s has no run %s to go on with: a new run begins", where, name, run_id
-            )
-            run_id = None
-        if run_id:
+        if run_id and client.search_runs([number], f"attributes.run_id = '{run_id}'"):
             client.update_run(run_id, status="RUNNING")
         else:
+            if run_id:
+                message = "MLflow at %s: the experiment %s has no run %s to go on with: a new run begins"
+                log.warning(message, where, name, run_id)
             run_id = client.create_run(number, tags=resolve_tags(self.tags), run_name=self._run_name).info.run_id
         self._experiment_id, self._run_id, self._initialized = number, run_id, True
         page = f"{where.rstrip('/')}/#/experiments/{number}/runs/{run_id}"
@@ -175,9 +168,9 @@ class SteadyMLFlowLogger(MLFlowLogger):
             self.registry = None
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Logs the configuration, flattened, as parameters, and whole as `config.yaml`."""
-        self._about |= vars(params) if isinstance(params, Namespace) else params
+        self._about |= params
         self._send("record", lambda client, run_id: send_params(client, run_id, self._about))
         self._send("files", lambda client, run_id: client.log_dict(run_id, self._about, "config.yaml"))
 

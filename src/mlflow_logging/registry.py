@@ -73,13 +73,9 @@ class ModelRegistry:
         """Registers `model` as a new version, and moves the alias to it if its test is the best so far.
 
         Args:
-            client: MLflow's client of the server.
-            run_id: the run that trained the model.
-            model: with the weights that were tested.
-            metrics: the run's last ones.
             about_run: what `run.json` says of the run: `commit` and `data`.
             checkpoint: the file that was tested; None: the model was tested as it was.
-            step: of the test's metrics, which MLflow then shows as the model's, too.
+            step: where the test's metrics are, which MLflow then shows as the model's, too.
 
         Returns:
             What was done, in a sentence.

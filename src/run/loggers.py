@@ -28,7 +28,6 @@ from src.run.run_record import step_of
 
 log = logging.getLogger(__name__)
 
-PROBE_TIMEOUT_S = 3.0
 # W&B's variable for a key, and what its service accepts: how long, and without which characters. Its client leaves most
 # of it to the service, which for a run that was recorded offline answers days later.
 LIMITS = {
@@ -93,15 +92,10 @@ def make_wandb_logger(
 ) -> Logger:
     """A W&B run that has begun: online where there are a key and a network, else offline, without a prompt.
 
+    The arguments are those of `wandb.init`, except:
+
     Args:
-        project: W&B project.
         save_dir: the run folder; files go to its `wandb/`.
-        name: shown for the run.
-        tags: shown beside the name.
-        group: puts runs together.
-        job_type: what kind of run it is.
-        notes: free text.
-        entity: W&B user or team; None: the key's default.
         id: the run to go on with; None: a new run.
         mode: online | offline | disabled; None: `WANDB_DISABLED`, else `WANDB_MODE`, else what key and network allow.
 
@@ -149,11 +143,11 @@ def make_wandb_logger(
 
 
 def reachable_mode() -> str:
-    """`online` if there is a key and W&B answers within seconds, else `offline`; says why where there is a key."""
+    """`online` if there is a key and W&B answers within seconds, else `offline`; warns where there is a key."""
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     if has_wandb_key(url):
         try:
-            urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S)
+            urllib.request.urlopen(url, timeout=3)  # seconds
             return "online"
         except urllib.error.HTTPError:  # it answers
             return "online"
@@ -203,14 +197,12 @@ def finish(
 ) -> None:
     """Lets callbacks and loggers add what a run ends with, and ends W&B runs; Lightning ends those of other loggers.
 
-    Each callback and logger with a `finish_run(trainer, status, metrics)` is asked. If it fails, for instance because
-    a server is gone, that is a warning: the run is over, and its files are in its folder.
+    Calls `finish_run(trainer, status, metrics)` of each callback and logger that has it. If that fails, for instance
+    because a server is gone, it is a warning: the run is over, and its files are in its folder.
 
     Args:
-        trainer: with the callbacks, the run folder and the tested model.
         loggers: those that have started.
         status: `finished`, `failed`, or `stopped` by a signal.
-        exit_code: of the run.
         metrics: the run's last ones; empty where it did not finish.
         best: for the summary of W&B, which forgets the best of a run that is stopped and resumed.
     """
