@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from src.errors import UserError
 from src.mlflow_logging import logger as mlflow_logger
 from src.mlflow_logging.logger import SteadyMLFlowLogger
 from src.mlflow_logging.registry import ModelRegistry
+from src.mlflow_logging.replay import flat
 from src.models.mnist_gan_model import MNISTGANModel
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
@@ -67,14 +69,7 @@ numpy.savez("drawn.npz", three=three, many=many, default=default, refusal=refusa
 
 
 class Service:
-    """A server process and those that it starts, in a process group of their own.
-
-    Args:
-        command: what starts it.
-        environment: besides this process's.
-        folder: where it is started and keeps its output.
-        probe: the address that answers once it is up.
-    """
+    """A server process and those that it starts, in a process group of their own; `probe` answers once it is up."""
 
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path, probe: str) -> None:
         self.command, self.environment, self.folder, self.probe = command, environment, folder, probe
@@ -111,7 +106,9 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         services = yaml.safe_load((ROOT / "docker-compose.yaml").read_text(encoding="utf-8"))["services"]
-        web, endpoint, *inner = free_ports(11)
+        with ExitStack() as sockets:  # ports that nobody listens on
+            free = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(11)]
+            web, endpoint, *inner = [each.getsockname()[1] for each in free]
         (folder / "s3").mkdir()
         (folder / "mlflow").mkdir()
 
@@ -122,13 +119,9 @@ class Stack:
         command = [here.get(word, word) for word in services["s3"]["command"]]
         assert WEED is not None
         self.sockets = [f"seaweedfs-*-{port}.sock" for port in (endpoint, *inner)]  # which it leaves in /tmp
-        self.s3 = Service(
-            [WEED, *command, f"-s3.port={endpoint}", *ports],
-            settings(services["s3"]),
-            folder / "s3",
-            f"http://127.0.0.1:{endpoint}/healthz",
-        )
         self.s3_url = f"http://127.0.0.1:{endpoint}"
+        command = [WEED, *command, f"-s3.port={endpoint}", *ports]
+        self.s3 = Service(command, settings(services["s3"]), folder / "s3", f"{self.s3_url}/healthz")
 
         here = {"mlflow": str(Path(sys.executable).with_name("mlflow")), "--host=0.0.0.0": "--host=127.0.0.1"}
         here |= {"--port=5000": f"--port={web}", "--workers=2": "--workers=1"}
@@ -136,6 +129,12 @@ class Stack:
         own = {"MLFLOW_BACKEND_STORE_URI": "sqlite:///server.db", "MLFLOW_S3_ENDPOINT_URL": self.s3_url}
         self.uri = f"http://127.0.0.1:{web}"
         self.server = Service(command, settings(services["mlflow"]) | own, folder / "mlflow", f"{self.uri}/health")
+
+    @property
+    def client(self) -> Any:
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(self.uri)
 
     def start(self) -> None:
         self.s3.start()
@@ -160,19 +159,8 @@ class Stack:
 
 def settings(service: dict[str, Any]) -> dict[str, str]:
     """A service's environment, with what `.env` would hold."""
-    return {
-        name: re.sub(r"\$\{(\w+)[^}]*\}", lambda match: KEYS[match[1]], value)
-        for name, value in service["environment"].items()
-    }
-
-
-def free_ports(n: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    keys, values = re.compile(r"\$\{(\w+)[^}]*\}"), service["environment"]
+    return {name: keys.sub(lambda match: KEYS[match[1]], value) for name, value in values.items()}
 
 
 class SendSignal(Callback):
@@ -209,8 +197,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(running: Stack) -> Stack:
-    """Server and store, started again if the test before has killed one."""
-    running.start()
+    running.start()  # again, if the test before has killed the server or the store
     return running
 
 
@@ -236,50 +223,32 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return lambda: [each.getMessage() for each in caplog.records if each.name == SteadyMLFlowLogger.__module__]
 
 
-def client(stack: Stack) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(stack.uri)
-
-
 def newest_run(stack: Stack) -> Any:
     """The run that began last."""
-    experiment = client(stack).get_experiment_by_name("conditional-image-generation")
-    return client(stack).search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
+    experiment = stack.client.get_experiment_by_name("conditional-image-generation")
+    return stack.client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
 
 
 def run_of(stack: Stack, run_dir: Path) -> Any:
     """The run whose checkpoint was registered first, which is the run in `run_dir`."""
-    version = client(stack).get_model_version(NAME, "1")
+    version = stack.client.get_model_version(NAME, "1")
     assert version.tags["checkpoint_sha256"] == sha256_of(run_dir / "ckpts" / "best.ckpt")
-    return client(stack).get_run(version.run_id)
+    return stack.client.get_run(version.run_id)
 
 
-def artifacts_of(run: Any) -> str:
-    """Where the bucket has a run's files."""
-    return run.info.artifact_uri.removeprefix("mlflow-artifacts:/") + "/"
+def files_of(stack: Stack, run: Any) -> dict[str, bytes]:
+    """What the bucket has of a run."""
+    return stack.objects(run.info.artifact_uri.removeprefix("mlflow-artifacts:/") + "/")
 
 
 def pictures(stack: Stack, run: Any) -> dict[str, list[str]]:
     """The names of the pictures that the bucket has of a run, by their folder."""
-    found: dict[str, list[str]] = {}
-    for name in sorted(stack.objects(artifacts_of(run))):
-        if name.endswith(".png"):
-            key, _, file = name.partition("/")
-            found.setdefault(key, []).append(file)
-    return found
+    names = [name.split("/") for name in sorted(files_of(stack, run)) if name.endswith(".png")]
+    return {key: [file for folder, file in names if folder == key] for key, _ in names}
 
 
 def steps(stack: Stack, run: Any, metric: str) -> list[int]:
-    return [point.step for point in client(stack).get_metric_history(run.info.run_id, metric)]
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value
+    return [point.step for point in stack.client.get_metric_history(run.info.run_id, metric)]
 
 
 # A run on a server
@@ -292,14 +261,15 @@ def test_a_run_says_who_it_is_what_it_was_configured_with_and_how_it_ended(stack
     assert run.info.run_name == json.loads((trained / "run.json").read_text(encoding="utf-8"))["name"]
     assert run.data.tags["for-review"] == run.data.tags["digits"] == "true"
     assert run.data.tags["mlflow.note.content"] == LONG_NOTE
-    config = {key: value for key, value in flat(load(trained)["config"]) if value != LONG_NOTE}
-    assert len(config) > 100
-    assert {key: run.data.params[key] for key in config} == {key: str(value) for key, value in config.items()}
+    config = load(trained)["config"]
+    params = dict(flat(config))
+    assert len(params) > 100 and params["model/optimizer_g/lr"] == str(config["model"]["optimizer_g"]["lr"])
+    assert {key: run.data.params[key] for key in params} == params
     assert {"commit", "command", "data/sha256"} <= run.data.params.keys()
     # A value that is too long for a parameter is whole in the file.
     cut = run.data.params["notes"]
     assert cut.endswith("(whole in config.yaml)") and LONG_NOTE.startswith(cut.partition(" ")[0]) and len(cut) == 6000
-    assert yaml.safe_load(stack.objects(artifacts_of(run))["config.yaml"])["notes"] == LONG_NOTE
+    assert yaml.safe_load(files_of(stack, run)["config.yaml"])["notes"] == LONG_NOTE
 
 
 def test_metrics_are_those_of_the_csv_file_at_the_same_batches(stack: Stack, trained: Path) -> None:
@@ -309,7 +279,7 @@ def test_metrics_are_those_of_the_csv_file_at_the_same_batches(stack: Stack, tra
     logged = {name for name in rows[0] if name not in ("step", "epoch")}
     assert {"train/g_loss", "val/fd", "test/fd", "test/fd_floor"} <= logged
     for name in logged:
-        points = client(stack).get_metric_history(run.info.run_id, name)
+        points = stack.client.get_metric_history(run.info.run_id, name)
         expected = [row for row in rows if row[name]]
         assert [point.step for point in points] == [int(row["step"]) for row in expected], name
         values = [float(row[name]) for row in expected]
@@ -318,7 +288,7 @@ def test_metrics_are_those_of_the_csv_file_at_the_same_batches(stack: Stack, tra
 
 
 def test_the_bucket_has_the_files_and_pictures_of_the_run(stack: Stack, trained: Path) -> None:
-    kept = stack.objects(artifacts_of(run_of(stack, trained)))
+    kept = files_of(stack, run_of(stack, trained))
 
     for name in ["config_tree.txt", "metrics.jsonl", "results.json", "ckpts/last.ckpt", "ckpts/best.ckpt"]:
         assert kept[name] == (trained / name).read_bytes(), name
@@ -335,7 +305,7 @@ def test_the_bucket_has_the_files_and_pictures_of_the_run(stack: Stack, trained:
 
 
 def test_the_tested_generator_is_a_version_that_says_where_it_comes_from(stack: Stack, trained: Path) -> None:
-    run, version = run_of(stack, trained), client(stack).get_model_version(NAME, "1")
+    run, version = run_of(stack, trained), stack.client.get_model_version(NAME, "1")
 
     results = json.loads((trained / "results.json").read_text(encoding="utf-8"))["metrics"]
     about = json.loads((trained / "run.json").read_text(encoding="utf-8"))
@@ -348,7 +318,7 @@ def test_the_tested_generator_is_a_version_that_says_where_it_comes_from(stack: 
 
 
 def test_a_version_is_made_of_code_and_onnx_without_a_pickle(stack: Stack, trained: Path) -> None:
-    location = client(stack).get_model_version_download_uri(NAME, "1")
+    location = stack.client.get_model_version_download_uri(NAME, "1")
     kept = stack.objects(location.removeprefix("mlflow-artifacts:/") + "/")
 
     assert {"MLmodel", "registered_model.py", "artifacts/generator.onnx", "input_example.json"} <= kept.keys()
@@ -392,17 +362,17 @@ def test_the_champion_draws_what_the_checkpoint_draws_where_this_project_is_not(
 def test_the_alias_moves_only_to_a_version_with_a_better_test(stack: Stack) -> None:
     generator, discriminator = Generator(3, 4, 1, 4), Discriminator(3, 1, 4)
     model = MNISTGANModel(generator, discriminator, n_classes=3, latent_dim=4, img_size=4)
-    run = client(stack).create_run("0")
+    run = stack.client.create_run("0")
     registry = ModelRegistry("judged")
 
     holders = []
     about = {"data": {"source": "made", "sha256": "abc"}, "commit": "unknown"}
     for score in (0.5, 0.7, 0.3):
-        registry.register(client(stack), run.info.run_id, model, {"test/fd": score}, about)
-        holders.append(client(stack).get_registered_model("judged").aliases["champion"])
+        registry.register(stack.client, run.info.run_id, model, {"test/fd": score}, about)
+        holders.append(stack.client.get_registered_model("judged").aliases["champion"])
 
     assert holders == ["1", "1", "3"]
-    assert len(client(stack).search_model_versions("name='judged'")) == 3
+    assert len(stack.client.search_model_versions("name='judged'")) == 3
 
 
 # Servers that fail
@@ -438,7 +408,7 @@ def test_a_server_that_is_killed_costs_two_sentences_and_gets_the_rest_by_a_comm
     run_dir = Path(arguments[-2])
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for key in ("epoch", "train/d_loss", "val/g_loss"):
-        history = client(running).get_metric_history(run.info.run_id, key)
+        history = running.client.get_metric_history(run.info.run_id, key)
         expected = [(row["step"], row[key]) for row in rows if key in row and len(row) > 4]
         assert [(point.step, pytest.approx(point.value)) for point in history] == expected
     kept = pictures(running, run)
@@ -460,7 +430,7 @@ def test_a_server_that_hangs_for_a_while_has_the_whole_record_in_the_end(
     run = newest_run(stack)
     assert steps(stack, run, "train/g_loss") == [2, 5, 8, 11]
     assert run.info.status == "FINISHED"
-    assert stack.objects(artifacts_of(run))["ckpts/last.ckpt"] == (run_dir / "ckpts" / "last.ckpt").read_bytes()
+    assert files_of(stack, run)["ckpts/last.ckpt"] == (run_dir / "ckpts" / "last.ckpt").read_bytes()
     assert pictures(stack, run)["gen_imgs"] == [f"epoch_000{i}.png" for i in range(4)]
 
 
@@ -481,8 +451,8 @@ def test_a_store_that_is_down_loses_no_metrics(
 
 
 def test_a_deleted_experiment_is_a_mistake_with_a_remedy(stack: Stack, tmp_path: Path) -> None:
-    number = client(stack).create_experiment("gone")
-    client(stack).delete_experiment(number)
+    number = stack.client.create_experiment("gone")
+    stack.client.delete_experiment(number)
 
     remedy = f"experiment_name=gone was deleted on {stack.uri}: type mlflow experiments restore -x {number}, or choose"
     with pytest.raises(UserError, match=re.escape(remedy)):
