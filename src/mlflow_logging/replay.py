@@ -98,10 +98,13 @@ def complete(
             client.log_artifact(run_id, str(path), folder)
 
 
-if __name__ == "__main__":
+def main(run_folder: str, run_id: str) -> None:
     from mlflow.tracking import MlflowClient
 
-    folder, its_id = Path(sys.argv[1]), sys.argv[2]
-    said = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    wanted = all(part.get("checkpoints", True) for part in said["config"]["logger"].values() if part)
-    complete(MlflowClient(), its_id, folder, said["status"], wanted)
+    about = json.loads((Path(run_folder) / "run.json").read_text(encoding="utf-8"))
+    checkpoints = all(part.get("checkpoints", True) for part in about["config"]["logger"].values() if part)
+    complete(MlflowClient(), run_id, Path(run_folder), about["status"], checkpoints)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
