@@ -10,6 +10,7 @@ from typing import Any, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, Sweep
 from hydra.errors import HydraException
@@ -160,6 +161,7 @@ def composed(task: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 @cache  # many commands in one process choose the same parts
 def _composed(task: str, chosen: Sequence[str]) -> dict[str, Any]:
+    GlobalHydra.instance().clear()  # a command that failed has left it
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for overrides in (list(chosen), []):
             with suppress(Exception):  # Hydra will say what is wrong
@@ -213,10 +215,7 @@ def _parse(value: str) -> Any:
 
 
 def _exists(path: str) -> bool:
-    try:
-        return os.path.lexists(existing(path))
-    except ValueError:  # a null byte
-        return False
+    return os.path.lexists(existing(path))
 
 
 def _at(config: Any, key: str) -> Any:

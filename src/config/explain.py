@@ -4,7 +4,7 @@ import difflib
 import errno
 import importlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.errors import (
@@ -65,9 +65,9 @@ def _is_lightnings(error: BaseException) -> bool:
     return any(kind.__name__ == "MisconfigurationException" for kind in type(error).__mro__)
 
 
-def explain(error: BaseException, known_keys: Sequence[str] = ()) -> str:
-    """One line about `error`; `known_keys` are the composed configuration's, for suggestions."""
-    return " ".join(_explain(error, known_keys).split())
+def explain(error: BaseException, config: Mapping[str, Any] | None = None) -> str:
+    """One line about `error`; suggestions are keys of `config`."""
+    return " ".join(_explain(error, config or {}).split())
 
 
 def telling(text: str) -> str:
@@ -94,7 +94,7 @@ def telling(text: str) -> str:
     return " ".join(line.strip() for line in lines[: 4 if lines[0].endswith(":") else 1])
 
 
-def _explain(error: BaseException, known_keys: Sequence[str]) -> str:
+def _explain(error: BaseException, config: Mapping[str, Any]) -> str:
     text = str(error).strip()
     first = telling(text) if text else type(error).__name__
     if "Traceback (most recent call last)" in text:  # of a worker process, with the name of the error
@@ -113,7 +113,7 @@ def _explain(error: BaseException, known_keys: Sequence[str]) -> str:
         return f"cannot read the override {error.override!r}: overrides are key=value, and lists are key=[1,2]"
     if isinstance(error, ConfigCompositionException):
         if match := re.match(r"Could not override '([^'@]+)", first):
-            return _unknown_key(match[1], known_keys)
+            return _unknown_key(match[1], list(_keys(config)))
         if match := re.search(r"Ambiguous value for argument '([^=]+)=([^']+)'", text):
             return f"{match[1]}={match[2]} is a sweep: type {match[1]}=[{match[2]}] for a list, or -m to run each value"
         if match := re.match(r"Could not (?:append|delete)[^']*'([^']+)'", first):
@@ -139,7 +139,14 @@ def _explain(error: BaseException, known_keys: Sequence[str]) -> str:
     return f"{type(error).__name__}: {first}{_remedy(first)}"
 
 
-def _unknown_key(key: str, known: Sequence[str]) -> str:
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
     if key in RENAMED:
         return f"there is no key {key}: {RENAMED[key]}"
     if key in known:  # Hydra says no more than that either

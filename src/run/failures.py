@@ -4,9 +4,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from src.config.command_line import composed
@@ -23,15 +23,17 @@ class Failures:
         self.task = task
         self.arguments = arguments
         self.show_traceback = show_traceback
+        self.exit_code = 0  # of the first job that failed: 2 (the command is wrong) or 1 (the run failed)
         self._told: list[Exception] = []
 
     def in_job(self, error: Exception) -> None:
         """Says why a job failed, and ends the process unless the job is one of a sweep, which goes on."""
         runtime = HydraConfig.get().runtime
-        debugging = runtime.choices.get("debug", "none") != "none"
-        code = tell(error, self.show_traceback or debugging, Path(runtime.output_dir))
+        self.show_traceback |= runtime.choices.get("debug", "none") != "none"
+        code = self._tell(error, Path(runtime.output_dir))
         if not is_sweep():
             raise SystemExit(code) from error
+        self.exit_code = self.exit_code or code
         self._told.append(error)
 
     def in_command(self, error: Exception) -> int:
@@ -40,69 +42,32 @@ class Failures:
             return self.exit_code
         if self._told and "No trials are completed" in str(error):  # Optuna's
             error = UserError("no trial of this search succeeded: the lines above say why")
-        elif isinstance(error, UnicodeDecodeError) and (file := _not_utf8()):
-            error = UserError(f"{file} cannot be read ({error}): save it as UTF-8")
+        elif isinstance(error, UnicodeDecodeError):
+            for path in (path for path in CONFIGS.rglob("*.yaml") if error.object in path.read_bytes()):
+                error = UserError(f"{path} cannot be read ({error}): save it as UTF-8")
+                break
         elif isinstance(error, OSError) and error.errno is not None:  # the run folder could not be made
             error = UserError(explain_os(error))
-        return tell(error, self.show_traceback, known=known_keys(self.task, self.arguments))
+        return self._tell(error)
 
-    @property
-    def exit_code(self) -> int:
-        """That of the first job that failed; 0 where none did."""
-        return exit_code_of(self._told[0]) if self._told else 0
+    def _tell(self, error: Exception, folder: Path | None = None) -> int:
+        """Says on stderr what went wrong; returns the exit code.
 
-
-def exit_code_of(error: Exception) -> int:
-    """2: the command is wrong; 1: the run failed."""
-    return 2 if is_users(error) else 1
-
-
-def tell(error: Exception, show_traceback: bool, folder: Path | None = None, known: Sequence[str] = ()) -> int:
-    """Says on stderr what went wrong, in one sentence; returns the exit code.
-
-    The traceback of a failed run is kept in `folder` unless it is shown. Suggestions come from the `known` keys.
-    """
-    code = exit_code_of(error)
-    if show_traceback:
-        traceback.print_exception(error)
-    if code == 2 and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK") != "0":
-        return code  # another process that torchrun started on this machine says it
-    print(f"error: {explain(error, known)}", file=sys.stderr)
-    if code == 1 and not show_traceback:
-        print(f"where: {_keep_traceback(error, folder)}", file=sys.stderr)
-    return code
-
-
-def _keep_traceback(error: Exception, folder: Path | None) -> str:
-    """Writes the traceback to the run folder, or else says how to see it."""
-    remedy = "type HYDRA_FULL_ERROR=1 before the command for the traceback"
-    if folder is None:
-        return remedy
-    try:
-        text = "".join(traceback.format_exception(error))
-        (folder / "traceback.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
-    except OSError:
-        return remedy
-    return f"{folder / 'traceback.txt'} (or {remedy})"
-
-
-def _not_utf8() -> Path | None:
-    """A configuration that is not UTF-8, as Hydra reads them."""
-    for path in CONFIGS.rglob("*.yaml"):
-        try:
-            path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            return path
-    return None
-
-
-def known_keys(task: str, arguments: Sequence[str]) -> list[str]:
-    """Every key of the configuration as far as it composes."""
-    GlobalHydra.instance().clear()
-    keys: list[str] = []
-    todo = [("", composed(task, arguments))]
-    while todo:
-        prefix, node = todo.pop()
-        keys += [f"{prefix}{key}" for key in node]
-        todo += [(f"{prefix}{key}.", value) for key, value in node.items() if isinstance(value, dict)]
-    return keys
+        The traceback of a failed run is kept in its `folder`, unless it is shown.
+        """
+        code = 2 if is_users(error) else 1
+        if self.show_traceback:
+            traceback.print_exception(error)
+        if code == 2 and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK") != "0":
+            return code  # another process that torchrun started on this machine says it
+        config = composed(self.task, self.arguments) if folder is None else {}
+        print(f"error: {explain(error, config)}", file=sys.stderr)
+        if code == 1 and not self.show_traceback:
+            where = "type HYDRA_FULL_ERROR=1 before the command for the traceback"
+            if folder is not None:
+                with suppress(OSError):
+                    text = "".join(traceback.format_exception(error))
+                    (folder / "traceback.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+                    where = f"{folder / 'traceback.txt'} (or {where})"
+            print(f"where: {where}", file=sys.stderr)
+        return code
