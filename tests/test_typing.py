@@ -168,61 +168,57 @@ def test_a_list_is_read_as_it_was_meant() -> None:
 FOLDER = 'größe #1, (a) & b\'s "x"; $HOME [1]'
 
 
-@pytest.fixture
-def in_a_shell(tmp_path: Path) -> Callable[[str], str]:
-    """Runs a printed command where it was printed, as a POSIX shell reads it; returns its stdout."""
-    (tmp_path / "bin").mkdir()
+def test_printed_commands_run_in_a_shell(tmp_path: Path) -> None:
+    for folder in ("bin", FOLDER):
+        (tmp_path / folder).mkdir()
     python = tmp_path / "bin" / "python"
     python.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n", encoding="utf-8")
     python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
 
-    def run(command: str) -> str:
-        environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    def printed(command: str) -> dict[str, str]:
+        """Runs a command where it was printed; of its last lines, what they are about, and the path or command."""
         read = subprocess.run(["sh", "-c", command], env=environment, check=True, capture_output=True, encoding="utf-8")
         program, *typed = read.stdout.split("\0")[:-1]
         assert Path(program) == ROOT / "run.py"
         done = run_forked(*typed, cwd=tmp_path / FOLDER)
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+        return {line[0]: line[1] for line in lines if len(line) == 2}
 
-    return run
-
-
-def printed(stdout: str) -> dict[str, str]:
-    """The last lines of a run: what they are about, and the path or command."""
-    lines = [line.split(maxsplit=1) for line in stdout.splitlines()]
-    return {line[0]: line[1] for line in lines if len(line) == 2}
-
-
-def test_printed_commands_run_in_a_shell(in_a_shell: Callable[[str], str], tmp_path: Path) -> None:
-    (tmp_path / FOLDER).mkdir()
     short = [*QUICK[:3], "logger=none", "callbacks=checkpoint", "trainer.limit_train_batches=2", "trainer.max_epochs=1"]
     notes = 'it\'s 5 % (of) [all], #1 & "x"; ${y}'
-    command = ["python", str(ROOT / "run.py"), *short, f"notes={notes}", f"tags=[{FOLDER!r}]"]
-    made = printed(in_a_shell(shlex.join(command)))
-    resumed = printed(in_a_shell(made["resume"]))
+    made = printed(shlex.join(["python", str(ROOT / "run.py"), *short, f"notes={notes}", f"tags=[{FOLDER!r}]"]))
+    resumed = printed(made["resume"])
     run_dir = next((tmp_path / FOLDER).glob("logs/runs/*/*"))
     about = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     assert about["config"]["notes"] == notes and f"notes={notes}" in about["overrides"]
     assert about["config"]["tags"][0] == FOLDER
     assert resumed["checkpoint"] != made["checkpoint"] and Path(resumed["checkpoint"]).is_file()
-    drawn = printed(in_a_shell(resumed["sample"]))
+    drawn = printed(resumed["sample"])
     assert Path(drawn["samples"]).is_file() and FOLDER in drawn["samples"]
     assert "ckpt_path" in drawn["others"]
 
 
 # --help ---------------------------------------------------------------------------------------------------------------
 
+Helped = Callable[..., list[str]]
 
-def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *typed: str) -> list[str]:
+
+@pytest.fixture
+def helped(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Helped:
     """The lines that `python run.py` with these arguments prints."""
-    monkeypatch.setattr(sys, "argv", ["run.py", *typed])
-    assert run.main() == 0
-    return capsys.readouterr().out.splitlines()
+
+    def type_in(*arguments: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        assert run.main() == 0
+        return capsys.readouterr().out.splitlines()
+
+    return type_in
 
 
-def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = helped(capsys, monkeypatch, "--help")
+def test_help_fits_on_a_screen(helped: Helped) -> None:
+    lines = helped("--help")
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
     text = " ".join(" ".join(lines).split())
     for experiment in (ROOT / "configs" / "experiment").glob("*.yaml"):
@@ -241,25 +237,18 @@ def test_help_fits_on_a_screen(capsys: pytest.CaptureFixture[str], monkeypatch: 
     ],
 )
 def test_help_lists_an_experiment_whatever_its_header(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    header: bytes,
-    line: str,
+    helped: Helped, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, header: bytes, line: str
 ) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "configs" / "experiment" / "mine.yaml").write_bytes(header)
     monkeypatch.setattr("src.config.help.CONFIGS", tmp_path / "configs")
-    assert f"mine {line}".split() in [each.split() for each in helped(capsys, monkeypatch, "--help")]
+    assert f"mine {line}".split() in [each.split() for each in helped("--help")]
 
 
 def test_help_ends_without_a_word_where_nobody_reads_on() -> None:
-    with subprocess.Popen(
-        ["sh", "-c", 'read _; exec "$@"', "sh", sys.executable, str(ROOT / "run.py"), "--help"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    command = ["sh", "-c", 'read _; exec "$@"', "sh", sys.executable, str(ROOT / "run.py"), "--help"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout and process.stdin and process.stderr
         process.stdout.close()  # as `| head` does
         process.stdin.close()
@@ -267,10 +256,8 @@ def test_help_ends_without_a_word_where_nobody_reads_on() -> None:
 
 
 @pytest.mark.parametrize("task", KEYS)
-def test_help_on_a_verb_has_each_key(
-    task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = "\n".join(helped(capsys, monkeypatch, f"task={task}", "-h"))
+def test_help_on_a_verb_has_each_key(helped: Helped, task: str) -> None:
+    text = "\n".join(helped(f"task={task}", "-h"))
     assert all(f"\n  {key}=" in text for key in KEYS[task] if key != "task")
     assert f"python run.py task={task} " in text
 

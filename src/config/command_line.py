@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -50,7 +50,7 @@ def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
     commas separate values, unless a space follows one of them, or the key takes a path and either the whole exists or
     a part does not.
     """
-    keys = Keys(task, arguments)
+    config = composed(task, arguments)
     sweeps = any(re.fullmatch(r"-m|--multirun|hydra\.mode=.*|hparams_search=.+", each) for each in arguments)
     made = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -64,86 +64,77 @@ def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
             name = next((name for name in names if same(name, value.removesuffix(".yaml"))), value)
             made.append(argument if value.isascii() else f"{plus}{key}={_quoted(name)}")
             continue
-        kinds = alternatives(keys.type_of(key))
+        kinds = alternatives(_type_of(key, task, config))
         parts = _parts(value, kinds) if sweeps else [value]
-        read = [keys.read(part, kinds) for part in parts]
+        read = [_read(part, kinds, config) for part in parts]
         _typed.update({f"{plus}{key}={a}": f"{plus}{key}={b}" for a, b in zip(read, parts, strict=True) if a != b})
         made.append(f"{plus}{key}={','.join(read)}")
     return made
 
 
-class Keys:
-    """The keys of a command, whose arguments say which parts there are, and so which keys."""
+def _type_of(key: str, task: str, config: Mapping[str, Any]) -> Any:
+    """The type hint of a key; `Any` where nothing states one."""
+    if key in KEYS[task]:
+        return KEYS[task][key]
+    if key.startswith("hydra."):
+        hint: Any = HydraConf
+        for name in key.split(".")[1:]:
+            hint = get_type_hints(hint).get(name, Any) if isinstance(hint, type) else Any
+        return Path if hint is str and key.endswith("dir") else hint
+    present = _at(config, key)
+    if isinstance(present, (bool, int, float)):
+        return type(present)
+    owner, _, name = key.rpartition(".")
+    if name == "_target_":
+        return str
+    part = _at(config, owner)
+    if isinstance(part, dict) and "_target_" in part:
+        try:
+            target = get_object(str(part["_target_"]))
+        except Exception:  # what cannot be imported is told later
+            return Any
+        if hint := hints_of(target).get(name):
+            return hint
+    return str if isinstance(present, str) and "${" not in present else Any
 
-    def __init__(self, task: str, arguments: Sequence[str]) -> None:
-        self.task = task
-        self.arguments = arguments
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return composed(self.task, self.arguments)
+def _read(value: str, kinds: Sequence[Any], config: Mapping[str, Any]) -> str:
+    """A value in Hydra's grammar, of a key that holds one of these types."""
+    lists = [kind for kind in kinds if (get_origin(kind) or kind) in LISTS]
+    if lists and value.startswith("[") and value.endswith("]") and not (Path in kinds and _exists(value)):
+        inner = alternatives(element_type(lists[0]))
+        elements = split(value[1:-1]) if value[1:-1].strip() else []
+        return f"[{','.join(_read(each.strip(), inner, config) for each in elements)}]"
+    parsed = _parse(value)
+    if value in ("", "null") or (type(parsed) in kinds and type(parsed) is not str):
+        return value
+    if isinstance(parsed, QuotedString):  # only what refers to nothing is escaped
+        kept = _literal(parsed.text, config, in_quotes=True)
+        return value if kept == parsed.text else QuotedString(kept, parsed.quote).with_quotes()
+    if not {str, Path} & set(kinds) and (parsed is not UNREADABLE or value.startswith(("[", "{"))):
+        return value
+    text = value
+    if Path in kinds:
+        if len(text) > 1 and text[0] == text[-1] == '"':  # how Lightning writes hydra.run.dir for its processes
+            text = text[1:-1]
+        text = existing(text)
+    text = _literal(text, config)
+    return value if PLAIN.fullmatch(text) and text == value else _quoted(text)
 
-    def type_of(self, key: str) -> Any:
-        """The type hint of a key; `Any` where nothing states one."""
-        if key in KEYS[self.task]:
-            return KEYS[self.task][key]
-        if key.startswith("hydra."):
-            hint: Any = HydraConf
-            for name in key.split(".")[1:]:
-                hint = get_type_hints(hint).get(name, Any) if isinstance(hint, type) else Any
-            return Path if hint is str and key.endswith("dir") else hint
-        present = _at(self.config, key)
-        if isinstance(present, (bool, int, float)):
-            return type(present)
-        owner, _, name = key.rpartition(".")
-        if name == "_target_":
-            return str
-        part = _at(self.config, owner)
-        if isinstance(part, dict) and "_target_" in part:
-            try:
-                target = get_object(str(part["_target_"]))
-            except Exception:  # what cannot be imported is told later
-                return Any
-            if hint := hints_of(target).get(name):
-                return hint
-        return str if isinstance(present, str) and "${" not in present else Any
 
-    def read(self, value: str, kinds: Sequence[Any]) -> str:
-        """A value in Hydra's grammar, of a key that holds one of these types."""
-        lists = [kind for kind in kinds if (get_origin(kind) or kind) in LISTS]
-        if lists and value.startswith("[") and value.endswith("]") and not (Path in kinds and _exists(value)):
-            inner = alternatives(element_type(lists[0]))
-            elements = split(value[1:-1]) if value[1:-1].strip() else []
-            return f"[{','.join(self.read(each.strip(), inner) for each in elements)}]"
-        parsed = _parse(value)
-        if value in ("", "null") or (type(parsed) in kinds and type(parsed) is not str):
-            return value
-        if isinstance(parsed, QuotedString):  # only what refers to nothing is escaped
-            kept = self._literal(parsed.text, in_quotes=True)
-            return value if kept == parsed.text else QuotedString(kept, parsed.quote).with_quotes()
-        if not {str, Path} & set(kinds) and (parsed is not UNREADABLE or value.startswith(("[", "{"))):
-            return value
-        text = value
-        if Path in kinds:
-            if len(text) > 1 and text[0] == text[-1] == '"':  # how Lightning writes hydra.run.dir for its processes
-                text = text[1:-1]
-            text = existing(text)
-        text = self._literal(text)
-        return value if PLAIN.fullmatch(text) and text == value else _quoted(text)
+def _literal(text: str, config: Mapping[str, Any], in_quotes: bool = False) -> str:
+    """Escapes each `${` that names no key or resolver; in quotes it may be escaped already."""
 
-    def _literal(self, text: str, in_quotes: bool = False) -> str:
-        """Escapes each `${` that names no key or resolver; in quotes it may be escaped already."""
+    def kept(found: re.Match[str]) -> str:
+        resolver, key = found["resolver"], found["key"]
+        if resolver:
+            refers = resolver in ("hydra", "now") or OmegaConf.has_resolver(resolver)
+        else:
+            refers = bool(key) and (key in config or _at(config, key) is not None)
+        is_escaped = in_quotes and found[0].count("\\") % 2 == 1
+        return found[0] if is_escaped or refers else escaped(found[0])
 
-        def kept(found: re.Match[str]) -> str:
-            resolver, key = found["resolver"], found["key"]
-            if resolver:
-                refers = resolver in ("hydra", "now") or OmegaConf.has_resolver(resolver)
-            else:
-                refers = bool(key) and (key in KEYS[self.task] or _at(self.config, key) is not None)
-            is_escaped = in_quotes and found[0].count("\\") % 2 == 1
-            return found[0] if is_escaped or refers else escaped(found[0])
-
-        return REFERENCE.sub(kept, text)
+    return REFERENCE.sub(kept, text)
 
 
 def composed(task: str, arguments: Sequence[str]) -> dict[str, Any]:

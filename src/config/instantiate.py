@@ -107,7 +107,7 @@ def check_arguments(
     Args:
         target: a function or class; values that it does not annotate are not checked.
         arguments: plain values; a dict stands for a part yet to be built.
-        key: of the part.
+        key: the part, for the message.
         declared: types that take the place of the function's own.
 
     Raises:

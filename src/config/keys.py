@@ -21,8 +21,8 @@ Several = Annotated[int, Field(ge=2)]
 SITES = "a list of sites such as origins=[https://example.com,http://localhost:3000], or [*] for all"
 
 ANY_VERB: dict[str, Any] = {"task": str, "work_dir": Path}
-A_MODELS = ANY_VERB | {"ckpt_path": Checkpoint, "weights": Literal["ema", "raw"], "trusted_packages": Packages}
-DRAWN = A_MODELS | {"seed": Seed, "out": Folder}
+WITH_MODEL = ANY_VERB | {"ckpt_path": Checkpoint, "weights": Literal["ema", "raw"], "trusted_packages": Packages}
+DRAWING = WITH_MODEL | {"seed": Seed, "out": Folder}
 
 KEYS: dict[str, dict[str, Any]] = {
     "train": ANY_VERB
@@ -41,11 +41,11 @@ KEYS: dict[str, dict[str, Any]] = {
         "ignore_warnings": bool,
         "trusted_packages": Packages,
     },
-    "sample": DRAWN | {"labels": Labels, "n_per_label": Count, "truncation": Share, "batch_size": Count, "png": bool},
-    "interpolate": DRAWN | {"labels": Labels, "n_noises": Several, "steps": Several, "truncation": Share},
-    "evaluate": DRAWN
+    "sample": DRAWING | {"labels": Labels, "n_per_label": Count, "truncation": Share, "batch_size": Count, "png": bool},
+    "interpolate": DRAWING | {"labels": Labels, "n_noises": Several, "steps": Several, "truncation": Share},
+    "evaluate": DRAWING
     | {"ckpt_path": Checkpoint | list[Path], "n": Annotated[int, Field(ge=10)], "cas": bool, "data_dir": Path},
-    "export": DRAWN
+    "export": DRAWING
     | {
         "formats": Annotated[
             Format | Annotated[list[Format], Field(min_length=1)] | None,
@@ -56,7 +56,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "latency": bool,
         "compile": bool,
     },
-    "serve": A_MODELS
+    "serve": WITH_MODEL
     | {
         "host": Annotated[str, Field(min_length=1, description="an address of this machine such as 127.0.0.1")],
         "port": Annotated[

@@ -25,9 +25,8 @@ def existing(path: str) -> str:
     path = os.path.expanduser(path)
     if path.isascii() or os.path.lexists(path):
         return path
-    first, *rest = Path(path).parts
-    found, rest = (Path(first), rest) if Path(first).is_absolute() else (Path("."), [first, *rest])
-    for part in rest:
+    found = Path()
+    for part in Path(path).parts:
         if not os.path.lexists(found / part):
             try:
                 part = next(each.name for each in found.iterdir() if same(each.name, part))
