@@ -67,10 +67,9 @@ class CIFAR10DataModule(PublishedDataModule):
 
     def _contents(self) -> dict[Path, bytes]:
         """Each pickle's path and bytes, in the order of `files`."""
+        folder, archive = self.folder / PICKLES, self.folder / ARCHIVE
         if self._unpacked():
-            paths = [self.folder / PICKLES / name for name in self.files]
-            return {path: path.read_bytes() for path in paths}
-        archive = self.folder / ARCHIVE
+            return {folder / name: (folder / name).read_bytes() for name in self.files}
         found: dict[str, Any] = {}
         try:
             with tarfile.open(archive, "r|gz") as members:

@@ -100,32 +100,26 @@ def find_pictures(folder: Path) -> Found:
         elif path.name not in TABLES:
             found.left_out["not readable as pictures"].append(path)
     rows = read_table(folder)
-    if rows is not None:
-        add_pictures(found, folder, None, itertools.chain(*inside.values()), rows)
-    elif splits := split_folders([path for path in subfolders if path.name in inside]):
+    used = [path for path in subfolders if path.name in inside]
+    splits: dict[str, Path] = {}
+    for path in used if rows is None else []:
+        split = SPLITS.get(path.name.casefold())
+        if split in splits:
+            raise ValueError(
+                f"folder is {folder}, where {splits[split].name} and {path.name} are both the {split} split: keep one"
+                " of them"
+            )
+        if split:
+            splits[split] = path
+    if "train" in splits and (len(splits) > 1 or len(used) == 1):  # else these are classes, even one called `train`
         for split, root in splits.items():
             add_pictures(found, root, split, inside.pop(root.name), read_table(root))
         found.left_out["beside the splits' folders"] += itertools.chain(*inside.values())
     else:
-        add_pictures(found, folder, None, itertools.chain(*inside.values()), None)
-        found.empty = [path for path in subfolders if path.name not in inside]
+        add_pictures(found, folder, None, itertools.chain(*inside.values()), rows)
+        found.empty = [path for path in subfolders if path.name not in inside] if rows is None else []
     found.pictures.sort(key=lambda picture: (natural(picture.label), picture.split or "", by_name(picture.path)))
     return found
-
-
-def split_folders(subfolders: Sequence[Path]) -> dict[str, Path]:
-    """The folders of ready-made splits among those that hold pictures; none if these are classes, even one `train`."""
-    splits: dict[str, Path] = {}
-    for path in subfolders:
-        split = SPLITS.get(path.name.casefold())
-        if split in splits:
-            raise ValueError(
-                f"folder is {path.parent}, where {splits[split].name} and {path.name} are both the {split} split: keep"
-                " one of them"
-            )
-        if split:
-            splits[split] = path
-    return splits if "train" in splits and (len(splits) > 1 or len(subfolders) == 1) else {}
 
 
 def add_pictures(found: Found, root: Path, split: str | None, pictures: Iterable[Path], rows: Rows | None) -> None:
