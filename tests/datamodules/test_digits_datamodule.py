@@ -6,33 +6,19 @@ from sklearn import datasets
 from src.datamodules.digits_datamodule import DigitsDataModule
 
 
-def loaded(**kwargs) -> DigitsDataModule:
-    datamodule = DigitsDataModule(**kwargs)
-    datamodule.prepare_data()
+def test_they_are_scikit_learns_in_three_sets_of_all_classes() -> None:
+    datamodule = DigitsDataModule(img_size=32)
     datamodule.setup("fit")
-    return datamodule
-
-
-def test_the_three_sets_are_the_1797_digits() -> None:
-    datamodule = loaded()
-    assert [len(datamodule.sets[name]) for name in ("train", "val", "test")] == [1_412, 128, 257]
+    assert datamodule.source == "digits" and list(datamodule.class_names) == list("0123456789")
+    assert {name: len(data) for name, data in datamodule.sets.items()} == {"train": 1_412, "val": 128, "test": 257}
+    served = []
+    for data in datamodule.sets.values():
+        assert data.images.dtype == torch.uint8 and data.labels.dtype == torch.int64
+        assert data.labels.unique().tolist() == list(range(10))
+        served += zip(data.images.flatten(1).tolist(), data.labels.tolist(), strict=True)
     digits = datasets.load_digits()
-    # 16 grey levels become 256.
-    expected = [
-        (*(round(v * 255 / 16) for v in i), int(y)) for i, y in zip(digits.data.tolist(), digits.target, strict=True)
-    ]
-    images, labels = (
-        torch.cat([getattr(data, name) for data in datamodule.sets.values()]) for name in ("images", "labels")
-    )
-    assert sorted((*i, y) for i, y in zip(images.flatten(1).tolist(), labels.tolist(), strict=True)) == sorted(expected)
-
-
-def test_images_of_all_classes_from_black_to_white() -> None:
-    datamodule = loaded(img_size=32)
-    assert datamodule.source == "digits"
-    for name, images in datamodule.sets.items():
-        assert images.labels.unique().tolist() == list(range(10)), name
-        assert images.images.dtype == torch.uint8 and images.labels.dtype == torch.int64
+    grey = [[round(value * 255 / 16) for value in image] for image in digits.data.tolist()]  # 16 levels become 256
+    assert sorted(served) == sorted(zip(grey, digits.target.tolist(), strict=True))
     images, _ = next(iter(datamodule.train_dataloader()))
     assert images.shape == (64, 1, 32, 32)
     assert images.min() == -1 and images.max() == 1
