@@ -8,7 +8,6 @@ import pickle
 import tarfile
 import urllib.error
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +25,6 @@ MADE_SPLIT = [80, 20, 40]
 
 def md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def unpickled(content: bytes) -> dict[bytes, Any]:
-    return pickle.loads(content, encoding="bytes")
 
 
 def make_idx_files() -> dict[str, bytes]:
@@ -89,6 +84,19 @@ def write_cifar10(data_dir: Path, packed: bool = False, **instead: bytes) -> Pat
     return data_dir
 
 
+def loaded(data_dir: Path, kind: type[PublishedDataModule] = MNISTDataModule, **kwargs) -> PublishedDataModule:
+    datamodule = kind(data_dir, **{"train_val_test_split": MADE_SPLIT, "batch_size": 10} | kwargs)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule
+
+
+def changed(content: bytes) -> bytes:
+    """The same with another byte in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -108,8 +116,8 @@ HAS_MNIST, HAS_FASHION, HAS_CIFAR10 = map(is_there, (MNISTDataModule, FashionMNI
 def made(monkeypatch: pytest.MonkeyPatch) -> None:
     """The data modules take the made files for the published ones."""
     idx_md5s = {name: (md5(IDX[name]), md5(GZIPPED[name])) for name in IDX}
+    pickle_md5s = {name: md5(content) for name, content in PICKLED.items()}
     for kind in (MNISTDataModule, FashionMNISTDataModule, CIFAR10DataModule):
-        pickle_md5s = {name: md5(content) for name, content in PICKLED.items()}
         monkeypatch.setattr(kind, "files", pickle_md5s if kind is CIFAR10DataModule else idx_md5s)
         monkeypatch.setattr(kind, "n_train", sum(MADE_SPLIT[:2]))
         monkeypatch.setattr(kind, "n_test", MADE_SPLIT[2])

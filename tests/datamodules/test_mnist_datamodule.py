@@ -6,21 +6,12 @@ import numpy as np
 import pytest
 
 from src.datamodules.mnist_datamodule import MNISTDataModule
-from tests.datamodules.conftest import MADE_SPLIT, write_idx
-
-FILES = MNISTDataModule.files
-
-
-def loaded(data_dir: Path, **kwargs) -> MNISTDataModule:
-    datamodule = MNISTDataModule(data_dir, **kwargs)
-    datamodule.prepare_data()
-    datamodule.setup("fit")
-    return datamodule
+from tests.datamodules.conftest import MNIST_SPLIT, loaded, write_idx
 
 
 def test_the_digits_stand_in_and_say_so(tmp_path: Path, no_network: None, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a [b] :cat: c"
-    datamodule = loaded(folder)
+    datamodule = loaded(folder, train_val_test_split=MNIST_SPLIT)
     shown = " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert "a [b] :cat: c" in shown
     assert "WARNING" in shown and "NOT MNIST" in shown and "1,797 digits" in shown
@@ -47,7 +38,7 @@ def test_the_digits_stand_in_and_say_so(tmp_path: Path, no_network: None, capfd:
 def test_an_epoch_of_the_digits_is_as_long_as_one_of_mnist(
     tmp_path: Path, no_network: None, arguments: dict[str, object], images: int, batches: int
 ) -> None:
-    datamodule = loaded(tmp_path, **{"img_size": 8} | arguments)
+    datamodule = loaded(tmp_path, **{"train_val_test_split": MNIST_SPLIT, "batch_size": 64, "img_size": 8} | arguments)
     assert len(datamodule.sets["train"]) == images
     assert len(datamodule.whole_train) == 1_412
     loader = datamodule.train_dataloader()
@@ -59,12 +50,12 @@ def test_an_epoch_of_the_digits_is_as_long_as_one_of_mnist(
 
 def test_without_the_fallback_the_error_says_what_to_put_where(tmp_path: Path, no_network: None) -> None:
     with pytest.raises(FileNotFoundError) as error:
-        loaded(tmp_path, offline_fallback=False)
+        loaded(tmp_path, train_val_test_split=MNIST_SPLIT, offline_fallback=False)
     assert str(tmp_path / "MNIST" / "raw") in str(error.value)
-    assert all(f"{name}.gz" in str(error.value) for name in FILES)
+    assert all(f"{name}.gz" in str(error.value) for name in MNISTDataModule.files)
 
 
 def test_one_missing_file_is_the_one_that_is_asked_for(tmp_path: Path, made: None, no_network: None) -> None:
     (write_idx(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match=r"put t10k-labels-idx1-ubyte\.gz there"):
-        loaded(tmp_path, train_val_test_split=MADE_SPLIT, offline_fallback=False)
+        loaded(tmp_path, offline_fallback=False)
