@@ -35,6 +35,13 @@ def labels(folder: Path) -> dict[str, int]:
     return dict(Counter(picture.label for picture in find_pictures(folder).pictures))
 
 
+def sizes(folder: Path) -> dict[str, list[int]]:
+    """How many pictures of each class each split has."""
+    datamodule = FolderDataModule(folder, batch_size=1, img_size=4)
+    datamodule.setup()
+    return {name: data.labels.bincount().tolist() for name, data in datamodule.sets.items()}
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -61,21 +68,16 @@ def test_pictures_are_found_at_any_depth_under_any_ending(tmp_path: Path) -> Non
 
 def test_what_is_left_out_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = classes(tmp_path)
-    put(folder / "stray.png")
+    put(folder / "stray.png", folder / "__MACOSX" / "cat" / "._1.png", folder / ".cache" / "a.png")
+    (folder / "dog" / "deep").mkdir()
     for name in ("cat/b.heic", "cat/a.HEIC", "dog/deep/x.npy", "dog/LICENSE", "readme.txt", ".hidden", "cat/Thumbs.db"):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"no picture")
-    put(folder / "__MACOSX" / "cat" / "._1.png", folder / ".cache" / "a.png")
-    datamodule = FolderDataModule(folder, batch_size=1, img_size=4)
+        (folder / name).write_bytes(b"no picture")
     with caplog.at_level(logging.WARNING):
-        datamodule.setup()
-    assert sum(map(len, datamodule.sets.values())) == 6
-    (line,) = caplog.messages
-    assert line == (
+        assert sizes(folder) == {"train": [1, 1], "val": [1, 1], "test": [1, 1]}
+    assert caplog.messages == [
         f"left out of {folder}: 5 not readable as pictures (2 .heic, 1 .npy, 1 no ending, 1 .txt: cat/a.HEIC,"
         " cat/b.heic, dog/deep/x.npy, and 2 more); 1 in no class's folder (1 .png: stray.png)"
-    )
+    ]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -97,12 +99,6 @@ def test_equal_names_in_other_unicode_forms_are_one_class(tmp_path: Path) -> Non
 # Ready-made splits
 
 
-def sizes(folder: Path, **kwargs) -> dict[str, list[int]]:
-    datamodule = FolderDataModule(folder, **{"batch_size": 1, "img_size": 4} | kwargs)
-    datamodule.setup()
-    return {name: data.labels.bincount().tolist() for name, data in datamodule.sets.items()}
-
-
 @pytest.mark.parametrize(
     "names", [("train", "val", "test"), ("Training", "validation", "Testing"), ("TRAIN", "valid", "test")]
 )
@@ -115,23 +111,19 @@ def test_ready_made_splits_stay_as_they_are(tmp_path: Path, names: tuple[str, st
 @pytest.mark.parametrize(
     ("names", "expected", "says"),
     [
-        (["train", "test"], {"train": [18, 18], "val": [2, 2], "test": [20, 20]}, "has no val: 4 images for val are"),
-        (["train", "val"], {"train": [18, 18], "val": [20, 20], "test": [2, 2]}, "has no test: 4 images for test are"),
-        (
-            ["train"],
-            {"train": [16, 16], "val": [2, 2], "test": [2, 2]},
-            "has no val and no test: 4 images for val and 4 images for test are",
-        ),
+        ("train test", [[18, 18], [2, 2], [20, 20]], "no val: 4 images for val"),
+        ("train val", [[18, 18], [20, 20], [2, 2]], "no test: 4 images for test"),
+        ("train", [[16, 16], [2, 2], [2, 2]], "no val and no test: 4 images for val and 4 images for test"),
     ],
 )
 def test_a_missing_split_is_taken_from_train_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: list[str], expected: dict[str, list[int]], says: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: str, expected: list[list[int]], says: str
 ) -> None:
-    for name in names:
+    for name in names.split():
         classes(tmp_path / name, n=20)
     with caplog.at_level(logging.WARNING):
-        assert sizes(tmp_path) == expected
-    assert caplog.messages == [f"{tmp_path} {says} taken from train"]
+        assert sizes(tmp_path) == dict(zip(["train", "val", "test"], expected, strict=True))
+    assert caplog.messages == [f"{tmp_path} has {says} are taken from train"]
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -139,12 +131,11 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert find_pictures(tmp_path).class_names == ["plane", "train"]
 
 
-def test_what_lies_beside_splits_is_no_class(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_lies_beside_splits_is_no_class(tmp_path: Path) -> None:
     for name in ("train", "test", "unlabeled"):
         classes(tmp_path / name, n=20)
     assert labels(tmp_path) == {"cat": 40, "dog": 40}
-    assert sizes(tmp_path) == {"train": [18, 18], "val": [2, 2], "test": [20, 20]}
-    assert "40 beside the splits' folders (40 .png: unlabeled/cat/0.png" in caplog.text
+    assert "40 beside the splits' folders (40 .png: unlabeled/cat/0.png" in find_pictures(tmp_path).in_words()
 
 
 def test_splits_of_other_classes_are_refused(tmp_path: Path) -> None:
@@ -170,64 +161,45 @@ def table(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
 
 
 ROWS = [("a.png", "cat"), ("x/b.png", "dog"), ("10.png", "cat"), ("9.png", "dog")]
+CSV = "\n".join(["file_name,label", *(f"{name},{label}" for name, label in ROWS)])
+OBJECTS = [json.dumps({"file_name": f"./{name}", "label": label, "text": "ä"}) for name, label in ROWS]
 
 
-@pytest.mark.parametrize("kind", ["csv", "excel", "tabs", "jsonl", "windows paths"])
-def test_a_table_says_the_classes(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", CSV),
+        ("metadata.csv", CSV.replace(",", "\t").replace("label", "class")),
+        ("labels.csv", CSV.replace("/", "\\").replace("file_name", "file")),  # paths of Windows
+        ("labels.csv", "\ufefflabel;filename;text\r\n" + "".join(f'{b};{a};"a; b\r\nc"\r\n' for a, b in ROWS)),  # Excel
+        ("metadata.jsonl", "\n\n".join(OBJECTS)),
+    ],
+    ids=["csv", "tabs", "windows paths", "excel", "jsonl"],
+)
+def test_a_table_says_the_classes(tmp_path: Path, name: str, text: str) -> None:
     put(*(tmp_path / name for name, _ in ROWS))
-    lines = [f"{name},{label}" for name, label in ROWS]
-    if kind == "csv":
-        table(tmp_path, "metadata.csv", "\n".join(["file_name,label", *lines]))
-    elif kind == "excel":
-        text = "\r\n".join(["label;filename;text", *(f'{label};{name};"a; b\r\nc"' for name, label in ROWS)])
-        table(tmp_path, "labels.csv", text, "utf-8-sig")
-    elif kind == "tabs":
-        table(tmp_path, "metadata.csv", "\n".join(["file_name\tclass", *lines]).replace(",", "\t"))
-    elif kind == "windows paths":
-        table(tmp_path, "labels.csv", "\n".join(["file,label", *lines]).replace("/", "\\"))
-    else:
-        objects = [json.dumps({"file_name": f"./{name}", "label": label, "text": "ä"}) for name, label in ROWS]
-        table(tmp_path, "metadata.jsonl", "\n\n".join(objects))
-    assert found(tmp_path) == [
+    assert found(table(tmp_path, name, text)) == [
         *(("10.png", "cat", None), ("a.png", "cat", None)),
         *(("9.png", "dog", None), ("x/b.png", "dog", None)),
     ]
 
 
 def test_a_table_may_say_the_split_or_lie_in_one(tmp_path: Path) -> None:
-    one = tmp_path / "one"
+    one, each, above = tmp_path / "one", tmp_path / "each", tmp_path / "above"
     put(*(one / name for name, _ in ROWS))
-    rows = [
-        f'"{name}",{i},{split}'
-        for i, ((name, _), split) in enumerate(zip(ROWS, ["train", "Valid", "test", "train"], strict=True))
-    ]
-    table(one, "metadata.csv", "\n".join(["file_name,label,split", *rows]))
-    assert [(label, split) for _, label, split in found(one)] == [
-        ("0", "train"),
-        ("1", "val"),
-        ("2", "test"),
-        ("3", "train"),
-    ]
+    rows = 'file_name,label,split\n"a.png",0,train\nx/b.png,1,Valid\n10.png,2,test\n9.png,3,train\n'
+    table(one, "metadata.csv", rows)
+    assert [pair for _, *pair in found(one)] == [["0", "train"], ["1", "val"], ["2", "test"], ["3", "train"]]
 
-    each = tmp_path / "each"
+    rows = '{"file_name": "a.png", "label": 1}\n{"file_name": "deep/b.png", "label": 2}'
     for split in ("train", "test"):
         put(each / split / "a.png", each / split / "deep" / "b.png")
-        table(
-            each / split,
-            "metadata.jsonl",
-            '{"file_name": "a.png", "label": 1}\n{"file_name": "deep/b.png", "label": 2}',
-        )
-    assert [(label, split) for _, label, split in found(each)] == [
-        ("1", "test"),
-        ("1", "train"),
-        ("2", "test"),
-        ("2", "train"),
-    ]
+        table(each / split, "metadata.jsonl", rows)
+    assert [pair for _, *pair in found(each)] == [["1", "test"], ["1", "train"], ["2", "test"], ["2", "train"]]
 
-    above = tmp_path / "above"
     put(above / "train" / "a.png", above / "test" / "a.png")
     table(above, "metadata.csv", "file_name,label\ntrain/a.png,x\ntest/a.png,x\n")
-    assert [split for *_, split in found(above)] == ["test", "train"]
+    assert [pair for _, *pair in found(above)] == [["x", "test"], ["x", "train"]]
 
 
 def test_captions_alone_leave_the_classes_to_the_folders(tmp_path: Path) -> None:
@@ -238,9 +210,7 @@ def test_captions_alone_leave_the_classes_to_the_folders(tmp_path: Path) -> None
 
 def test_rows_and_pictures_without_each_other_are_counted(tmp_path: Path) -> None:
     put(*(tmp_path / name for name, _ in ROWS), tmp_path / "new.png")
-    rows = [f"{name},{label}" for name, label in [*ROWS, ("gone.png", "cat")]]
-    table(tmp_path, "labels.csv", "\n".join(["file_name,label", *rows]))
-    said = find_pictures(tmp_path).in_words()
+    said = find_pictures(table(tmp_path, "labels.csv", f"{CSV}\ngone.png,cat")).in_words()
     assert "1 without a row in the table (1 .png: new.png)" in said
     assert "1 in the table, but not there (1 .png: gone.png)" in said
 
