@@ -1,6 +1,5 @@
 """CIFAR-10: batches in colour, from pickles or their archive, and nothing is unpickled but the published files."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -12,16 +11,6 @@ from torchvision.datasets import CIFAR10, utils
 from src.datamodules import published_datamodule
 from src.datamodules.cifar10_datamodule import ARCHIVE, PICKLES, CIFAR10DataModule
 from tests.datamodules.conftest import PICKLED, archived, changed, contents, loaded, write_cifar10
-
-
-class Hostile:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.folder),)
 
 
 @pytest.mark.parametrize("img_size", [32, 64])
@@ -53,7 +42,7 @@ def test_another_pickle_is_named_and_not_unpickled(tmp_path: Path, made: None, p
         "truncated": content[:5000],
         "changed": changed(content),
         "text": b"404 not found",
-        "hostile": pickle.dumps(Hostile(tmp_path / "touched")),
+        "hostile": f"cos\nmkdir\n(V{tmp_path / 'touched'}\ntR.".encode(),  # makes a folder when it is unpickled
     }[damage]
     write_cifar10(tmp_path, packed, data_batch_3=bad)
     with pytest.raises(ValueError, match=r"data_batch_3 is damaged \(its md5 should be \w+\): delete it") as error:

@@ -26,8 +26,7 @@ def tiff(path: Path, values: np.ndarray, **tags: float) -> Path:
     """A TIFF file of the values as they are, with tags such as t340=0."""
     info = TiffImagePlugin.ImageFileDirectory_v2()
     for name, value in tags.items():
-        number = int(name[1:])
-        info[number] = value
+        info[int(name[1:])] = value
     Image.fromarray(values).save(path, tiffinfo=info)
     return path
 
@@ -59,10 +58,7 @@ def twelve_bit_tiff(path: Path) -> Path:
     entries = [(256, 3, 8), (257, 3, 8), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 200), (277, 3, 1)]
     entries += [(278, 3, 8), (279, 4, len(packed))]
     directory = struct.pack("<H", len(entries))
-    for tag, kind, value in entries:
-        directory += struct.pack("<HHI", tag, kind, 1) + struct.pack(
-            "<HH" if kind == 3 else "<I", *([value, 0] if kind == 3 else [value])
-        )
+    directory += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
     content = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
     path.write_bytes(content.ljust(200, b"\0") + packed)
     return path
@@ -120,11 +116,9 @@ def test_a_ramp_is_a_ramp_whatever_it_is_stored_as(tmp_path: Path, kind: str) ->
         ((RAMP * 2 - 1).astype(np.float32), 1, "values from -1 to 1, but black is 0 and white is 1"),
     ],
 )
-def test_values_that_nothing_explains_are_refused(
-    tmp_path: Path, values: np.ndarray, white: float | None, says: str
-) -> None:
+def test_values_that_nothing_explains(tmp_path: Path, values: np.ndarray, white: float | None, says: str) -> None:
     with pytest.raises(ValueError, match=rf"a\.tif cannot be decoded \(it has {says}"):
-        pixels_of(tiff(tmp_path / "a.tif", values), 1, 8, white)
+        decode([tiff(tmp_path / "a.tif", values)], 1, 8, white)
 
 
 def test_pictures_of_16_bits_that_are_all_dark_are_asked_about(tmp_path: Path) -> None:
@@ -192,11 +186,10 @@ def test_the_central_square_is_kept(tmp_path: Path) -> None:
 
 
 def test_photos_stand_upright(tmp_path: Path) -> None:
-    pixels = np.zeros((16, 16), np.uint8)
-    pixels[:8] = 255  # the upper half
+    upper_half = Image.fromarray(np.repeat([255] * 8 + [0] * 8, 16).reshape(16, 16).astype(np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter: show it turned clockwise
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif)
+    upper_half.save(tmp_path / "photo.jpg", exif=exif)
     seen = pixels_of(tmp_path / "photo.jpg", 1, 16)
     assert seen[:, :7].max() < 10 and seen[:, 9:].min() > 245
 
@@ -220,15 +213,10 @@ def test_the_first_frame_is_taken_and_said(tmp_path: Path) -> None:
     frames = [Image.new("L", (8, 8), level) for level in (255, 0)]
     for name in ("a.gif", "a.webp", "a.tif", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    (tmp_path / "a.gif").rename(tmp_path / "a.jpg")  # the content says what it is
     paths = sorted(tmp_path.iterdir())
     images, animated = decode(paths, 1, 8, None)
     assert images.min() > 250 and animated == paths
-
-
-def test_content_decides_what_a_picture_is(tmp_path: Path) -> None:
-    Image.new("L", (8, 8), 200).save(tmp_path / "a.png")
-    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
-    assert pixels_of(tmp_path / "a.jpg", 1, 8).min() == 200
 
 
 def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,16 +85,8 @@ def test_the_sets_are_the_same_for_every_run(tmp_path: Path, made: None) -> None
         assert torch.equal(other.sets[name].labels, first.sets[name].labels)
 
 
-@pytest.mark.parametrize(
-    ("kind", "split"),
-    [
-        (MNISTDataModule, [55_000, 5_000, 9_999]),
-        (MNISTDataModule, [55_000, 4_999, 10_000]),
-        (MNISTDataModule, [60_000, 5_000, 5_000]),
-        (CIFAR10DataModule, [45_000, 5_000, 9_999]),
-        (CIFAR10DataModule, [55_000, 5_000, 10_000]),
-    ],
-)
+@pytest.mark.parametrize("split", [[55_000, 5_000, 9_999], [55_000, 4_999, 10_000], [60_000, 5_000, 5_000]])
+@pytest.mark.parametrize("kind", [MNISTDataModule, CIFAR10DataModule])
 def test_a_split_that_does_not_add_up_is_refused(kind: type[PublishedDataModule], split: list[int]) -> None:
     says = rf"train_val_test_split.*{kind.n_train}.*10000: try \[{kind.n_train - 5_000},5000,10000\]"
     with pytest.raises(ValueError, match=says):
