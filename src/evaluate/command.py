@@ -13,18 +13,11 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
-from src.datamodules.image_datamodule import ImageDataModule
-from src.errors import UserError
-from src.evaluate.compare import SURE, compare
-from src.evaluate.copies import nearest_training_images
 from src.evaluate.data import check_fit, find_data, load_data
 from src.evaluate.inputs import open_inputs
-from src.evaluate.measure import Real, Result, measure
+from src.evaluate.measure import SURE, Result, compare, measure, measure_real
 from src.evaluate.neighbours_picture import draw_neighbours
-from src.metrics.evaluator import N_NEAREST, Evaluator
-from src.metrics.references import LEAST, load_references
 from src.pictures.confusion import draw_label_confusion
 from src.run.commands import a_list, next_command, typed_overrides
 from src.run.files import atomic_write
@@ -55,12 +48,12 @@ def evaluate(config: DictConfig) -> None:
     known = [counts for each in inputs if (counts := each.available(datamodule)) is not None]
     counts = torch.stack(known).amin(0) if known else None  # images of each class that every input has
     real = {size: measure_real(served, counts, config) for size, served in data.items()}
-    results = [measure(each, real[each.img_size], config.cas, console) for each in inputs]
-    differences = compare(results, real, console)
+    results = [measure(each, real[each.img_size], console) for each in inputs]
+    differences = compare(results, console)
 
-    print_table(results, real, differences, console)
-    pictures = [write_pictures(result, real[result.source.img_size], out, len(results) > 1) for result in results]
-    evaluator, sha256, _ = real[datamodule.img_size]
+    print_table(results, differences, console)
+    described = [write_pictures(result, out, len(results) > 1) for result in results]
+    evaluator = real[datamodule.img_size].evaluator
     record = {
         "format": FORMAT,
         **origin,
@@ -68,56 +61,46 @@ def evaluate(config: DictConfig) -> None:
         "data": {
             "source": datamodule.source,
             "classes": list(datamodule.class_names),
-            "sha256": sha256,
+            "sha256": real[datamodule.img_size].sha256,
             **{split: len(images.labels) for split, images in evaluator.real.items()},
             "features": evaluator.name,
             # Numbers compare to the last digit only where this is the same, too: nets differ a little by machine.
             "features_sha256": evaluator.net.sha256(),
         },
-        "inputs": [in_json(result, files) for result, files in zip(results, pictures, strict=True)],
+        "inputs": described,
         "differences": differences,
     }
     with atomic_write(out / "evaluation.json") as file:
         file.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    say_what_was_made(results, pictures, out, console)
+
+    made = [("evaluation", str(out / "evaluation.json"))]
+    made += [(name, str(out / file)) for each in described for name, file in each["pictures"].items()]
+    if len(results) == 1:
+        compared = a_list([inputs[0].path, "OTHER"])
+        typed = [each for each in typed_overrides() if not each.startswith(("task=", "ckpt_path=", "out="))]
+        made.append(("compare", next_command("task=evaluate", f"ckpt_path={compared}", *typed)))
+    best = min(results, key=lambda result: result.metrics["fd"]).source
+    if best.source is not None:  # a model, which draws more
+        made.append(("sample", next_command("task=sample", f"ckpt_path={best.path}")))
+    for label, text in made:
+        console.print(f"{label:<11} {text}", highlight=False, markup=False)
 
 
-def measure_real(datamodule: ImageDataModule, counts: Tensor | None, config: DictConfig) -> Real:
-    """The reference and the floor: held-out images, no more of a class than every input has.
-
-    Raises:
-        UserError: the inputs have too few images, or the features mean too little.
-    """
-    cpu = torch.device("cpu")
-    references = load_references(datamodule, Path(config.data_dir).expanduser() / "features", cpu)
-    evaluator = Evaluator(datamodule, references, config.n, cpu, counts)
-    if evaluator.n < LEAST:
-        raise UserError(
-            f"ckpt_path has too few images of the classes of {datamodule.source!r}: every input has {evaluator.n}, but"
-            f" at least {LEAST} are needed"
-        )
-    held_out = evaluator.real["val"].features[evaluator.held_out[:N_NEAREST]]
-    nearest = nearest_training_images(held_out, evaluator.real["train"].features)
-    return Real(evaluator, datamodule.sha256(), nearest)
-
-
-def print_table(
-    results: Sequence[Result], real: dict[int, Real], differences: dict[str, dict[str, Any]], console: Console
-) -> None:
+def print_table(results: Sequence[Result], differences: dict[str, dict[str, Any]], console: Console) -> None:
     """A row for each metric, a column for each input, and the real images behind them."""
-    evaluator, _, _ = next(iter(real.values()))
+    real = {result.source.img_size: result.real for result in results}
+    evaluator = results[0].real.evaluator
     table = Table(title=f"{evaluator.n:,} images each, against the test split of {escape(evaluator.datamodule.source)}")
     table.add_column("metric", no_wrap=True)
     for result in results:
         table.add_column(escape(result.source.name), overflow="fold", justify="right")
     for size in real:
         table.add_column("real images" + (f", {size} px" if len(real) > 1 else ""), justify="right")
-    floors = {result.source.img_size: result.floors for result in results}
     for name in results[0].metrics:
         won = differences.get(name, {"sure": False})
         winner = won["best"] if won["sure"] else None
         cells = [f"{each.metrics[name]:,.4g}{' *' if each.source.name == winner else ''}" for each in results]
-        cells += [f"{floors[size][name]:,.4g}" for size in real]
+        cells += [f"{each.floors[name]:,.4g}" for each in real.values()]
         way = " ↑" if name in HIGHER_IS_BETTER else " ↓" if name in LOWER_IS_BETTER else ""
         table.add_row(name + way, *cells)
     if not console.is_terminal:  # a file has room
@@ -132,56 +115,33 @@ def print_table(
             console.print(f"warning: {result.source.name}: {text}", style="yellow", highlight=False, markup=False)
 
 
-def write_pictures(result: Result, real: Real, out: Path, several: bool) -> dict[str, str]:
-    """Writes the confusion matrix and the neighbours; returns their files' names."""
-    ending = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', result.source.name)}" if several else ""
-    files = {"confusion": f"label_confusion{ending}.png", "neighbours": f"neighbours{ending}.png"}
+def write_pictures(result: Result, out: Path, several: bool) -> dict[str, Any]:
+    """Writes the confusion matrix and the neighbours of an input; returns what `evaluation.json` says of it."""
+    source, confusion = result.source, result.quality.confusion
     drawn = {
-        "confusion": draw_label_confusion(result.quality.confusion.numpy(), real.evaluator.datamodule.class_names),
-        "neighbours": draw_neighbours(result, real),
+        "confusion": draw_label_confusion(confusion.numpy(), result.real.evaluator.datamodule.class_names),
+        "neighbours": draw_neighbours(result),
     }
+    ending = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)}" if several else ""
+    files = {"confusion": f"label_confusion{ending}.png", "neighbours": f"neighbours{ending}.png"}
     for key, name in files.items():
         with atomic_write(out / name) as file:
             Image.fromarray(drawn[key]).save(file)
-    return files
-
-
-def in_json(result: Result, pictures: dict[str, str]) -> dict[str, Any]:
-    """What `evaluation.json` says of an input."""
-    source = result.source
     return {
         "name": source.name,
         "path": str(source.path),
         "sha256": source.sha256(),
         "about": source.about,
         "img_size": source.img_size,
-        "metrics": finite(result.metrics),
-        "floors": finite(result.floors),
+        "metrics": _finite(result.metrics),
+        "floors": _finite(result.real.floors),
         "alarms": result.alarms,
-        "confusion": result.quality.confusion.tolist(),
-        "pictures": pictures,
+        "confusion": confusion.tolist(),
+        "pictures": files,
         "seconds": result.seconds,
     }
 
 
-def finite(values: dict[str, float]) -> dict[str, float | None]:
-    """The same with None for NaN, such as the variance of classes of one image each."""
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    # JSON has no NaN, such as the variance of classes of one image each.
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
-def say_what_was_made(
-    results: Sequence[Result], pictures: Sequence[dict[str, str]], out: Path, console: Console
-) -> None:
-    """Says where everything lies, and what to type next."""
-    lines = [("evaluation", str(out / "evaluation.json"))]
-    for files in pictures:
-        lines += [(name, str(out / file)) for name, file in files.items()]
-    if len(results) == 1:
-        compared = a_list([results[0].source.path, "OTHER"])
-        typed = [each for each in typed_overrides() if not each.startswith(("task=", "ckpt_path=", "out="))]
-        lines.append(("compare", next_command("task=evaluate", f"ckpt_path={compared}", *typed)))
-    best = min(results, key=lambda result: result.metrics["fd"]).source
-    if best.source is not None:  # a model, which draws more
-        lines.append(("sample", next_command("task=sample", f"ckpt_path={best.path}")))
-    for label, text in lines:
-        console.print(f"{label:<11} {text}", highlight=False, markup=False)

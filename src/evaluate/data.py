@@ -21,11 +21,7 @@ SAME_IMAGES = ("_target_", "train_val_test_split", "folder")  # arguments that d
 
 
 def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, Any]:
-    """The datamodule's part of a configuration: the one that was named, else that of the models.
-
-    Raises:
-        UserError: nothing says which data they are, or one input's data are not another's.
-    """
+    """The datamodule's part of a configuration: the one that was named, else that of the models, which must agree."""
     known = [each for each in inputs if each.source is not None]
     for each in known[1:]:
         if each.source != known[0].source:
@@ -36,7 +32,16 @@ def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, An
     if named is not None:
         return OmegaConf.to_container(named, resolve=True)  # type: ignore[return-value]
     source = known[0].source if known else None
-    parts = [part for each in known if (part := _part_in(each)) is not None]
+    parts = []  # what checkpoints say of their datamodules
+    for each in known:
+        if each.checkpoint is None:
+            continue
+        part = each.checkpoint.datamodule
+        refuse_untrusted(part, each.path, trusted=(*DATA, *each.checkpoint.trusted))
+        if isinstance(part, dict) and "_target_" in part:
+            plain = {key: value for key, value in part.items() if key == "_target_" or not str(key).startswith("_")}
+            published = issubclass(hydra.utils.get_class(part["_target_"]), PublishedDataModule)
+            parts.append(plain | ({"data_dir": None} if published else {}))  # `load_data` sets ours
     if source != FALLBACK and parts:
         for part in parts[1:]:
             if any(part.get(key) != parts[0].get(key) for key in SAME_IMAGES):
@@ -54,25 +59,8 @@ def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, An
     return OmegaConf.to_container(config, resolve=True)["datamodule"]  # type: ignore[index,call-overload,return-value]
 
 
-def _part_in(source: Input) -> dict[str, Any] | None:
-    """What a checkpoint says of its datamodule. Only classes that are trusted are built."""
-    if source.checkpoint is None:
-        return None
-    part = source.checkpoint.datamodule
-    refuse_untrusted(part, source.path, trusted=(*DATA, *source.checkpoint.trusted))
-    if not isinstance(part, dict) or "_target_" not in part:
-        return None
-    plain = {key: value for key, value in part.items() if key == "_target_" or not str(key).startswith("_")}
-    published = issubclass(hydra.utils.get_class(part["_target_"]), PublishedDataModule)
-    return plain | ({"data_dir": None} if published else {})  # `load_data` sets ours
-
-
 def load_data(part: dict[str, Any], img_size: int, data_dir: str | Path) -> ImageDataModule:
-    """The data, served at `img_size`, from the folder `data_dir`.
-
-    Raises:
-        UserError: they are not there, or are not images of classes.
-    """
+    """The data, served at `img_size`, from the folder `data_dir`; refuses other data than images of classes."""
     ours = {"img_size": img_size, "data_dir": str(data_dir), "offline_fallback": False}
     part = part | {key: value for key, value in ours.items() if key in part}
     datamodule = instantiate(OmegaConf.create({"datamodule": part}), "datamodule")
@@ -93,11 +81,7 @@ def load_data(part: dict[str, Any], img_size: int, data_dir: str | Path) -> Imag
 
 
 def check_fit(inputs: Sequence[Input], datamodule: ImageDataModule) -> None:
-    """Refuses inputs that were not trained on these data, or do not look like them.
-
-    Raises:
-        UserError: names the input and what to type.
-    """
+    """Refuses inputs that were not trained on these data, or do not look like them."""
     same = {datamodule.source, *({"digits", FALLBACK} if "digits" in datamodule.source else ())}
     for each in inputs:
         # A folder may have been moved or renamed.

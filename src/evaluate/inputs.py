@@ -59,24 +59,17 @@ class Input(ABC):
     def available(self, datamodule: ImageDataModule) -> Tensor | None:
         """How many images of each of these data's classes there are, int64 [n_classes]; None: any number.
 
-        Must be called before `images`.
-
-        Raises:
-            UserError: there are images of other classes.
+        Refuses images of other classes. Must be called before `images`.
         """
 
     @abstractmethod
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
-        """An image for each of labels int64 [N], as uint8 [N, C, H, W].
+        """An image uint8 [N, C, H, W] for each of labels int64 [N], of which no class has more than are `available`.
 
-        Args:
-            labels: no more of each class than are `available`.
-            kind: which of `SEEDS` the noise has, if there is noise.
-            console: shows the progress.
+        `kind` is the one of `SEEDS` that noise has.
         """
 
     def sha256(self) -> str:
-        """The checksum of its contents, in hexadecimal."""
         return sha256_of(self.path)
 
 
@@ -88,7 +81,7 @@ class ModelInput(Input):
         self.sampler, about = sampler, sampler.about
         self.about = asdict(about)
         self.n_classes, self.channels, self.img_size = about.n_classes, about.channels, about.img_size
-        self.source = None if about.data in ("None", "") else about.data
+        self.source = about.data or None
         if isinstance(sampler, CheckpointSampler):
             self.checkpoint = sampler
             self.data_sha256 = sampler.data.get("sha256") if isinstance(sampler.data, dict) else None
@@ -118,6 +111,11 @@ class DrawnInput(Input):
         """The images at these indices, int64 [M], as uint8 [M, H, W, C]."""
 
     def available(self, datamodule: ImageDataModule) -> Tensor:
+        if self.labels.max() >= datamodule.n_classes:
+            raise UserError(
+                f"ckpt_path={self.path} has images of class {self.labels.max()}, but the data's classes are 0 to"
+                f" {datamodule.n_classes - 1}: name the data that they are images of with datamodule=NAME"
+            )
         return torch.from_numpy(np.bincount(self.labels, minlength=datamodule.n_classes))
 
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
@@ -140,24 +138,12 @@ class FileInput(DrawnInput):
         self.img_size, self.channels = self.samples.shape[2:]
         self.labels = self.samples.labels
 
-    def available(self, datamodule: ImageDataModule) -> Tensor:
-        if self.labels.max() >= datamodule.n_classes:
-            raise UserError(
-                f"ckpt_path={self.path} has images of class {self.labels.max()}, but the data's classes are 0 to"
-                f" {datamodule.n_classes - 1}: name the data that they are images of with datamodule=NAME"
-            )
-        return super().available(datamodule)
-
     def read(self, index: np.ndarray) -> np.ndarray:
         return self.samples.read(index)
 
 
 class FolderInput(DrawnInput):
-    """A folder of pictures, with a subfolder for each class, or laid out otherwise as `find_pictures` says.
-
-    Raises:
-        UserError: it holds no pictures of classes, or not squares of one size.
-    """
+    """A folder of pictures, with a subfolder for each class, or laid out otherwise as `find_pictures` says."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -204,7 +190,6 @@ class FolderInput(DrawnInput):
         return pixels.permute(0, 2, 3, 1).numpy()
 
     def sha256(self) -> str:
-        """The checksum of its pictures and their names, in hexadecimal."""
         hashed = hashlib.sha256()
         for picture in self.found.pictures:
             hashed.update(f"{picture.path.relative_to(self.path)}\n{picture.label}\n".encode())
@@ -232,28 +217,24 @@ def open_inputs(ckpt_path: Any, work_dir: str, weights: str, trusted: Sequence[s
     if not 0 < len(listed) <= MOST:
         raise UserError(f"ckpt_path names {len(listed)} files: name 1 to {MOST}, such as ckpt_path=[a.ckpt,b.onnx]")
     inputs: dict[Path, Input] = {}
-    for path in [find_input(each, work_dir) for each in listed]:  # all are found before one is opened
-        if path in inputs:
-            continue
+    paths = []
+    for each in listed:  # all are found before one is opened
+        folder = Path(each)
+        of_a_run = (found for pattern in (".hydra", "ckpts", "*.ckpt") for found in folder.glob(pattern))
+        path = folder.resolve() if folder.is_dir() and not any(of_a_run) else find_checkpoint(each, work_dir)
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"ckpt_path={path} is not a file: choose a checkpoint, an ONNX file or a samples.npz")
+        paths.append(path)
+    for path in dict.fromkeys(paths):
         if path.is_dir():
             inputs[path] = FolderInput(path)
         elif path.suffix == ".npz":
             inputs[path] = FileInput(path)
         else:
             inputs[path] = ModelInput(path, open_sampler(path, weights, trusted=trusted))
-    for each, name in zip(inputs.values(), short_names(list(inputs)), strict=True):
-        each.name = name
+    for opened, name in zip(inputs.values(), short_names(list(inputs)), strict=True):
+        opened.name = name
     return list(inputs.values())
-
-
-def find_input(ckpt_path: str, work_dir: str) -> Path:
-    """A folder of pictures, or the file that `ckpt_path` means."""
-    folder = Path(ckpt_path)
-    of_a_run = (found for pattern in (".hydra", "ckpts", "*.ckpt") for found in folder.glob(pattern))
-    path = folder.resolve() if folder.is_dir() and not any(of_a_run) else find_checkpoint(ckpt_path, work_dir)
-    if not path.is_file() and not path.is_dir():
-        raise UserError(f"ckpt_path={path} is not a file: choose a checkpoint, an ONNX file or a samples.npz")
-    return path
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

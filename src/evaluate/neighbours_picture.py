@@ -1,14 +1,11 @@
 """Images beside the training images that are most like them."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from src.evaluate.copies import N_NEIGHBOURS, Nearest
-from src.evaluate.measure import Real, Result
+from src.evaluate.copies import N_NEIGHBOURS
+from src.evaluate.measure import Result
 from src.metrics.evaluator import N_NEAREST
 from src.pictures.confusion import FONT, INK, PAPER, drawable, fitted
 from src.pictures.pixels import to_pixels
@@ -18,35 +15,27 @@ CELL, GAP, LEFT, TOP = 58, 12, 92, 84  # pixels
 GREY = (110, 110, 110)
 
 
-class Panel(NamedTuple):
-    """A title of up to four lines, images uint8 [N, C, H, W] with their neighbours, and which of them are its rows."""
-
-    title: str
-    images: Tensor
-    nearest: Nearest
-    rows: Sequence[int]
-
-
-def draw_neighbours(result: Result, real: Real) -> np.ndarray:
+def draw_neighbours(result: Result) -> np.ndarray:
     """Three panels side by side as uint8 [H, W, 3]; each row is an image and the training images nearest to it.
 
     The images nearest to a training image, the first image of each class, and the nearest of the held-out images.
     """
-    datamodule, labels = real.evaluator.datamodule, real.evaluator.labels[:N_NEAREST].tolist()
+    real, evaluator = result.real, result.real.evaluator
+    datamodule, labels = evaluator.datamodule, evaluator.labels[:N_NEAREST].tolist()
     names, n = drawable(datamodule.class_names), len(labels)
     first = [labels.index(label) for label in sorted(set(labels))][:N_SHOWN]
     closest, real_closest = (near.closeness.argsort()[:N_SHOWN].tolist() for near in (result.nearest, real.nearest))
-    held_out = to_pixels(datamodule.sets["val"].__getitems__(real.evaluator.held_out[:N_NEAREST].tolist())[0])
-    panels = [
-        Panel(
+    held_out = to_pixels(datamodule.sets["val"].__getitems__(evaluator.held_out[:N_NEAREST].tolist())[0])
+    panels = [  # a title of up to four lines, images, their neighbours, and which images are rows
+        (
             f"The {len(closest)} of {n:,} images that are nearest\nto a training image, and beside them the nearest."
             "\nNumber: distance to the first of these, over the\ndistance from there to another training image",
             result.pixels,
             result.nearest,
             closest,
         ),
-        Panel("The first image of each class,\nnot chosen", result.pixels, result.nearest, first),
-        Panel(
+        ("The first image of each class,\nnot chosen", result.pixels, result.nearest, first),
+        (
             f"For comparison: the {len(real_closest)} of {n:,} real images,\nheld out from training, that are nearest",
             held_out,
             real.nearest,
@@ -54,7 +43,7 @@ def draw_neighbours(result: Result, real: Real) -> np.ndarray:
         ),
     ]
     width = LEFT + CELL + GAP + N_NEIGHBOURS * CELL + 2 * GAP
-    height = TOP + max(len(panel.rows) for panel in panels) * CELL + GAP
+    height = TOP + max(len(rows) for *_, rows in panels) * CELL + GAP
     picture = Image.new("RGB", (width * len(panels), height), PAPER)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(FONT)

@@ -78,7 +78,7 @@ def about_model(model: ImageModel, weights: str, run: Any, data: Any, commit: An
         noise_shape=model.noise_shape,
         weights="ema" if weights == "ema" and model.has_average else "raw",
         run=str(run),
-        data=str(data.get("source")),
+        data=str(data.get("source") or ""),
         commit=str(commit),
         checkpoint=path.name if path else "none",
         checkpoint_sha256=sha256_of(path) if path else "none",

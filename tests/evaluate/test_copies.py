@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from src.evaluate.compare import standard_error
 from src.evaluate.copies import copied, nearest_neighbours, nearest_training_images
+from src.evaluate.measure import standard_error
 from src.metrics.scores import nearest_distance
 
 
