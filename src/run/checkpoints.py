@@ -21,20 +21,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: the file is empty, damaged, not ours, or holds code.
     """
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"ckpt_path={path} is empty: choose another checkpoint")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"ckpt_path={path} is not a checkpoint, or holds more than numbers and text; no code in it was run: choose"
             " another one"
         ) from error
-    except UserError:
-        raise
     except OSError as error:
         raise UserError(f"ckpt_path={path} cannot be read ({error.strerror or error}): choose another one") from error
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... for files that are cut or garbled
-        raise UserError(f"ckpt_path={path} is damaged or not a checkpoint: choose another one") from error
+        found = "damaged or not a checkpoint" if path.stat().st_size else "empty"
+        raise UserError(f"ckpt_path={path} is {found}: choose another one") from error
     weights, config = (checkpoint.get(k) if isinstance(checkpoint, dict) else None for k in ("state_dict", "config"))
     if not (isinstance(weights, dict) and isinstance(config, dict) and all(map(torch.is_tensor, weights.values()))):
         raise UserError(
@@ -47,9 +44,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def build_model(checkpoint: dict[str, Any], path: Path, trusted: Sequence[str] = ()) -> LightningModule:
     """The trained model, from the configuration and the weights in a checkpoint.
 
-    Args:
-        path: of the file, for messages.
-        trusted: packages beside ours whose classes may be built, each with a dot at its end.
+    Packages beside ours whose classes may be built are `trusted`, each with a dot at its end.
 
     Raises:
         UserError: the configuration asks for something that is not a model's part, or does not fit the weights.

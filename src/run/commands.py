@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from src.config.command_line import as_typed, in_quotes
 from src.errors import UserError
-from src.run.remote_checkpoint import fetch, is_remote
+from src.run.remote_checkpoint import ADDRESSES, WANDB, fetch
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ def is_sweep() -> bool:
 def next_command(*overrides: str) -> str:
     """The command that runs this project with `overrides`, from the same folder as now."""
     script = sys.argv[0] if Path(sys.argv[0]).name == "run.py" else "run.py"
-    keys = [each.partition("=")[0] for each in overrides]
-    trust = [each for each in typed_overrides() if each.startswith("trusted_packages=")]  # a key of every verb
-    return shlex.join(["python", script, *overrides, *(trust if "trusted_packages" not in keys else ())])
+    if not any(each.startswith("trusted_packages=") for each in overrides):  # a key of every verb
+        overrides += tuple(each for each in typed_overrides() if each.startswith("trusted_packages="))
+    return shlex.join(["python", script, *overrides])
 
 
 def a_list(texts: Iterable[object]) -> str:
@@ -54,28 +54,21 @@ def run_folders(work_dir: str | Path) -> list[Path]:
         for depth, name in enumerate(("run.json", "ckpts/last.ckpt"))
         for path in [*logs.glob(f"runs/*/*/{name}"), *logs.glob(f"multiruns/*/*/*/{name}")]
     }
-    return sorted(found, key=begun)
-
-
-def begun(folder: Path) -> float:
-    """When a run was started: the first file that it writes never changes."""
-    first = folder / ".hydra" / "overrides.yaml"
-    return (first if first.exists() else folder).stat().st_mtime
+    first = {run: run / ".hydra" / "overrides.yaml" for run in found}  # the first file that a run writes never changes
+    return sorted(found, key=lambda run: (first[run] if first[run].exists() else run).stat().st_mtime)
 
 
 def find_checkpoint(ckpt_path: str, work_dir: str | Path, newest_run: bool = False) -> Path:
     """The file that `ckpt_path` means, which is fetched if need be: the one place where a typed path is looked up.
 
     Args:
-        ckpt_path: a file, an address, or `last` for `ckpts/last.ckpt` of the newest training run.
-        work_dir: the folder of `logs/`.
-        newest_run: whether to refuse `last` where the newest run has no checkpoint yet, instead of warning and taking
-            the run before it.
+        ckpt_path: a file, an address, or `last` for `ckpts/last.ckpt` of the newest training run in `work_dir`.
+        newest_run: refuse `last` where the newest run has no checkpoint yet, instead of a warning and the run before.
 
     Raises:
         UserError: there is no such file.
     """
-    if is_remote(ckpt_path):
+    if ckpt_path.lower().startswith((WANDB, *ADDRESSES)):
         return fetch(ckpt_path, work_dir)
     if ckpt_path == "last":
         last = Path("ckpts", "last.ckpt")

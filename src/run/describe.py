@@ -1,5 +1,6 @@
 """What a run is called, and what its files say of it."""
 
+from importlib.metadata import version
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -10,10 +11,10 @@ from src.config.text import escaped
 from src.datamodules.image_datamodule import ImageDataModule
 from src.run.commands import is_sweep, typed_overrides
 from src.run.loggers import LONGEST_TAG
-from src.run.provenance import origin_of_run, versions
+from src.run.provenance import origin_of_run
 from src.run.resume import Past
 
-NAMED = ("model.", "datamodule.", "model/", "+model.")  # overrides that a run's name shows
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
 
 
 def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
@@ -23,7 +24,11 @@ def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
     source = getattr(datamodule, "source", type(datamodule).__name__)
     typed = typed_overrides()
     # What sets a run apart from others of its experiment, as far as it fits into a name.
-    changes = [each.removeprefix("model.").removeprefix("datamodule.") for each in typed if each.startswith(NAMED)]
+    changes = [
+        each.removeprefix("model.").removeprefix("datamodule.")
+        for each in typed
+        if each.startswith(("model.", "datamodule.", "model/", "+model."))
+    ]
     group = "-".join([experiment, source, *changes])[:80]
     with open_dict(config):
         config.data_source = escaped(source)
@@ -46,15 +51,16 @@ def describe(config: DictConfig, model: LightningModule, datamodule: LightningDa
             "channels": datamodule.channels,
         }
     origin = origin_of_run()
+    resumed = {"checkpoint": str(past.checkpoint), "batch": past.batch, "folders": list(past.folders)}
     return {
         "name": config.name,
         "started": past.started,
-        "resumed_from": past.origin,
+        "resumed_from": resumed if past.checkpoint else None,
         "command": origin["command"],
         "overrides": typed_overrides(),
         "commit": origin["commit"],
         "machine": origin["machine"],
-        "versions": versions(),
+        "versions": {package: version(package) for package in PACKAGES},
         "data": data,
         "curves": getattr(model, "curves", []),
         "tables": getattr(model, "tables", {}),

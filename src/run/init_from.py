@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, open_dict
 from pytorch_lightning import LightningModule
-from torch import Tensor, nn
+from torch import nn
 
 from src.config.text import escaped
 from src.errors import UserError
@@ -18,8 +18,6 @@ from src.run.checkpoints import read_checkpoint
 from src.run.commands import find_checkpoint
 
 log = logging.getLogger(__name__)
-
-NAMES = 3  # of weights in a message
 
 
 def read_start(config: DictConfig) -> dict[str, Any]:
@@ -57,18 +55,29 @@ def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Se
         UserError: nothing fits.
     """
     ours, theirs = model.state_dict(), checkpoint["state_dict"]
-    names = _class_names(checkpoint)
+    data = checkpoint.get("data")
+    known = data.get("classes") if isinstance(data, dict) else None
+    names = [str(name) for name in known] if isinstance(known, list) else []
+    if len(set(names)) != len(names):
+        names = []
     modules = dict(model.named_modules())
     averages = tuple(f"{name}." for name, module in modules.items() if isinstance(module, EMA))
     embeddings = tuple(f"{name}." for name, module in modules.items() if isinstance(module, nn.Embedding))
     parameters = {name for name, _ in model.named_parameters()}
-    rows = [(i, names.index(name)) for i, name in enumerate(classes) if name in names] if names else []
+    rows = [(i, names.index(name)) for i, name in enumerate(classes) if name in names]
     taken, partly, anew = list[str](), list[str](), list[str]()
     for name, weight in ours.items():
         found = theirs.get(name)
         if name.startswith(averages):
             continue
-        if found is not None and name.startswith(embeddings) and _have_rows(found, weight, names, classes):
+        by_class = (
+            found is not None
+            and name.startswith(embeddings)
+            and 0 not in (found.dim(), weight.dim())
+            and found.shape == (len(names), *weight.shape[1:])
+            and len(weight) == len(classes)
+        )
+        if by_class:
             for i, j in rows:
                 weight[i].copy_(found[j])
             (taken if len(rows) == len(classes) else partly if rows else anew).append(name)
@@ -89,20 +98,5 @@ def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Se
     log.info("init_from=%s: %s", path, "; ".join(said))
 
 
-def _class_names(checkpoint: dict[str, Any]) -> list[str]:
-    """The names of the classes of a checkpoint's model; empty if they are not known."""
-    data = checkpoint.get("data")
-    names = data.get("classes") if isinstance(data, dict) else None
-    return [str(name) for name in names] if isinstance(names, list) and len({*map(str, names)}) == len(names) else []
-
-
-def _have_rows(found: Tensor, weight: Tensor, names: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether both embeddings have a row for each of their classes, and rows of the same length."""
-    if 0 in (found.dim(), weight.dim()) or found.shape[1:] != weight.shape[1:]:
-        return False
-    return (len(found), len(weight)) == (len(names), len(classes))
-
-
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-    return ", ".join(names[:NAMES]) + more
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

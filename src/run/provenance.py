@@ -4,7 +4,6 @@ import os
 import platform
 import shlex
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -13,7 +12,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.run.commands import typed_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
 
 
 def provenance(command: str) -> dict[str, str]:
@@ -36,17 +34,6 @@ def provenance(command: str) -> dict[str, str]:
 def origin_of_run() -> dict[str, str]:
     """The provenance of this command; ask for it when a run starts, as the commit may change while it goes on."""
     return provenance(shlex.join(["python", "run.py", *typed_overrides()]))
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages that a result depends on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 @rank_zero_only

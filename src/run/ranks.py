@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from src.config.command_line import as_typed
 from src.errors import UserError
 
-LONGEST_MESSAGE = 65536  # bytes between machines
 agreed: dict[str, str] = {}  # the folder that all processes use, by the one that this process would use alone
 
 
@@ -48,29 +47,26 @@ def let_first_record() -> list[str]:
 
 def one_folder(folder: str, _root_: DictConfig) -> str:
     """The folder of the first process: `folder`, or what that process chose instead."""
-    if folder not in agreed:
+    if folder in agreed:
+        return agreed[folder]
+    if by_torchrun() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch.distributed import TCPStore  # here, because verbs that only serve do without torch
+
+        # The store through which torchrun's processes find each other.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5))
+        key = f"run_folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        if is_first():
+            store.set(key, folder)
+        agreed[folder] = str(store.get(key).decode())
+    elif by_srun():  # its tasks cannot talk to each other yet
+        step = [os.environ[name] for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT") if name in os.environ]
+        job = os.environ.get("SLURM_JOB_ID", "job")
+        agreed[folder] = str(Path(folder).parents[1] / f"slurm-{job}" / "-".join(["step", *step]))
+    else:
         trainer: Mapping[str, Any] = _root_.get("trainer") or {}
-        if by_torchrun() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            agreed[folder] = _from_torchrun(folder)
-        elif by_srun():  # its tasks cannot talk to each other yet
-            step = [os.environ[name] for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT") if name in os.environ]
-            job = os.environ.get("SLURM_JOB_ID", "job")
-            agreed[folder] = str(Path(folder).parents[1] / f"slurm-{job}" / "-".join(["step", *step]))
-        else:
-            agreed[folder] = wait_for_machines(trainer.get("num_nodes"), trainer.get("nodes_timeout"), folder)
+        agreed[folder] = wait_for_machines(trainer.get("num_nodes"), trainer.get("nodes_timeout"), folder)
     return agreed[folder]
-
-
-def _from_torchrun(folder: str) -> str:
-    """Rank 0's folder, by way of the store through which torchrun's processes find each other."""
-    from torch.distributed import TCPStore  # here, because verbs that only serve do without torch
-
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5))
-    key = f"run_folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-    if is_first():
-        store.set(key, folder)
-    return str(store.get(key).decode())
 
 
 def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:
@@ -101,18 +97,21 @@ def _lead(n: int, timeout: float, folder: str) -> str:
     try:
         server = socket.create_server(("", int(os.environ.get("MASTER_PORT", 0))))
     except OSError as error:
-        port = os.environ.get("MASTER_PORT")
         raise UserError(
-            f"MASTER_PORT={port} cannot be used on this machine ({error.strerror}): set another, or NODE_RANK=1 if this"
-            " is the second machine"
+            f"MASTER_PORT={os.environ.get('MASTER_PORT')} cannot be used on this machine ({error.strerror}): set"
+            " another, or NODE_RANK=1 if this is the second machine"
         ) from error
-    address = os.environ.setdefault("MASTER_ADDR", _own_address())
-    port = os.environ["MASTER_PORT"] = str(server.getsockname()[1])
-    others = f"1 to {n - 1}" if n > 2 else "1"
+    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_ADDR" not in os.environ:
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent; the system chooses the way out
+            address = str(probe.getsockname()[0])
+    port = str(server.getsockname()[1])
+    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": port}
     command = shlex.join(["python", sys.argv[0], *map(as_typed, sys.argv[1:])])
     print(
         f"waiting {timeout:g} s at {address}, port {port}, for {n - 1} more of {n} machines; this one has NODE_RANK=0."
-        f" Type on each of the others, NODE_RANK={others}:\n"
+        f" Type on each of the others, NODE_RANK={f'1 to {n - 1}' if n > 2 else '1'}:\n"
         f"MASTER_ADDR={address} MASTER_PORT={port} NODE_RANK=1 {command}",
         file=sys.stderr,
         flush=True,
@@ -125,8 +124,7 @@ def _lead(n: int, timeout: float, folder: str) -> str:
             try:
                 connection, _ = server.accept()
                 connection.settimeout(5)
-                hello = _receive(connection)
-                their_rank, their_n = int(hello["rank"]), int(hello["machines"])
+                their_rank, their_n = map(int, _receive(connection))
             except TimeoutError:
                 if time.monotonic() < until:  # somebody came and said nothing
                     continue
@@ -136,7 +134,7 @@ def _lead(n: int, timeout: float, folder: str) -> str:
                     f" {timeout:g} s: start it with MASTER_ADDR={address} MASTER_PORT={port}, or wait longer with"
                     " trainer.nodes_timeout=SECONDS"
                 ) from None
-            except (OSError, ValueError, KeyError, TypeError):  # a stranger
+            except (OSError, ValueError, TypeError):  # a stranger
                 continue
             wrong = ""
             if their_n != n:
@@ -145,11 +143,11 @@ def _lead(n: int, timeout: float, folder: str) -> str:
                 wrong = f"two machines have NODE_RANK={their_rank}: number them from 0 to {n - 1}"
             if wrong:
                 for each in [connection, *come.values()]:
-                    _send(each, {"error": wrong})
+                    _send(each, "error", wrong)
                 raise UserError(wrong)
             come[their_rank] = connection
         for connection in come.values():
-            _send(connection, {"folder": folder})
+            _send(connection, "folder", folder)
         for connection in come.values():
             with connection, suppress(OSError):
                 connection.recv(1)  # until the other side closes: a port that closes first is blocked for a while
@@ -168,53 +166,38 @@ def _follow(rank: str, n: int, timeout: float) -> str:
         flush=True,
     )
     until = time.monotonic() + timeout
-    answer: dict[str, Any] = {}
-    while not answer:
-        left = until - time.monotonic()
-        if left <= 0:
-            raise UserError(
-                f"the machines did not meet at {address}, port {port}, within {timeout:g} s: start the one with"
-                " NODE_RANK=0, check MASTER_ADDR and MASTER_PORT, or wait longer with trainer.nodes_timeout=SECONDS"
-            )
+    while (left := until - time.monotonic()) > 0:
         try:
             with socket.create_connection((address, int(port)), timeout=left) as connection:
-                _send(connection, {"rank": rank, "machines": n})
-                connection.settimeout(left)
-                answer = _receive(connection)
+                _send(connection, rank, str(n))
+                kind, text = _receive(connection)
         except socket.gaierror as error:
             raise UserError(f"MASTER_ADDR={address} is not known to this machine: check it") from error
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"what answers at {address}, port {port}, is not this program: check MASTER_ADDR and MASTER_PORT"
             ) from error
         except OSError:  # not there yet, or not any more
             time.sleep(min(0.2, left))
-    if "error" in answer:
-        raise UserError(str(answer["error"]))
-    return str(answer["folder"])
+            continue
+        if kind == "error":
+            raise UserError(str(text))
+        return str(text)
+    raise UserError(
+        f"the machines did not meet at {address}, port {port}, within {timeout:g} s: start the one with NODE_RANK=0,"
+        " check MASTER_ADDR and MASTER_PORT, or wait longer with trainer.nodes_timeout=SECONDS"
+    )
 
 
-def _send(connection: socket.socket, message: dict[str, Any]) -> None:
+def _send(connection: socket.socket, *message: str) -> None:
     connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive(connection: socket.socket) -> dict[str, Any]:
-    """An object in one line of JSON. Otherwise a ValueError, or a ConnectionError if the other side left."""
+def _receive(connection: socket.socket) -> tuple[Any, Any]:
+    """What `_send` sent. A ValueError or TypeError: it was something else; ConnectionError: the other side left."""
     with connection.makefile("rb") as file:
-        line = file.readline(LONGEST_MESSAGE)
+        line = file.readline(65536)
     if not line:
         raise ConnectionError
-    message = json.loads(line)
-    if not isinstance(message, dict) or not message:
-        raise ValueError("not an object")
-    return message
-
-
-def _own_address() -> str:
-    """The address by which other machines reach this one, as far as it knows."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # nothing is sent; the system chooses the way out
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
+    first, second = json.loads(line)
+    return first, second

@@ -15,7 +15,7 @@ from src.run.loggers import finish
 from src.run.resume import Past, go_on, take_over
 from src.run.run_record import RunRecord
 from src.run.signals import StopRequest
-from src.run.summary import record_results, seconds_so_far
+from src.run.summary import seconds_so_far
 
 
 @dataclass
@@ -39,12 +39,7 @@ def recorded(
 ) -> Iterator[Outcome]:
     """For the block, the trainer logs to the run folder and to the loggers of `config`, which are told how it ended.
 
-    Args:
-        config: of the run.
-        trainer: gets the loggers.
-        about: what `run.json` says of the run.
-        past: what the run goes on from.
-        stop: a signal that it names ends the block without an error.
+    A signal that `stop` names ends the block without an error; `about` is what `run.json` says of the run.
     """
     run_dir = Path(trainer.default_root_dir)
     record = RunRecord(run_dir, about, take_over(past, run_dir) or ())
@@ -59,7 +54,7 @@ def recorded(
             )
         trainer.loggers = [*loggers, record]
         yield outcome
-        record_results(about, run_dir, outcome.metrics, seconds_so_far(run_dir, past.seconds))
+        record.write_results(outcome.metrics, seconds_so_far(run_dir, past.seconds))
         outcome.exit_code = 0
     except (SystemExit, KeyboardInterrupt):
         if stop.signum is None:

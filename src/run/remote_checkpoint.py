@@ -26,24 +26,13 @@ log = logging.getLogger(__name__)
 WANDB = "wandb:"
 ADDRESSES = ("https://", "http://")
 ENDINGS = (".ckpt", ".onnx", ".npz")
-THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 ANSWERS = {401: "it asks who you are", 403: "you may not read it", 404: "there is no such file", 410: "it is gone"}
 TIMEOUT_S = 30.0  # without a byte
 LARGEST = 8 * 2**30  # bytes of a file
-CHUNK = 2**20
-
-
-def is_remote(ckpt_path: str) -> bool:
-    """Whether `ckpt_path` is an address or a W&B artifact, not a file."""
-    return ckpt_path.lower().startswith((WANDB, *ADDRESSES))
 
 
 def fetch(ckpt_path: str, work_dir: str | Path) -> Path:
-    """The file at an address or in an artifact, on this machine; its content is not trusted.
-
-    Args:
-        ckpt_path: `https://...`, or `wandb:ENTITY/PROJECT/NAME:ALIAS`.
-        work_dir: its `logs/.checkpoints/` keeps what was fetched.
+    """The file at `https://...` or `wandb:ENTITY/PROJECT/NAME:ALIAS`, kept in `logs/.checkpoints/` of `work_dir`.
 
     Raises:
         UserError: it cannot be fetched, or cannot be a checkpoint.
@@ -82,7 +71,7 @@ def _from_address(address: str, cache: Path) -> Path:
         raise UserError(f"ckpt_path={address} names no server: type https://SERVER/FILE")
     if parts.username or parts.password:
         raise UserError("ckpt_path is an address with a password, which the run would keep: type it without")
-    if parts.scheme.lower() == "http" and parts.hostname not in THIS_MACHINE:
+    if parts.scheme.lower() == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
         log.warning("ckpt_path=%s is not encrypted, so that anybody on the way can change the file: use https", address)
     folder = cache / hashlib.sha256(address.encode()).hexdigest()[:16]
     kept = next((path for path in sorted(folder.glob("*")) if path.suffix in ENDINGS), None)
@@ -110,7 +99,7 @@ def _from_address(address: str, cache: Path) -> Path:
 
 
 def _download(address: str, answer: HTTPResponse, folder: Path) -> Path:
-    """Writes the answer to a file in `folder`, whole or not at all."""
+    """Writes the answer to a file in `folder`, whole or not at all, with the ending that its content asks for."""
     length = answer.headers.get("Content-Length", "")
     size = int(length) if length.isdigit() else None
     _check_size(address, size or 0)
@@ -120,15 +109,25 @@ def _download(address: str, answer: HTTPResponse, folder: Path) -> Path:
         partial = Path(scratch) / "partial"
         with open(partial, "wb") as file, Progress(*columns, transient=True) as progress:
             bar = progress.add_task("", total=size)
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read(2**20):
                 file.write(chunk)
                 progress.advance(bar, len(chunk))
                 _check_size(address, file.tell())
         if size is not None and partial.stat().st_size != size:
             raise UserError(f"ckpt_path={address} ended after {partial.stat().st_size:,} of {size:,} bytes: try again")
+        with open(partial, "rb") as file:
+            begins = file.read(64).lstrip()
+        if begins[:1] == b"<":
+            raise UserError(f"ckpt_path={address} is a web page, not a file: type the address of the file itself")
         disposition = re.search(r'filename="?([^";]+)', answer.headers.get("Content-Disposition", ""))
         name = disposition[1] if disposition else unquote(urlsplit(address).path)
-        path = folder / _safe_name(address, name, partial)
+        stem, ending = os.path.splitext(re.split(r"[/\\]", name)[-1])
+        if ending.lower() not in ENDINGS:
+            ending = ".onnx" if begins[:1] == b"\x08" else ".ckpt"  # how a model of ONNX begins
+            if zipfile.is_zipfile(partial):
+                with zipfile.ZipFile(partial) as archive:
+                    ending = ".npz" if all(each.endswith(".npy") for each in archive.namelist()) else ".ckpt"
+        path = folder / ((re.sub(r"[^\w-]", "_", stem).strip("_")[:80] or "model") + ending.lower())
         os.replace(partial, path)
     return path
 
@@ -138,22 +137,6 @@ def _check_size(what: str, size: int) -> None:
         raise UserError(
             f"ckpt_path={what} is larger than {LARGEST / 2**30:g} GiB: fetch it yourself, and name the file"
         )
-
-
-def _safe_name(address: str, name: str, content: Path) -> str:
-    """A file name with the ending that the content asks for."""
-    with open(content, "rb") as file:
-        begins = file.read(64).lstrip()
-    if begins[:1] == b"<":
-        raise UserError(f"ckpt_path={address} is a web page, not a file: type the address of the file itself")
-    stem, ending = os.path.splitext(re.split(r"[/\\]", name)[-1])
-    if ending.lower() not in ENDINGS:
-        if zipfile.is_zipfile(content):
-            with zipfile.ZipFile(content) as archive:
-                ending = ".npz" if all(each.endswith(".npy") for each in archive.namelist()) else ".ckpt"
-        else:
-            ending = ".onnx" if begins[:1] == b"\x08" else ".ckpt"  # how a model of ONNX begins
-    return (re.sub(r"[^\w-]", "_", stem).strip("_")[:80] or "model") + ending.lower()
 
 
 def _from_wandb(name: str, cache: Path) -> Path:

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +30,6 @@ from src.run.commands import find_checkpoint, is_sweep
 from src.run.run_record import read_rows
 
 log = logging.getLogger(__name__)
-
-# Options that do not change what a model learns.
-WHERE_AND_HOW_FAST = ("data_dir", "num_workers", "pin_memory", "offline_fallback")
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,6 @@ class Past:
     folders: tuple[str, ...] = ()
     folder: Path | None = None
 
-    @property
-    def origin(self) -> dict[str, Any] | None:
-        """What `run.json` says about it."""
-        if self.checkpoint is None:
-            return None
-        return {"checkpoint": str(self.checkpoint), "batch": self.batch, "folders": list(self.folders)}
-
 
 def resume_from(config: DictConfig, model: LightningModule) -> Past:
     """Reads the checkpoint to resume, and sets W&B and MLflow to go on with the same runs.
@@ -83,20 +73,27 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
         checkpoint["optimizer_states"], checkpoint["pytorch-lightning_version"]
         again = validation["started"] > validation["completed"]
         seconds, started, folders = (checkpoint[key] for key in ("seconds", "started", "folders"))
-        folder = _run_folder(path, checkpoint)
+        # Where the file lies, or where the run was; none of them may be that run's any more.
+        around = {folder: _about(folder) for folder in (path.parent.parent, Path(folders[-1]))}
+        folder = next((folder for folder, about in around.items() if about.get("started") == started), None)
         past = Past(path, checkpoint["global_step"], epochs, again, seconds, started, tuple(folders), folder)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"ckpt_path={path} holds weights only, from which training cannot resume: choose a ckpts/last.ckpt"
         ) from error
-    _check_limits(config, past)
+    ended = folder is None or around[folder].get("status") == "finished"
+    for key, what, done in [("max_epochs", "epoch", past.epoch), ("max_steps", "batch", past.batch)]:
+        limit = config.trainer[key]
+        to_test = limit == done and config.test_after_training and not ended  # it was stopped in its test
+        if limit is not None and 0 < limit <= done and not to_test:
+            raise UserError(f"ckpt_path={path} is at {what} {done} already: set trainer.{key} above {done}")
     with open_dict(config):
         config.ckpt_path = escaped(str(path))
         loggers: Any = config.get("logger") or {}
         for name, key in [("wandb", "id"), ("mlflow", "run_id")]:
             if loggers.get(name) is not None and loggers[name].get(key) is None and not is_sweep():
                 loggers[name][key] = checkpoint["loggers"].get(name)
-        if loggers.get("tensorboard") is not None and past.folder is not None:
+        if loggers.get("tensorboard") is not None and folder is not None:
             # TensorBoard then hides what earlier files have from the checkpoint on; they have the parameters, too.
             loggers["tensorboard"].update({"purge_step": past.batch, "default_hp_metric": False})
     before: Any = checkpoint["config"]
@@ -111,40 +108,25 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
     return past
 
 
-def _check_limits(config: DictConfig, past: Past) -> None:
-    """Refuses a run that has nothing left to do; a run that was stopped in its test still has to test."""
-    ended = past.folder is None or _about(past.folder).get("status") == "finished"
-    to_test = config.test_after_training and not ended
-    for key, what, done in [("max_epochs", "epoch", past.epoch), ("max_steps", "batch", past.batch)]:
-        limit = config.trainer[key]
-        if limit is not None and 0 < limit <= done and not (limit == done and to_test):
-            raise UserError(f"ckpt_path={past.checkpoint} is at {what} {done} already: set trainer.{key} above {done}")
-
-
-def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
-    """The keys of the model, the data and the seed that differ between two configurations."""
-    changed = []
-    for key in before.keys() | now.keys():
-        name, a, b = f"{prefix}{key}", before.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict) and (prefix or key in ("model", "datamodule")):
-            changed += changed_keys(a, b, f"{name}.")
-        elif a != b and (prefix or key == "seed") and key not in WHERE_AND_HOW_FAST:
-            changed.append(name)
-    return sorted(changed)
-
-
-def _run_folder(path: Path, checkpoint: dict[str, Any]) -> Path | None:
-    """The folder of the run that wrote a checkpoint: where the file lies, or where it was; None: it is gone."""
-    around = (path.parent.parent, Path(checkpoint["folders"][-1]))
-    return next((each for each in around if _about(each).get("started") == checkpoint["started"]), None)
-
-
 def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return about if isinstance(about, dict) else {}
+
+
+def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """The keys of the model, the data and the seed that differ between two configurations."""
+    where_and_how_fast = ("data_dir", "num_workers", "pin_memory", "offline_fallback")  # a model learns the same
+    changed = []
+    for key in before.keys() | now.keys():
+        name, a, b = f"{prefix}{key}", before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict) and (prefix or key in ("model", "datamodule")):
+            changed += changed_keys(a, b, f"{name}.")
+        elif a != b and (prefix or key == "seed") and key not in where_and_how_fast:
+            changed.append(name)
+    return sorted(changed)
 
 
 @rank_zero_only
@@ -177,16 +159,16 @@ def take_over(past: Past, run_dir: Path) -> list[dict[str, Any]]:
                     shutil.copyfile(picture, copy)
                 elif in_place and not is_past:
                     picture.unlink()
-        return [row for row in read_rows(past.folder / "metrics.jsonl") if _is_kept(row, row["step"], past)]
+        return [row for row in read_rows(past.folder / "metrics.jsonl") if _is_kept(row, past)]
     except OSError as error:
         log.warning("not all of the run so far could be taken over (%s)", error)
         return []
 
 
-def _is_kept(row: Iterable[str], step: int, past: Past) -> bool:
-    """Whether the resumed run will not log a row with these names again."""
-    again = past.validates and step == past.batch - 1 and any(name.startswith("val/") for name in row)
-    return step < past.batch and not again
+def _is_kept(row: Mapping[str, Any], past: Past) -> bool:
+    """Whether the resumed run will not log a row again."""
+    again = past.validates and row["step"] == past.batch - 1 and any(name.startswith("val/") for name in row)
+    return row["step"] < past.batch and not again
 
 
 def wandb_folders(past: Past, run: Any) -> list[Path]:
@@ -200,19 +182,25 @@ def go_on(logger: Logger, past: Past, run_dir: Path) -> None:
     """Gives a logger that keeps files what the run logged before, if anything."""
     if past.folder is None:
         return
-    if isinstance(logger, WandbLogger):
-        run = logger.experiment
-        parts = reversed(wandb_folders(past, run)) if run.offline else ()
-        if n_rows := next(filter(None, map(_n_rows, parts)), 0):  # the last part that logged anything
-            run.log({}, step=n_rows)  # W&B drops rows whose number it has seen; online, its server says where to begin
+    if isinstance(logger, WandbLogger) and logger.experiment.offline:  # online, its server says where to begin
+        for part in reversed(wandb_folders(past, logger.experiment)):
+            inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(part)]
+            done = subprocess.run(inspect, capture_output=True, encoding="utf-8")
+            last = json.loads(done.stdout)["step"] if done.returncode == 0 else None
+            if last is not None:  # the last part that logged anything
+                logger.experiment.log({}, step=last + 1)  # W&B drops rows whose number it has seen
+                break
     if not isinstance(logger, (CSVLogger, TensorBoardLogger)):
         return
     here = Path(logger.log_dir).resolve()
     there = past.folder / here.relative_to(run_dir.resolve()) if here.is_relative_to(run_dir.resolve()) else here
     try:
         if isinstance(logger, CSVLogger):
-            rows = list(_rows_before(there / "metrics.csv", past))
-            logger.experiment.metrics += rows  # as if they had been logged now
+            text = (there / "metrics.csv").read_text(encoding="utf-8")
+            for row in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):  # a kill may cut the last line
+                logged = {name: value for name, value in row.items() if value} | {"step": int(row["step"])}
+                if _is_kept(logged, past):
+                    logger.experiment.metrics.append(logged)  # as if it had been logged now
             logger.save()
         elif there.resolve() != here:
             here.mkdir(parents=True, exist_ok=True)
@@ -220,20 +208,3 @@ def go_on(logger: Logger, past: Past, run_dir: Path) -> None:
                 shutil.copyfile(events, here / events.name)
     except OSError as error:
         log.warning("%s begins at batch %d (%s)", here, past.batch, error)
-
-
-def _n_rows(folder: Path) -> int:
-    """How many rows an offline W&B run has; 0 where its file cannot be read."""
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(folder)]
-    done = subprocess.run(inspect, capture_output=True, encoding="utf-8")
-    last = json.loads(done.stdout)["step"] if done.returncode == 0 else None
-    return 0 if last is None else last + 1
-
-
-def _rows_before(path: Path, past: Past) -> Iterator[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may cut the last one
-    for row in csv.DictReader(lines):
-        logged = {name: value for name, value in row.items() if value} | {"step": int(row["step"])}
-        if _is_kept(logged, int(row["step"]), past):
-            yield logged

@@ -15,8 +15,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.run.files import replacing
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
-FORMAT = 1
-
 
 class RunRecord(Logger):
     """Keeps a run in its folder, whatever other loggers there are, so that it can be judged from the folder alone.
@@ -30,7 +28,7 @@ class RunRecord(Logger):
         history: rows that come first, of the run that is being resumed.
 
     Attributes:
-        values: the last one of each metric.
+        values: the last value of each metric.
     """
 
     name = None
@@ -39,7 +37,7 @@ class RunRecord(Logger):
     def __init__(self, folder: Path, about: Mapping[str, Any], history: Iterable[dict[str, Any]] = ()) -> None:
         super().__init__()
         self.folder = folder
-        self.about = {"format": FORMAT, "status": "running", **about, "seconds": None}
+        self.about = {"format": 1, "status": "running", **about, "seconds": None}
         self.values: dict[str, float | None] = {}
         self._begun = time.perf_counter()
         self._metrics_file = folder / "metrics.jsonl"
@@ -85,6 +83,17 @@ class RunRecord(Logger):
                 if finite := [value for value in values if value is not None]:
                     found[name] = {which: choose(finite), "last": math.nan if values[-1] is None else values[-1]}
         return found
+
+    @rank_zero_only
+    def write_results(self, metrics: Mapping[str, float], seconds: float | None) -> None:
+        """Writes `results.json`: the final metrics but training's, and their origin."""
+        record = {
+            **{key: self.about[key] for key in ("name", "command", "commit", "machine")},
+            "versions": ", ".join(f"{name} {version}" for name, version in self.about["versions"].items()),
+            "seconds": seconds,
+            "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
+        }
+        (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def end(self, status: str, seconds: float | None) -> None:
         """Writes into `run.json` how the run ended, and the seconds that the whole command took."""

@@ -1,9 +1,7 @@
 """What a run prints: its configuration at the start, its results and the next commands at the end."""
 
-import json
 import shlex
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from src.config.text import without_zeros
 from src.run.commands import next_command, typed_overrides
 from src.run.console import plain_console
 from src.run.resume import Past, wandb_folders
-from src.run.trust import packages_to_trust, trusted_packages
+from src.run.trust import strangers, trusted_packages
 
 
 @rank_zero_only
@@ -40,20 +38,6 @@ def record_config(config: DictConfig, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / "config_tree.txt", "w", encoding="utf-8", errors="backslashreplace") as file:
         Console(file=file, width=120, markup=False, emoji=False).print(tree)
-
-
-@rank_zero_only
-def record_results(
-    about: Mapping[str, Any], run_dir: Path, metrics: Mapping[str, float], seconds: float | None
-) -> None:
-    """Writes `results.json` in the run folder: the final metrics but training's, and their origin from `run.json`."""
-    record = {
-        **{key: about[key] for key in ("name", "command", "commit", "machine")},
-        "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
-        "seconds": seconds,
-        "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
-    }
-    (run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def seconds_so_far(run_dir: Path, before: float = 0.0) -> float | None:
@@ -88,43 +72,31 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
     made["samples"] = samples[-1] if samples else ""
     lines = [(label, str(path)) for label, path in made.items() if path and Path(path).exists()]
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            lines += _wandb_commands(logger, past)
+        if isinstance(logger, WandbLogger) and not logger.experiment.offline:
+            lines.append(("view", logger.experiment.url))
+        elif isinstance(logger, WandbLogger):
+            run = logger.experiment
+            paths = [str(path) for path in (*wandb_folders(past, run), Path(run.dir).parent)]
+            lines += [("view", shlex.join(["wandb", "leet", path])) for path in paths]
+            lines.append(("upload", shlex.join(["wandb", "sync", *paths])))
     if checkpoint.exists():
+        # To resume: what was typed, with twice the limit that the run has reached.
+        replaced = {"ckpt_path": str(checkpoint)} | ({"init_from": "null"} if config.init_from else {})
+        for key, done in [("max_epochs", trainer.current_epoch), ("max_steps", trainer.global_step)]:
+            limit = config.trainer[key]
+            if metrics and limit is not None and 0 < limit <= done:
+                replaced[f"trainer.{key}"] = str(2 * limit)
+        kept = [override for override in typed_overrides() if override.partition("=")[0] not in replaced]
+        lines.append(("resume", next_command(*kept, *(f"{key}={value}" for key, value in replaced.items()))))
+
         a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
         classes = [str(name) for name in getattr(trainer.datamodule, "class_names", [])]  # type: ignore[attr-defined]
         plain = a_class >= len(classes) or classes[a_class] == str(a_class) or not any(map(without_zeros, classes))
         label = str(a_class) if plain else f'"#{a_class}"'  # by number, as names look like other numbers
-        trust = []
-        if missing := packages_to_trust(config):
+        sample = ["task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{label}]"]
+        if missing := sorted({*strangers(config).values()} - {""}):
             trusted = [package.rstrip(".") for package in trusted_packages(config)]
-            trust = [f"trusted_packages=[{','.join([*trusted, *missing])}]"]
-        lines += [
-            ("resume", next_command(*_resume_overrides(config, trainer, checkpoint, ended=bool(metrics)))),
-            ("sample", next_command("task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{label}]", *trust)),
-        ]
+            sample.append(f"trusted_packages=[{','.join([*trusted, *missing])}]")
+        lines.append(("sample", next_command(*sample)))
     for label, line in lines:
         console.print(f"{label:<11} {line}")
-
-
-def _wandb_commands(logger: WandbLogger, past: Past) -> list[tuple[str, str]]:
-    run = logger.experiment
-    if not run.offline:
-        return [("view", run.url)]
-    paths = [str(path) for path in (*wandb_folders(past, run), Path(run.dir).parent)]
-    return [
-        *(("view", shlex.join(["wandb", "leet", path])) for path in paths),
-        ("upload", shlex.join(["wandb", "sync", *paths])),
-    ]
-
-
-def _resume_overrides(config: DictConfig, trainer: Trainer, checkpoint: Path, ended: bool) -> list[str]:
-    """The arguments of this run with its checkpoint, and with twice the limit that the run has reached."""
-    typed = typed_overrides()
-    replaced = {"ckpt_path": str(checkpoint)} | ({"init_from": "null"} if config.init_from else {})
-    for key, done in [("max_epochs", trainer.current_epoch), ("max_steps", trainer.global_step)]:
-        limit = config.trainer[key]
-        if ended and limit is not None and 0 < limit <= done:
-            replaced[f"trainer.{key}"] = str(2 * limit)
-    kept = [override for override in typed if override.partition("=")[0] not in replaced]
-    return kept + [f"{key}={value}" for key, value in replaced.items()]

@@ -21,7 +21,6 @@ from src.run.ranks import by_torchrun, wait_for_machines
 
 log = logging.getLogger(__name__)
 
-Gpus = int | str | Sequence[int] | None
 Processes = Annotated[int, Field(ge=1, le=1024)]
 NotNegative = Annotated[int, Field(ge=0)]
 Limit = Annotated[Count | Literal[-1], Field(description="a whole number of at least 1, or -1 for no limit")]
@@ -32,8 +31,6 @@ SomeBatches = Annotated[
     Count | Annotated[float, Field(gt=0, le=1)],
     Field(description="a number of batches, above 0, or a share of them such as 0.5"),
 ]
-# Lightning's own arguments that other parts of a run decide, and how to choose them.
-ELSEWHERE = {"logger": "logger=csv", "enable_checkpointing": "callbacks=none", "plugins": "a callback"}
 # Lightning's own arguments, with the ranges that it does not state.
 DECLARED = {
     "min_epochs": NotNegative | None,
@@ -70,8 +67,7 @@ def make_trainer(
         gpus: 0: the CPU; n: that many GPUs; -1: all there are; a list: the GPUs with these numbers. Numbers may come
             as text. None: `accelerator` and `devices` decide, as in Lightning.
         callbacks: those that `enable_progress_bar` and `enable_model_summary` switch off are left out.
-        accelerator: as in Lightning; `gpus` wins where it names GPUs.
-        devices: processes where `gpus` names no GPUs.
+        accelerator, devices: as in Lightning; `gpus` wins where it names GPUs.
         strategy: as in Lightning; "ddp", and "auto" on several devices, is DDP with what two optimizers need.
         num_nodes: machines.
         nodes_timeout: seconds to wait for machines that are started by hand.
@@ -81,13 +77,14 @@ def make_trainer(
         ValueError: an argument is of the wrong kind or out of range, or more GPUs are asked for than there are.
         UserError: a machine did not come in time.
     """
-    for name, remedy in ELSEWHERE.items():
+    decided_elsewhere = {"logger": "logger=csv", "enable_checkpointing": "callbacks=none", "plugins": "a callback"}
+    for name, remedy in decided_elsewhere.items():
         if name in kwargs:
             raise ValueError(f"{name} cannot be set here: use {remedy}")
     check_arguments(Trainer, kwargs, "trainer", DECLARED)
     wanted = parse_gpus(gpus)
-    if wanted is not None and wanted != 0:
-        accelerator, devices = "gpu", check_gpus(wanted)
+    if wanted:
+        accelerator, devices = "gpu", wanted
     elif wanted == 0 and accelerator == "auto":
         accelerator = "cpu"
     if accelerator == "cpu":
@@ -126,34 +123,35 @@ def make_trainer(
     )
 
 
-def parse_gpus(gpus: Gpus) -> int | list[int] | None:
-    """`gpus` as a number or a list of device numbers, or else a ValueError."""
-    numbers: Any = gpus
+def parse_gpus(gpus: Any) -> int | list[int] | None:
+    """`gpus` as a number or a list of device numbers, or else a ValueError that says what is possible here."""
+    numbers = gpus
     if isinstance(gpus, str):
         parts = [part.strip() for part in gpus.strip("[] ").split(",")]
         if all(part.lstrip("-").isdigit() for part in parts):
             numbers = int(parts[0]) if len(parts) == 1 and "[" not in gpus else [int(part) for part in parts]
-    if numbers is None or (type(numbers) is int and numbers >= -1):  # true is not 1
+    if numbers is None or (numbers == 0 and type(numbers) is int):
         return numbers
-    is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) > 0
-    if is_list and all(type(n) is int and n >= 0 for n in numbers) and len(set(numbers)) == len(numbers):
-        return list(numbers)
-    raise ValueError(
-        f"gpus must be 0 (the CPU), a number of GPUs, -1 (all of them) or a list such as [0,1], not {gpus!r}"
-    )
-
-
-def check_gpus(wanted: int | list[int]) -> int | list[int]:
-    """`wanted` if this machine has it, or else a ValueError that says what there is."""
-    names = gpu_names()
-    needed = max(wanted) + 1 if isinstance(wanted, list) else max(wanted, 1)
+    if type(numbers) is int and numbers >= -1:  # true is not 1
+        needed = max(numbers, 1)
+    elif (
+        isinstance(numbers, Sequence)
+        and all(type(n) is int and n >= 0 for n in numbers)
+        and len(set(numbers)) == len(numbers) > 0
+    ):
+        numbers = list(numbers)
+        needed = max(numbers) + 1
+    else:
+        raise ValueError(
+            f"gpus must be 0 (the CPU), a number of GPUs, -1 (all of them) or a list such as [0,1], not {gpus!r}"
+        )
+    names, shown = gpu_names(), str(numbers).replace(" ", "")
+    if not names:
+        raise ValueError(f"gpus is {shown}, but this machine has no GPU: use trainer.gpus=0 for the CPU")
     if needed > len(names):
-        shown = str(wanted).replace(" ", "")
-        if not names:
-            raise ValueError(f"gpus is {shown}, but this machine has no GPU: use trainer.gpus=0 for the CPU")
         listed = ", ".join(f"{i}: {name}" for i, name in enumerate(names))
         raise ValueError(f"gpus is {shown}, but this machine has {len(names)} ({listed}): use trainer.gpus=-1 for all")
-    return wanted
+    return numbers
 
 
 def gpu_names() -> list[str]:
@@ -164,10 +162,9 @@ def gpu_names() -> list[str]:
 
 def point_out_gpu(trainer: Trainer, typed: Sequence[str]) -> None:
     """Says so where a run uses the CPU although there is a GPU, and no typed override says where to run."""
-    chosen = ("trainer=", "trainer.gpus=", "trainer.accelerator=", "debug=")
-    if not isinstance(trainer.accelerator, CPUAccelerator) or any(each.startswith(chosen) for each in typed):
-        return
-    if trainer.is_global_zero and (names := gpu_names()):
+    on_cpu = trainer.is_global_zero and isinstance(trainer.accelerator, CPUAccelerator)
+    chosen = any(each.startswith(("trainer=", "trainer.gpus=", "trainer.accelerator=", "debug=")) for each in typed)
+    if on_cpu and not chosen and (names := gpu_names()):
         log.info("training on the CPU, but this machine has a GPU (%s): type trainer.gpus=1 to use it", names[0])
 
 

@@ -65,35 +65,30 @@ def refuse_untrusted(config: Any, path: Path, trusted: Sequence[str] = MODELS) -
             )
 
 
-def packages_to_trust(config: DictConfig) -> list[str]:
-    """The packages without which no verb would use the checkpoints of the run that `config` describes."""
-    return sorted({package for _, package in _strangers(config) if package})
+def strangers(config: DictConfig) -> dict[str, str]:
+    """Each `_target_` of the model and the data that is not trusted, and the package to trust for it, "" if none."""
+    ours, found = trusted_packages(config), {}
+    for key, packages in (("model", MODELS), ("datamodule", DATA)):
+        for name, target in _leaves(OmegaConf.to_container(config[key], resolve=True)):
+            if name and (doubt := _doubt(target, (*packages, *ours), may_import=True)):
+                found[target] = doubt[1]
+    return found
 
 
 def warn_of_strangers(config: DictConfig) -> None:
     """Says before training which parts the verbs would refuse to build from a checkpoint, and what to type then."""
-    strangers = list(_strangers(config))
-    if packages := ",".join(packages_to_trust(config)):
+    found = strangers(config)
+    if packages := ",".join(sorted({*found.values()} - {""})):
         log.warning(
             "%s: from elsewhere, so that sample, evaluate and the other verbs will use this run's checkpoints only with"
             " trusted_packages=[%s], or with %s=%s in .env",
-            *(", ".join(target for target, package in strangers if package), packages, VARIABLE, packages),
+            *(", ".join(target for target, package in found.items() if package), packages, VARIABLE, packages),
         )
-    if others := [target for target, package in strangers if not package]:
+    if others := [target for target, package in found.items() if not package]:
         log.warning(
             "%s: not a class, so that no verb will use this run's checkpoints: write a class, and name it in _target_",
             ", ".join(others),
         )
-
-
-def _strangers(config: DictConfig) -> Iterator[tuple[str, str]]:
-    """Each `_target_` of the model and the data that is not trusted, and the package to trust for it, "" if none."""
-    ours = trusted_packages(config)
-    for key, packages in (("model", MODELS), ("datamodule", DATA)):
-        values = OmegaConf.to_container(config[key], resolve=True)
-        for target in dict.fromkeys(value for name, value in _leaves(values) if name == "_target_"):
-            if doubt := _doubt(target, (*packages, *ours), may_import=True):
-                yield target, doubt[1]
 
 
 def _doubt(target: Any, trusted: tuple[str, ...], may_import: bool = False) -> tuple[str, str] | None:
@@ -101,18 +96,26 @@ def _doubt(target: Any, trusted: tuple[str, ...], may_import: bool = False) -> t
 
     Modules of packages that are not trusted are imported only if they `may_import`.
     """
-    module = target.rpartition(".")[0] if isinstance(target, str) else ""
+    module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
     is_trusted = f"{module}.".startswith(trusted)
     if is_trusted or may_import:
         try:
-            # Where a name leads counts, not how it is spelt: `torch.nn.modules.os.system` is not torch's.
-            module = _class_named(target).__module__
-        except ImportError as error:
-            return f"is not a class that can be imported here ({error})", ""
+            found = getattr(importlib.import_module(module), name)
+            problem = "" if isinstance(found, type) else f"{name} is a {type(found).__name__}"
+        except Exception as error:  # somebody's module may fail in any way
+            problem = (str(error).splitlines() or [""])[0] or type(error).__name__
+        if problem:
+            return f"is not a class that can be imported here ({problem})", ""
+        # Where a name leads counts, not how it is spelt: `torch.nn.modules.os.system` is not torch's.
+        module = found.__module__
         if is_trusted and f"{module}.".startswith(trusted):
             return None
-    *others, last = (package.rstrip(".") for package in trusted)
-    return f"is not a class of {', '.join(others)}{' or ' if others else ''}{last}", _package_of(module)
+    parts = module.split(".")
+    n_named = 2 if parts[0] in ("src", "torch") else 1  # these two never should be trusted as a whole
+    can_be_named = all(part.isidentifier() for part in parts) and parts[0] not in sys.stdlib_module_names
+    package = ".".join(parts[:n_named]) if can_be_named and len(parts) >= n_named else ""
+    *others, last = (each.rstrip(".") for each in trusted)
+    return f"is not a class of {', '.join(others)}{' or ' if others else ''}{last}", package
 
 
 def _leaves(config: Any) -> Iterator[tuple[str, Any]]:
@@ -125,29 +128,3 @@ def _leaves(config: Any) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value)
     else:
         yield "", config
-
-
-def _class_named(target: str) -> type:
-    """The class of this name in a module, which is imported.
-
-    Raises:
-        ImportError: there is no such class.
-    """
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # somebody's module may fail in any way
-        raise ImportError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    if not isinstance(found, type):
-        raise ImportError(f"{name} is a {type(found).__name__}")
-    return found
-
-
-def _package_of(module: str) -> str:
-    """The package to trust for a module, "" if none can be named."""
-    parts = module.split(".")
-    if not all(part.isidentifier() for part in parts) or parts[0] in sys.stdlib_module_names:
-        return ""
-    if parts[0] in ("src", "torch"):  # which never should be trusted as a whole
-        return ".".join(parts[:2]) if len(parts) > 1 else ""
-    return parts[0]

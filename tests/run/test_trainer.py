@@ -11,7 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from src.callbacks.progress import ProgressBar
 from src.errors import UserError
 from src.run import trainer as module
-from src.run.trainer import AtomicCheckpointIO, check_gpus, make_trainer, parse_gpus, point_out_gpu
+from src.run.trainer import AtomicCheckpointIO, make_trainer, parse_gpus, point_out_gpu
 from tests.conftest import build
 
 DDP = "ddp_find_unused_parameters_true"
@@ -36,7 +36,8 @@ DDP = "ddp_find_unused_parameters_true"
         (None, None),
     ],
 )
-def test_gpus_as_people_type_it(typed: Any, meant: Any) -> None:
+def test_gpus_as_people_type_it(monkeypatch: pytest.MonkeyPatch, typed: Any, meant: Any) -> None:
+    pretend(monkeypatch, 4)
     parsed = parse_gpus(typed)
     assert parsed == meant and type(parsed) is type(meant)
 
@@ -53,12 +54,6 @@ def pretend(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card{i}")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-
-
-@pytest.mark.parametrize("wanted", [1, 2, -1, [0], [1], [0, 1]])
-def test_gpus_that_are_there(monkeypatch: pytest.MonkeyPatch, wanted: Any) -> None:
-    pretend(monkeypatch, 2)
-    assert check_gpus(wanted) == wanted
 
 
 @pytest.mark.parametrize(
