@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-import run
 from tests.conftest import QUICK, Typed, run_cli
 from tests.forked import run_forked, start_forked
 
@@ -199,20 +198,13 @@ def test_a_metric_nobody_logs_stops_the_run_before_it_trains(typed: Typed, tmp_p
     assert not list(tmp_path.rglob("*.ckpt")) and not list(tmp_path.rglob("*.png"))
 
 
-def test_a_package_that_is_not_installed(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacks(*_: Any, **__: Any) -> None:
-        raise ModuleNotFoundError("No module named 'tensorboard'")
-
-    monkeypatch.setattr("pytorch_lightning.loggers.TensorBoardLogger.__init__", lacks)
-    result = type_short(typed, "logger=tensorboard")
-    assert_explained(result, "logger.tensorboard", "tensorboard", "pip install -r requirements-extras.txt")
-
-
 @pytest.fixture
 def core_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """No package beyond requirements.txt can be imported."""
-    for package in ("onnx", "onnxscript", "onnxruntime", "tensorboard", "mlflow", "prometheus_client", "fastapi"):
-        monkeypatch.setitem(sys.modules, package, None)
+    packages = ("onnx", "onnxscript", "onnxruntime", "tensorboard", "mlflow", "prometheus_client", "fastapi")
+    for module in [*packages, *(name for name in sys.modules if name.startswith(tuple(f"{p}." for p in packages)))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr("lightning_fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
 
 
 @pytest.mark.usefixtures("core_install")
@@ -253,6 +245,8 @@ def test_a_mistake_is_told_before_a_missing_package(
         (["task=export", "formats=[onnx,torch]"], "formats needs onnx, onnxscript, onnxruntime for all but torch"),
         (["task=serve", "port=0"], "task=serve needs prometheus_client: pip install -r requirements-serve.txt"),
         (["task=sample", "ckpt_path=given.onnx"], "given.onnx needs onnxruntime"),
+        ([*QUICK, "ckpt_path=null", "logger=tensorboard"], "logger.tensorboard needs a package that is not installed"),
+        ([*QUICK, "ckpt_path=null", "logger=mlflow"], "logger.mlflow needs a package that is not installed"),
     ],
 )
 def test_a_package_that_a_verb_lacks(
@@ -288,18 +282,6 @@ def test_a_traceback_is_shown_where_it_is_asked_for(typed: Typed, monkeypatch: p
     assert "Traceback" in typed("debug=true", "datamodule=digits", "seed=abc")[1]
     process = run_forked("seed=abc", cwd=Path.cwd(), HYDRA_FULL_ERROR="1")
     assert process.returncode == 2 and "Traceback" in process.stderr
-
-
-# .env -----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00junk", b"NAME=a\x00b\n"], ids=["binary", "null byte"])
-def test_an_env_file_that_is_no_text(
-    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    (tmp_path / ".env").write_bytes(content)
-    monkeypatch.setattr(run, "ROOT", tmp_path)
-    assert_explained(typed(*SHORT), str(tmp_path / ".env"), "NAME=value")
 
 
 # Checkpoints ----------------------------------------------------------------------------------------------------------

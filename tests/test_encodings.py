@@ -101,6 +101,8 @@ def test_an_env_file_as_editors_on_windows_save_it(
         (b'DATA_DIR="/data\n', ", line 1, is not NAME=value: mend or delete it"),
         ("A_NAME=größe\n".encode("cp1252"), " cannot be read ('utf-8' codec can't decode byte 0xf6"),
         ("A_NAME=1\n".encode("utf-16-le"), " cannot be read (it has null bytes): save it as UTF-8 text"),
+        (b"A_NAME=a\x00b\n", " cannot be read (it has null bytes): save it as UTF-8 text of NAME=value lines"),
+        (b"\xff\xfe\x00junk", " cannot be read ('utf-16-le' codec"),
     ],
 )
 def test_a_broken_env_file_is_told(

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from src.config.instantiate import instantiate
 from src.errors import UserError
@@ -68,3 +69,5 @@ def test_parts_arrive_as_they_were_made() -> None:
     assert isinstance(model.loss, HingeLoss) and list(model.penalties) == ["r1"]
     assert isinstance(model.optimizer_d, partial)
     assert isinstance(model.configure_optimizers()[1], torch.optim.AdamW)
+    part = {"_target_": "builtins.dict", "loss": OmegaConf.create(GET_LOSS)}  # whose arguments state no types
+    assert instantiate(OmegaConf.create({"part": part}), "part") == {"loss": HingeLoss}

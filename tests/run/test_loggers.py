@@ -1,26 +1,12 @@
-"""The loggers of plain files: what they hold after a run, and what a logger says without its package."""
+"""The loggers of plain files: what they hold after a run."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from src.errors import UserError
-
 Train = Callable[..., Path]
 SHORT = ["trainer.max_epochs=2", "trainer.limit_train_batches=3"]
-
-
-@pytest.mark.parametrize("logger", ["tensorboard", "mlflow"])
-def test_a_logger_without_its_package_says_what_to_install(
-    train_here: Train, monkeypatch: pytest.MonkeyPatch, logger: str
-) -> None:
-    for module in [logger, *(name for name in sys.modules if name.startswith(f"{logger}."))]:
-        monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr("lightning_fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
-    with pytest.raises(UserError, match=rf"logger\.{logger} .*pip install -r requirements-extras\.txt"):
-        train_here("run", f"logger={logger}", *SHORT)
 
 
 def test_csv_has_every_metric_on_the_batch_axis(train_here: Train) -> None:
