@@ -27,11 +27,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def folder(original: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(original, tmp_path / "colours")
-
-
 def loaded(folder: Path, **kwargs) -> FolderDataModule:
     datamodule = FolderDataModule(folder, **{"img_size": 8, "batch_size": 5} | kwargs)
     datamodule.setup()
@@ -64,16 +59,12 @@ def test_each_class_is_split_by_the_shares(original: Path) -> None:
     assert datamodule.train_val_test_split == [56, 7, 7]
 
 
-def test_each_picture_is_in_one_set(original: Path) -> None:
-    datamodule = loaded(original)
-    together = [picture for split in datamodule.sets for picture in pictures(datamodule, split)]
-    assert sorted(together) == [(label, i) for label, n in enumerate(COUNTS.values()) for i in range(n)]
-
-
-def test_the_split_is_the_same_for_every_run(original: Path) -> None:
+def test_each_picture_is_in_one_set_the_same_for_every_run(original: Path) -> None:
     first, other = loaded(original, seed=1), loaded(original, seed=2, batch_size=7, flip=True)
-    for split in ("train", "val", "test"):
-        assert pictures(first, split) == pictures(other, split)
+    drawn = {split: pictures(first, split) for split in first.sets}
+    assert drawn == {split: pictures(other, split) for split in other.sets}
+    together = sorted(drawn["train"] + drawn["val"] + drawn["test"])
+    assert together == [(label, i) for label, n in enumerate(COUNTS.values()) for i in range(n)]
     labels = first.sets["train"].labels
     assert labels.tolist() != sorted(labels.tolist())  # the first few are of all classes
 
@@ -105,7 +96,6 @@ def test_a_subset_and_grey_batches(original: Path) -> None:
 
 # What cannot be
 
-
 NOT_SHARES = "train_val_test_split must be a list of three shares that make 1"
 
 
@@ -113,10 +103,7 @@ NOT_SHARES = "train_val_test_split must be a list of three shares that make 1"
     ("arguments", "message"),
     [
         ({"folder": None}, r"folder must be set: datamodule\.folder=DIR"),
-        (
-            {"folder": "nowhere"},
-            "folder is nowhere, which cannot be read .No such file or directory.: set",
-        ),
+        ({"folder": "nowhere"}, "folder is nowhere, which cannot be read .No such file or directory.: set"),
         ({"channels": 2}, "channels must be 3 for colour or 1 for grey, not 2"),
         ({"train_val_test_split": [8, 1, 1]}, rf"{NOT_SHARES}.*\[8, 1, 1\]"),
         ({"train_val_test_split": [0.9, 0.1]}, NOT_SHARES),
@@ -131,7 +118,8 @@ def test_arguments_that_cannot_be_meant_are_refused(original: Path, arguments: d
         build(FolderDataModule, **{"folder": str(original), "batch_size": 5} | arguments)
 
 
-def test_a_folder_without_classes_is_refused(folder: Path) -> None:
+def test_a_folder_without_classes_is_refused(original: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(original, tmp_path / "colours")
     with pytest.raises(ValueError, match=r"red, which has 0 classes: put .* into a subfolder.*40 in no"):
         FolderDataModule(folder / "red")
     with pytest.raises(ValueError, match=r"00\.png, which cannot be read \(Not a directory\)"):

@@ -141,34 +141,25 @@ def test_epochs_of_any_length_follow_each_other_through_the_passes(length: int, 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(("flip", "length", "stop"), [(False, None, 2), (True, None, 2), (False, 50, 8)])
 def test_the_remaining_batches_follow_exactly(num_workers: int, flip: bool, length: int | None, stop: int) -> None:
+    """However often a run stops in an epoch, or at its end."""
     whole = batches_of(make_loader(0, flip, length), epoch=6)
-    first, rest = make_loader(num_workers, flip, length), make_loader(num_workers, flip, length)
-    first.sampler.set_epoch(6)
-    batches = iter(first)
-    assert_same([next(batches) for _ in range(stop)], whole[:stop])
-    state = first.state_dict()
-    assert state == {"epoch": 6, "images": stop * BATCH}
-
-    rest.load_state_dict(state)
-    assert_same(batches_of(rest, epoch=6), whole[stop:])
-    ended = rest.state_dict()
+    loader, served = make_loader(num_workers, flip, length), 0
+    for n in (stop, 1):
+        loader.sampler.set_epoch(6)
+        batches = iter(loader)
+        assert_same([next(batches) for _ in range(n)], whole[served : served + n])
+        served += n
+        state = loader.state_dict()
+        assert state == {"epoch": 6, "images": served * BATCH}
+        loader = make_loader(num_workers, flip, length)
+        loader.load_state_dict(state)
+    assert_same(batches_of(loader, epoch=6), whole[served:])
+    ended = loader.state_dict()
     assert ended == {"epoch": 6, "images": length or N}
-    following = batches_of(rest, epoch=7)
     after = make_loader(num_workers, flip, length)
     after.load_state_dict(ended)
-    assert_same(batches_of(after, epoch=7), following)
-    assert_same(batches_of(make_loader(0, flip, length), epoch=7), following)
-
-
-def test_a_second_stop_counts_from_the_epochs_beginning() -> None:
-    whole = batches_of(make_loader(), epoch=1)
-    second, third = make_loader(), make_loader()
-    second.load_state_dict({"epoch": 1, "images": BATCH})
-    second.sampler.set_epoch(1)
-    batches = iter(second)
-    assert_same([next(batches) for _ in range(2)], whole[1:3])
-    third.load_state_dict(second.state_dict())
-    assert_same(batches_of(third, epoch=1), whole[3:])
+    for each in (loader, after):
+        assert_same(batches_of(each, epoch=7), batches_of(make_loader(0, flip, length), epoch=7))
 
 
 # What a data module hands to Lightning

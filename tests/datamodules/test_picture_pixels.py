@@ -35,8 +35,7 @@ def png16(path: Path, values: np.ndarray, colour_type: int) -> Path:
     """A PNG file of 16 bits a channel, which Pillow does not write in colour."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        body = kind + content
-        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -46,12 +45,11 @@ def png16(path: Path, values: np.ndarray, colour_type: int) -> Path:
     return path
 
 
-def pgm(path: Path, values: np.ndarray, most: int) -> Path:
-    path.write_bytes(b"P5 8 8 %d\n" % most + values.round().astype(">u2" if most > 255 else "u1").tobytes())
-    return path
+def pgm(path: Path, most: int) -> None:
+    path.write_bytes(b"P5 8 8 %d\n" % most + (RAMP * most).round().astype(">u2").tobytes())
 
 
-def twelve_bit_tiff(path: Path) -> Path:
+def twelve_bit_tiff(path: Path) -> None:
     """Twelve bits a pixel, packed."""
     values = (RAMP * 4095).round().astype(int)
     packed = bytes(b for a, c in values.reshape(-1, 2) for b in (a >> 4, (a & 15) << 4 | c >> 8, c & 255))
@@ -61,7 +59,6 @@ def twelve_bit_tiff(path: Path) -> Path:
     directory += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
     content = b"II*\0" + struct.pack("<I", 8) + directory + struct.pack("<I", 0)
     path.write_bytes(content.ljust(200, b"\0") + packed)
-    return path
 
 
 FULL, ALPHA = (RAMP * 65_535).round().astype(np.uint16), np.full((8, 8), 65_535, np.uint16)
@@ -84,8 +81,8 @@ STORED = {  # the file's name and how it is written
     "float tags": ("a.tif", lambda path: tiff(path, (RAMP * 2 - 1).astype(np.float32), t340=-1.0, t341=1.0)),
     "int32 tags": ("a.tif", lambda path: tiff(path, of_most(1_000_000, np.int32), t340=0, t341=1_000_000)),
     "white is zero": ("a.tif", lambda path: tiff(path, 65_535 - FULL, t262=0)),
-    "12 bits": ("a.tif", lambda path: twelve_bit_tiff(path)),
-    **{f"pgm{b}": ("a.pgm", lambda path, b=b: pgm(path, RAMP * (2**b - 1), 2**b - 1)) for b in (10, 12, 16)},
+    "12 bits": ("a.tif", twelve_bit_tiff),
+    **{f"pgm{b}": ("a.pgm", lambda path, b=b: pgm(path, 2**b - 1)) for b in (10, 12, 16)},
     "float white=255": ("a.tif", lambda path: tiff(path, (RAMP * 255).astype(np.float32))),
     "int32 white=70000": ("a.tif", lambda path: tiff(path, of_most(70_000, np.int32))),
     "12 in 16 white=4095": ("a.tif", lambda path: tiff(path, of_most(4_095))),

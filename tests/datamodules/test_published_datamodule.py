@@ -37,7 +37,6 @@ from tests.datamodules.conftest import (
     write_idx,
 )
 
-KINDS = (MNISTDataModule, FashionMNISTDataModule, CIFAR10DataModule)
 FILES = MNISTDataModule.files
 
 
@@ -53,7 +52,7 @@ def official(folder: Path, kind: type[PublishedDataModule], split: str) -> list[
     return [(row.tobytes(), label) for row, label in zip(images, labels, strict=True)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [MNISTDataModule, FashionMNISTDataModule, CIFAR10DataModule])
 def test_each_training_image_is_in_one_set_and_the_test_set_is_the_official_one(
     kind: type[PublishedDataModule], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
