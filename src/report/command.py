@@ -11,8 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig
 
 from src.errors import UserError
-from src.report.curves import dashes
-from src.report.measures import count, duration
+from src.report.measures import count
 from src.report.one_run import about_one
 from src.report.run_folder import Run, is_run, read_run
 from src.report.several_runs import about_several
@@ -22,14 +21,9 @@ from src.run.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-MAX_RUNS = 50
-
 
 def report(config: DictConfig) -> Path:
-    """Writes one HTML file about the runs that `config.runs` names, and prints where it is.
-
-    Returns:
-        The file.
+    """Writes one HTML file about the runs that `config.runs` names, prints where it is, and returns its path.
 
     Raises:
         UserError: a folder is not a run, nothing matches, or the file cannot be written.
@@ -71,15 +65,7 @@ def report(config: DictConfig) -> Path:
 
 
 def find_runs(wanted: str | Sequence[str], work_dir: str | Path) -> list[Path]:
-    """The folders that `runs` names, each once, in that order; those of a pattern sorted.
-
-    Args:
-        wanted: a folder, a pattern with `*`, `?` or `[]`, `last`, or a list of these.
-        work_dir: what they are relative to.
-
-    Raises:
-        UserError: one is not a run, nothing matches, or there are too many.
-    """
+    """The folders that `wanted` names, each once: a folder, a pattern, `last`, or a list of these."""
     found: dict[Path, Path] = {}
     for each in [wanted] if isinstance(wanted, str) else wanted:
         path = Path(work_dir, each)
@@ -108,8 +94,8 @@ def find_runs(wanted: str | Sequence[str], work_dir: str | Path) -> list[Path]:
             )
         for folder in runs:
             found.setdefault(folder.resolve(), folder)
-    if len(found) > MAX_RUNS:
-        raise UserError(f"runs names {len(found)} runs, more than a page can compare: name at most {MAX_RUNS}")
+    if len(found) > 50:
+        raise UserError(f"runs names {len(found)} runs, more than a page can compare: name at most 50")
     return list(found.values())
 
 
@@ -132,8 +118,6 @@ def render(runs: Sequence[Run]) -> str:
         strips=strips,
         stops=epochs if len(epochs) > 1 else [],  # of the slider
         count=count,
-        duration=duration,
-        dashes=dashes,
         script=script,
         style=(here / "report.css").read_text(encoding="utf-8"),
         # Were anything to slip through what is escaped, it could neither run nor load anything.

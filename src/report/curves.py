@@ -5,7 +5,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import figure as mpl
@@ -89,27 +89,17 @@ STYLE = {
     "lines.markersize": 3.2,
     "lines.markeredgewidth": 0,
 }
-
-
-class Line(NamedTuple):
-    """One curve, with a few letters at its end; a NaN in `y` leaves a gap."""
-
-    x: np.ndarray  # [N]
-    y: np.ndarray  # [N]
-    label: str
-    style: int
+# x [N]; y [N], where NaN leaves a gap; a few letters at its end; the number of its colour and dash.
+Line = tuple[np.ndarray, np.ndarray, str, int]
 
 
 def draw_curves(runs: Sequence[Run], styles: Sequence[int], letters: Sequence[str]) -> list[tuple[Panel, str]]:
-    """Panels with their SVG: all of one run, or for several runs one for each metric that compares, with all of them.
+    """All panels of one run; of several runs one for each metric that compares; each with an `<svg>` that is safe.
 
     Args:
-        runs: what to show. A panel of which they have no values is left out.
-        styles: for each run a number, which stands for a colour and a dash that are the same in all figures.
-        letters: for each run, what stands at the end of its lines; "": the names of the lines.
-
-    Returns:
-        Each panel, and an `<svg>` that is safe to be part of a page.
+        runs: what to show. A panel for which they have no values is left out.
+        styles: for each run the number of its colour and dash, which are the same in all figures.
+        letters: for each run what stands at the end of its lines; "": the names of the lines.
     """
     panels = [*QUALITY, *(panel for run in runs for panel in run.about.curves), SPEED]
     if len(runs) > 1:
@@ -123,14 +113,14 @@ def draw_curves(runs: Sequence[Run], styles: Sequence[int], letters: Sequence[st
     for number, panel in enumerate(panels):
         first = next(iter(panel.lines))
         by_epoch = first.startswith("val/")
-        lines = []
+        lines: list[Line] = []
         for run, style, letter in zip(runs, styles, letters, strict=True):
             for i, (metric, label) in enumerate(panel.lines.items()):
                 if curve := run.curves.get(metric):
                     x = curve.epochs if by_epoch else curve.steps
                     kept = np.isfinite(x)
-                    lines.append(Line(x[kept], curve.values[kept], letter or label, style + i))
-        lines = [line for line in lines if np.isfinite(line.y).any()]
+                    if np.isfinite(curve.values[kept]).any():
+                        lines.append((x[kept], curve.values[kept], letter or label, style + i))
         floors = [run.metrics[f"{first}_floor"] for run in runs if f"{first}_floor" in run.metrics]
         levels = panel.levels | ({"real": float(np.mean(floors))} if floors else {})
         if lines:
@@ -149,7 +139,7 @@ def _draw(
     panel: Panel, x_label: str, lines: Sequence[Line], levels: Mapping[str, float], number: int, bands: bool
 ) -> str:
     """Lines, and horizontal lines at `levels`; `bands`: those of many points from their lowest to their highest."""
-    heights = np.concatenate([*(line.y[np.isfinite(line.y)] for line in lines), list(levels.values())])
+    heights = np.concatenate([*(y[np.isfinite(y)] for _, y, _, _ in lines), list(levels.values())])
     ends = [(height, label, {"color": INK}) for label, height in levels.items()]
     words = []
     with mpl_style.context(["default", STYLE]):
@@ -167,7 +157,7 @@ def _draw(
         elif panel.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         # All alike: a shorter curve would otherwise look rougher than a longer one.
-        coarse = any(len(line.x) > MANY for line in lines)
+        coarse = any(len(x) > MANY for x, _, _, _ in lines)
         for x, y, label, style in lines:
             known = np.isfinite(y)
             start, end = (f"{y[known][i]:.3g} at {x[known][i]:,.0f}" for i in (0, -1))

@@ -71,11 +71,10 @@ def duration(seconds: float | None) -> str:
     """Seconds for people: `13 min 4 s`."""
     if seconds is None:
         return ""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours:,} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def count(n: int, one: str, many: str = "") -> str:

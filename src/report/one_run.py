@@ -15,8 +15,6 @@ from src.report.verdict import judge
 
 N_BYTES = 3_200_000  # of pictures, before they are written as text, which makes them a third larger
 FRAMES = 24  # sample grids of each kind
-MATRIX = 20  # classes that a confusion matrix shows one by one
-WORST = 10  # classes that it shows where there are more
 LABELS = TableTexts(title="Labels of generated images", rows="asked for", columns="classifier sees", names=[])
 
 
@@ -117,7 +115,7 @@ def _matrices(run: Run) -> list[dict[str, Any]]:
         shares = np.array(counts) / np.sum(counts, axis=1, keepdims=True).clip(min=1)
         right = shares.diagonal()
         wrong = shares - np.diag(right)
-        worst = np.argsort(right, kind="stable")[: WORST if n > MATRIX else 0]
+        worst = np.argsort(right, kind="stable")[:10] if n > 20 else np.array([], int)  # more would not fit
         found.append(
             {
                 "title": f"{texts.title}, {'test' if split == 'test' else f'validation of epoch {epoch}'}",

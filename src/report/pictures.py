@@ -12,14 +12,10 @@ from PIL import Image
 
 from src.report.run_folder import Run
 
-FILE_BYTES = 30_000_000
-PIXELS = 25_000_000
 SIDE = 2_000  # pixels; what is larger is made smaller
 
 
 class Picture(NamedTuple):
-    """A picture as the page holds it."""
-
     uri: str  # `data:`
     width: int
     height: int
@@ -53,15 +49,15 @@ def pictures_of(run: Run, paths: Mapping[int, Path], n: int, n_bytes: int) -> di
 def picture_of(run: Run, path: Path, n_bytes: int) -> Picture | None:
     """A picture of about `n_bytes` at most; None where it cannot be used, which is noted in `run.damaged`."""
     name = path.relative_to(run.folder)
-    if path.stat().st_size > FILE_BYTES:
-        run.damaged.append(f"{name} is larger than {FILE_BYTES // 1_000_000} MB")
+    if path.stat().st_size > 30_000_000:
+        run.damaged.append(f"{name} is larger than 30 MB")
         return None
     try:
         with (
             warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
             Image.open(path, formats=["PNG"]) as file,  # a run writes nothing else
         ):
-            if file.width * file.height > PIXELS:
+            if file.width * file.height > 25_000_000:
                 raise Image.DecompressionBombError
             image = file.convert("RGB")
     except Image.DecompressionBombError:

@@ -4,7 +4,9 @@
 """
 
 import json
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +16,13 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 # More than any run writes. Whatever is beyond is left out, and the page says so.
-METRICS_BYTES = 50_000_000
 DIFF_BYTES = 200_000
 TEXT = 10_000  # letters
 N_CLASSES = 1_000
 # Letters that would not be shown, or would turn the text around them.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
+NUMBER = (int, float)  # as types, without bool
 Word = Annotated[str, Field(max_length=500)]
 
 
@@ -48,8 +50,6 @@ class TableTexts(BaseModel, strict=True):
 
 
 class Data(BaseModel, strict=True):
-    """The data set of a run."""
-
     source: Word = ""
     sha256: Word = ""
     classes: list[Word] = Field(default=[], max_length=N_CLASSES)
@@ -121,19 +121,26 @@ class Run:
     @cached_property
     def flat(self) -> dict[str, Any]:
         """The configuration's values by their dotted keys; a list is one value."""
-        return _flatten(self.about.config)
+
+        def flatten(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+            for key, value in config.items():
+                if isinstance(value, dict) and value:
+                    yield from flatten(value, f"{prefix}{key}.")
+                else:
+                    yield f"{prefix}{key}", value
+
+        return dict(flatten(self.about.config, ""))
 
     @property
     def epochs(self) -> int:
         """How many epochs it has completed, as far as can be seen."""
-
-        def last(split: str) -> int:
-            found = [np.fmax.reduce(c.epochs, initial=-1) for name, c in self.curves.items() if name.startswith(split)]
-            return int(max(found, default=-1))
-
-        # The last epoch of a run that still trains, or was stopped in training, is not complete.
-        trained = last("train/") + (self.about.status == "finished")
-        return max(trained, last("val/") + 1, max(self.grids, default=-1) + 1, 0)
+        complete = [0, *(epoch + 1 for epoch in self.grids)]
+        for name, curve in self.curves.items():
+            # The last epoch of a run that still trains, or was stopped in training, is not complete.
+            last = name.startswith("val/") or self.about.status == "finished"
+            if name.startswith(("train/", "val/")):
+                complete.append(int(np.fmax.reduce(curve.epochs, initial=-1)) + last)
+        return max(complete)
 
 
 def is_run(folder: Path) -> bool:
@@ -181,13 +188,9 @@ def clean(text: str, limit: int = TEXT) -> str:
 def _find(run: Run, name: str) -> Path | None:
     """A regular file that lies in the run folder; None: there is none, such as a pipe or a link out of the folder."""
     path = run.folder / name
-    try:
-        real = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # it is not there, or links go round in a circle
+    if not os.path.isfile(path):
         return None
-    if not real.is_file():
-        return None
-    if not real.is_relative_to(run.folder.resolve()):
+    if not path.resolve().is_relative_to(run.folder.resolve()):
         run.damaged.append(f"{name} is a link that leads out of the run folder, and was not followed")
         return None
     return path
@@ -195,15 +198,13 @@ def _find(run: Run, name: str) -> Path | None:
 
 def _read(run: Run, name: str, n_bytes: int) -> bytes:
     """The first `n_bytes` of a file; nothing where it is not there or cannot be read."""
-    path = _find(run, name)
-    if path is None:
-        return b""
+    raw = b""
     try:
-        with open(path, "rb") as file:
-            raw = file.read(n_bytes + 1)
+        if path := _find(run, name):
+            with open(path, "rb") as file:
+                raw = file.read(n_bytes + 1)
     except OSError as error:
         run.damaged.append(f"{name} cannot be read ({error.strerror})")
-        return b""
     if len(raw) > n_bytes:
         run.damaged.append(f"{name} is larger than {n_bytes / 1e6:g} MB: the rest was not read")
     return raw[:n_bytes]
@@ -221,22 +222,24 @@ def _pictures(run: Run, pattern: str) -> dict[int, Path]:
 
 def _read_metrics(run: Run) -> None:
     points: dict[str, list[tuple[Any, ...]]] = {}  # step, epoch, value
-    *lines, rest = _read(run, "metrics.jsonl", METRICS_BYTES).split(b"\n")
+    *lines, rest = _read(run, "metrics.jsonl", 50_000_000).split(b"\n")
     n_bad = 0
     for line in filter(bytes.strip, [*lines, rest]):
         row = _parse(line)
         step = row.pop("step", None) if isinstance(row, dict) else None
-        if not _is_number(step):
+        if type(step) not in NUMBER:
             n_bad += line is not rest
             continue
-        epoch, seconds = (value if _is_number(value := row.pop(name, None)) else None for name in ("epoch", "seconds"))
+        epoch, seconds = (x if type(x := row.pop(name, None)) in NUMBER else None for name in ("epoch", "seconds"))
         run.last_logged = max(filter(None, (run.last_logged, seconds)), default=None)
         for name, value in row.items():
             if name == "alarm" and isinstance(value, str):
                 run.last_alarm = value
-            elif isinstance(value, list) and _is_table(value):
-                run.tables[name] = value, int(epoch or 0)
-            elif (value is None or _is_number(value)) and (name in points or len(points) < 500):
+            elif isinstance(value, list):
+                square = 0 < len(value) <= N_CLASSES and all(type(x) is list and len(x) == len(value) for x in value)
+                if square and all(type(n) is int and 0 <= n < 2**53 for counts in value for n in counts):
+                    run.tables[name] = value, int(epoch or 0)
+            elif (value is None or type(value) in NUMBER) and (name in points or len(points) < 500):
                 points.setdefault(name, []).append((step, epoch, value))
     if n_bad:
         run.damaged.append(f"{n_bad} line{'s' if n_bad > 1 else ''} of metrics.jsonl cannot be read")
@@ -265,31 +268,9 @@ def _parse(raw: bytes) -> Any:
         if isinstance(value, list):
             return [shown(each, depth + 1) for each in value]
         # Numbers of training, in single precision, are below.
-        return None if _is_number(value) and not abs(value) < 1e39 else value
+        return None if type(value) in NUMBER and not abs(value) < 1e39 else value
 
     try:
         return shown(json.loads(raw.decode("utf-8", errors="replace")), 0)
     except (ValueError, RecursionError):
         return None
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
-def _is_table(rows: list[Any]) -> bool:
-    """Whether these are counts [N, N]."""
-    return 0 < len(rows) <= N_CLASSES and all(
-        isinstance(row, list) and len(row) == len(rows) and all(type(n) is int and 0 <= n < 2**53 for n in row)
-        for row in rows
-    )
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

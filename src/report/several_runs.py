@@ -1,25 +1,13 @@
 """What the comparison of several runs says."""
 
-import itertools
 import os
-import statistics
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from src.report.curves import draw_curves
-from src.report.groups import (
-    CONFIDENCE,
-    Difference,
-    Group,
-    by_seed,
-    compare,
-    differing_keys,
-    group_runs,
-    same_ground,
-    show_value,
-)
-from src.report.measures import MEASURES, Measure, count, split_of
+from src.report.curves import dashes, draw_curves
+from src.report.groups import about_spread, compare_configurations, group_runs, same_ground
+from src.report.measures import MEASURES, Measure, count, duration, split_of
 from src.report.one_run import as_yaml, described
 from src.report.pictures import Strip, pictures_of
 from src.report.run_folder import Run
@@ -29,7 +17,6 @@ from src.report.verdict import Sentence, collapsed
 N_BYTES = 18_000_000
 N_BYTES_OF_ONE = 2_500_000
 FRAMES = 12  # sample grids of a run
-ALL_PAIRS = 4  # groups up to which each is compared with each, and not with the first alone
 SHOWN_KEYS = 400
 LETTERS = [*string.ascii_uppercase, *(f"A{each}" for each in string.ascii_uppercase)]  # more than a page has runs
 
@@ -57,17 +44,18 @@ def about_several(runs: Sequence[Run]) -> dict[str, Any]:
         frames = pictures_of(run, run.grids, FRAMES, n_bytes)
         strips.append(Strip(name, alt, frames, letters[i], styles[i]))
         quality = [_quality(run, runs, measure, f"{split}/{measure.name}", comparable) for measure in measures]
-        of_run = {"name": name, "letter": letters[i], "style": styles[i], "group": group_of[i] + 1, "quality": quality}
+        of_run = {"name": name, "letter": letters[i], "style": styles[i], "dash": dashes(styles[i])}
+        of_run |= {"group": group_of[i] + 1, "took": duration(run.about.seconds), "quality": quality}
         rows.append(described(run, n_bytes) | of_run)
     floors = []
     for measure in measures:
         key = f"{split}/{measure.name}_floor"
         shown = [measure.show(floor) for floor in sorted(run.metrics[key] for run in runs if key in run.metrics)]
         floors.append(" to ".join(dict.fromkeys([shown[0], shown[-1]])) if shown else "")
-    spread = _about_spread(runs, groups, measures, split) if split else {"sentences": []}
+    matter, aside, equal = compare_configurations(runs)
+    spread = about_spread(runs, groups, measures, split) if split else {"sentences": []}
     return {
         **spread,
-        **_configuration(runs),
         "title": f"Comparison of {count(len(runs), 'run')}",
         "several": True,
         "prefix": prefix,
@@ -82,6 +70,10 @@ def about_several(runs: Sequence[Run]) -> dict[str, Any]:
         "comparable": comparable,
         "figures": draw_curves(runs, styles, letters),
         "strips": strips,
+        "matter": list(matter.items())[:SHOWN_KEYS],
+        "aside": list(aside.items())[:SHOWN_KEYS],
+        "equal": as_yaml(equal),
+        "n_equal": len(equal),
         "notes": list(zip(runs, letters, strict=True)),
     }
 
@@ -131,99 +123,3 @@ def _what_stands_out(
         yield Sentence("note", f"{unfinished} did not finish, as far as is known.")
     if len({run.about.commit for run in runs}) > 1:
         yield Sentence("note", "The runs are of different commits: the code may differ, too.")
-
-
-def _about_spread(
-    runs: Sequence[Run], groups: Sequence[Group], measures: Sequence[Measure], split: str
-) -> dict[str, Any]:
-    """What groups get on average, and which differences between them are larger than the spread between seeds."""
-    # For each group, a value for each seed.
-    seeds = {
-        measure: [by_seed([runs[i] for i in members], f"{split}/{measure.name}") for _, members in groups]
-        for measure in measures
-    }
-    n_seeds = [max(map(len, values)) for values in zip(*seeds.values(), strict=True)]
-    # Each group that has two seeds or more with the first such one; where they are few, each with each.
-    able = [g for g, n in enumerate(n_seeds) if n > 1]
-    pairs = [pair for pair in itertools.combinations(able, 2) if len(able) <= ALL_PAIRS or pair[0] == able[0]]
-    comparisons: dict[tuple[int, int], dict[Measure, Difference]] = {}
-    for a, b in pairs:
-        ground = same_ground([runs[i] for g in (a, b) for i in groups[g][1]], split)
-        found = {measure: compare(row[a], row[b], measure) for measure, row in seeds.items() if ground}
-        comparisons[a, b] = {measure: difference for measure, difference in found.items() if difference}
-    base = able[0] if pairs else 0
-    spreads = []
-    for measure, row in seeds.items():
-        cells = []
-        for g, values in enumerate(row):
-            difference = comparisons.get((base, g), {}).get(measure)
-            mean = measure.show(statistics.fmean(values)) if values else ""
-            std = measure.show(statistics.stdev(values)) if len(values) > 1 else ""
-            shown = []
-            for each in difference[:3] if difference else ():
-                sign = "+" if each > 0 else "\N{MINUS SIGN}"
-                text = measure.show(abs(each))
-                shown.append(f"{sign}{text}" if text.strip("0.%") else text)
-            cells.append((mean, std, difference.mark if difference else "", shown))
-        spreads.append((measure, cells))
-    return {
-        "spreads": spreads,
-        "base": base + 1,
-        "n_tried": sum(map(len, comparisons.values())),
-        "confidence": CONFIDENCE,
-        "sentences": _differences([title for title, _ in groups], n_seeds, comparisons),
-    }
-
-
-def _differences(
-    titles: Sequence[str], n_seeds: Sequence[int], comparisons: Mapping[tuple[int, int], Mapping[Measure, Difference]]
-) -> Iterator[Sentence]:
-    if max(n_seeds) < 2:
-        yield Sentence(
-            "fair",
-            "No configuration was run with two seeds: whether any difference here is more than chance cannot be said."
-            " Run each with several, such as -m seed=1,2,3.",
-        )
-    elif len(n_seeds) == 1:
-        text = f"All runs are one configuration with {count(n_seeds[0], 'seed')}: how they differ is the spread itself."
-        yield Sentence("note", text)
-    elif not comparisons:
-        yield Sentence(
-            "fair",
-            "Only one configuration was run with two seeds or more: whether others differ from it by more than chance"
-            " cannot be said.",
-        )
-    for pair, differences in comparisons.items():
-        a, b = (f"Group {g + 1}" + (f" ({titles[g]})" if 0 < len(titles[g]) <= 40 else "") for g in pair)
-        found: dict[str, list[str]] = {}
-        for measure, difference in differences.items():
-            found.setdefault(difference.mark, []).append(measure.title)
-        within = found.pop("within", [])
-        parts = "; ".join(f"{mark} in {', '.join(names)}" for mark, names in found.items())
-        if parts:
-            rest = " In all else it does not." if within else ""
-            yield Sentence("note", f"{b} differs from {a} by more than the spread between seeds: {parts}.{rest}")
-        elif within:
-            yield Sentence("note", f"{b} differs from {a} in nothing by more than the spread between seeds.")
-        else:
-            yield Sentence("note", f"{b} and {a} are not compared: their data or the number of images differ.")
-    for g, n in enumerate(n_seeds):
-        if n == 1 and comparisons:
-            yield Sentence("fair", f"Group {g + 1} has one seed: nothing can be said of it beyond chance.")
-
-
-def _configuration(runs: Sequence[Run]) -> dict[str, Any]:
-    matter, aside, equal = differing_keys(runs)
-
-    def values(key: str) -> list[tuple[str, bool]]:
-        """A value for each run, and whether it is not that of the first run that has a configuration."""
-        texts = [show_value(run.flat[key]) if key in run.flat else "-" if run.flat else "?" for run in runs]
-        first = next((text for text in texts if text != "?"), "")
-        return [(text, text not in (first, "?")) for text in texts]
-
-    return {
-        "matter": [(key, values(key)) for key in matter[:SHOWN_KEYS]],
-        "aside": [(key, values(key)) for key in aside[:SHOWN_KEYS]],
-        "equal": as_yaml(equal),
-        "n_equal": len(equal),
-    }

@@ -20,7 +20,7 @@ from run import main
 from src.errors import UserError
 from src.models.gan_curves import gan_curves, gan_tables
 from src.report.command import find_runs, render, report
-from src.report.groups import by_seed, compare, differing_keys, group_runs
+from src.report.groups import by_seed, compare, compare_configurations, group_runs
 from src.report.measures import MEASURES
 from src.report.pictures import Picture, embed
 from src.report.run_folder import read_run
@@ -461,8 +461,8 @@ def test_runs_that_differ_in_the_seed_and_paths_are_a_group(tmp_path: Path) -> N
     groups = group_runs(runs)
     assert [members for _, members in groups] == [[0, 1], [2, 3], [4], [5]]
     assert [title for title, _ in groups[:2]] == ["mnist, lr=0.001", "mnist, lr=0.002"]
-    matter, aside, equal = differing_keys(runs)
-    assert matter == ["model.optimizer_g.lr"]
+    matter, aside, equal = compare_configurations(runs)
+    assert list(matter) == ["model.optimizer_g.lr"]
     assert {"name", "seed", "datamodule.seed", "callbacks.sample_grid.n_per_class", "logger.csv.save_dir"} <= set(aside)
     assert "model.n_classes" in equal
 
