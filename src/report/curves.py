@@ -185,10 +185,7 @@ def _draw(
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, dict[str, str]]]) -> None:
-    """Writes labels beside the ends of lines, from the lowest up, each above the one before it and all within the axes.
-
-    A legend would not do, as runs of a group share a colour and a dash.
-    """
+    """Writes labels beside the ends of lines, none over another: in a legend, runs of a group would look the same."""
     axes.autoscale_view()  # else the limits are set only when it is drawn
     height = axes.bbox.height * 72 / axes.figure.dpi
     to_axes = axes.transData + axes.transAxes.inverted()
