@@ -22,7 +22,7 @@ from src.pictures.confusion import draw_label_confusion
 from src.run.commands import a_list, next_command, typed_overrides
 from src.run.files import atomic_write
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
-from src.run.provenance import origin_of_run
+from src.run.provenance import provenance
 from src.run.trust import trusted_packages
 from src.sampling.options import out_folder
 
@@ -37,7 +37,7 @@ def evaluate(config: DictConfig) -> None:
     Raises:
         UserError: an input cannot be used, or does not fit the data or the others.
     """
-    origin = origin_of_run()
+    origin = provenance()
     console = Console(soft_wrap=True, emoji=False)
     out = out_folder(config.out)
     inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights, trusted_packages(config))

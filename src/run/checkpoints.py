@@ -63,11 +63,7 @@ def build_model(checkpoint: dict[str, Any], path: Path, trusted: Sequence[str] =
 
 
 def check_fits(checkpoint: dict[str, Any], model: LightningModule, path: Path) -> None:
-    """Refuses weights that belong to another model.
-
-    Raises:
-        UserError: names the first weight that does not fit.
-    """
+    """Refuses weights that belong to another model, and names the first that does not fit."""
     theirs, ours = checkpoint["state_dict"], model.state_dict()
     for name in [*ours, *theirs]:
         a, b = (list(weights[name].shape) if name in weights else "missing" for weights in (theirs, ours))

@@ -16,11 +16,7 @@ from src.run.trust import trusted_packages
 
 
 def check_run_wide(config: DictConfig) -> None:
-    """Refuses values that no part will look at; tags that nobody chose are those of `WANDB_TAGS`.
-
-    Raises:
-        UserError: names the key.
-    """
+    """Refuses values that no part will look at; tags that nobody chose are those of `WANDB_TAGS`."""
     trusted_packages(config)
     tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     if "WANDB_TAGS" in os.environ:
@@ -45,11 +41,7 @@ def follow_data(config: DictConfig, datamodule: LightningDataModule) -> None:
 
 
 def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer: Trainer) -> None:
-    """Refuses parts that do not fit each other, before the first batch.
-
-    Raises:
-        UserError: names both keys.
-    """
+    """Refuses parts that do not fit each other, and names both keys."""
     found, hints = [], []
     for name in ("img_size", "channels", "n_classes"):
         ours, theirs = getattr(model, name, None), getattr(datamodule, name, None)

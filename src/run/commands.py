@@ -49,11 +49,11 @@ def a_list(texts: Iterable[object]) -> str:
 def run_folders(work_dir: str | Path) -> list[Path]:
     """The folders of the training runs in `work_dir`, in the order in which they were started."""
     logs = Path(work_dir) / "logs"
-    found = {
-        path.parents[depth]
-        for depth, name in enumerate(("run.json", "ckpts/last.ckpt"))
-        for path in [*logs.glob(f"runs/*/*/{name}"), *logs.glob(f"multiruns/*/*/*/{name}")]
-    }
+    found = [
+        run
+        for run in (*logs.glob("runs/*/*"), *logs.glob("multiruns/*/*/*"))
+        if (run / "run.json").exists() or (run / "ckpts" / "last.ckpt").exists()
+    ]
     first = {run: run / ".hydra" / "overrides.yaml" for run in found}  # the first file that a run writes never changes
     return sorted(found, key=lambda run: (first[run] if first[run].exists() else run).stat().st_mtime)
 

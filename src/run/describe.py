@@ -11,7 +11,7 @@ from src.config.text import escaped
 from src.datamodules.image_datamodule import ImageDataModule
 from src.run.commands import is_sweep, typed_overrides
 from src.run.loggers import LONGEST_TAG
-from src.run.provenance import origin_of_run
+from src.run.provenance import provenance
 from src.run.resume import Past
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
@@ -24,11 +24,8 @@ def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
     source = getattr(datamodule, "source", type(datamodule).__name__)
     typed = typed_overrides()
     # What sets a run apart from others of its experiment, as far as it fits into a name.
-    changes = [
-        each.removeprefix("model.").removeprefix("datamodule.")
-        for each in typed
-        if each.startswith(("model.", "datamodule.", "model/", "+model."))
-    ]
+    named = ("model.", "datamodule.", "model/", "+model.")
+    changes = [each.removeprefix("model.").removeprefix("datamodule.") for each in typed if each.startswith(named)]
     group = "-".join([experiment, source, *changes])[:80]
     with open_dict(config):
         config.data_source = escaped(source)
@@ -50,16 +47,13 @@ def describe(config: DictConfig, model: LightningModule, datamodule: LightningDa
             "img_size": datamodule.img_size,
             "channels": datamodule.channels,
         }
-    origin = origin_of_run()
     resumed = {"checkpoint": str(past.checkpoint), "batch": past.batch, "folders": list(past.folders)}
     return {
         "name": config.name,
         "started": past.started,
         "resumed_from": resumed if past.checkpoint else None,
-        "command": origin["command"],
         "overrides": typed_overrides(),
-        "commit": origin["commit"],
-        "machine": origin["machine"],
+        **provenance(),
         "versions": {package: version(package) for package in PACKAGES},
         "data": data,
         "curves": getattr(model, "curves", []),

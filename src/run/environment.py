@@ -10,23 +10,19 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-# Where libraries keep what they want to find again (wandb, torch, matplotlib, Hugging Face, MLflow).
-FOLDERS = {"XDG_CACHE_HOME": ".cache", "XDG_DATA_HOME": ".local/share", "XDG_CONFIG_HOME": ".config"}
-
 
 def replace_home(folder: Path) -> None:
-    """Where HOME or TMPDIR cannot be written, as with `docker run --user`, libraries write into `folder` instead.
-
-    Nothing changes for a folder that can be written, and settings that can be read are still read.
-    """
+    """Where HOME or TMPDIR cannot be written, as with `docker run --user`, libraries write into `folder` instead."""
     home = os.path.expanduser("~")
     if home == "~":  # no HOME, and the system does not know the user
         home = str(folder)
     os.environ.setdefault("HOME", home)  # wandb's process looks nowhere else
-    for variable, usual in FOLDERS.items():
+    # Where libraries keep what they want to find again (wandb, torch, matplotlib, Hugging Face, MLflow).
+    kept = {"XDG_CACHE_HOME": ".cache", "XDG_DATA_HOME": ".local/share", "XDG_CONFIG_HOME": ".config"}
+    for variable, usual in kept.items():
         place = Path(os.environ.get(variable) or Path(home, usual))
         if not can_write(place) and not (variable == "XDG_CONFIG_HOME" and os.access(place, os.R_OK)):
-            os.environ[variable] = str(folder / usual)
+            os.environ[variable] = str(folder / usual)  # settings that can be read are still read
     try:
         getpass.getuser()  # torch.compile, MLflow and matplotlib ask for it
     except (KeyError, OSError):  # what it raises up to Python 3.12, and from 3.13 on

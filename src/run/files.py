@@ -14,9 +14,7 @@ from src.errors import UserError
 def replacing(path: Path, ending: str = "") -> Iterator[Path]:
     """A place beside `path` to write to, which takes its name when the block has ended well.
 
-    Args:
-        path: of the file that is made or replaced.
-        ending: that the name has until then, for libraries that choose the format by it.
+    Until then its name has the `ending` by which libraries choose the format.
     """
     partial = path.with_name(f".{path.name}.partial{ending}")
     try:

@@ -21,11 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def read_start(config: DictConfig) -> dict[str, Any]:
-    """Reads the checkpoint that `init_from` means.
-
-    Raises:
-        UserError: it cannot be used, or the run is to be resumed as well.
-    """
+    """Reads the checkpoint that `init_from` means; a UserError, if it cannot be used or the run is resumed as well."""
     if config.ckpt_path:
         raise UserError(
             "init_from begins a new run, and ckpt_path resumes one: type one of them, and leave out the other"
@@ -70,14 +66,8 @@ def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Se
         found = theirs.get(name)
         if name.startswith(averages):
             continue
-        by_class = (
-            found is not None
-            and name.startswith(embeddings)
-            and 0 not in (found.dim(), weight.dim())
-            and found.shape == (len(names), *weight.shape[1:])
-            and len(weight) == len(classes)
-        )
-        if by_class:
+        has_rows = found is not None and found.shape == (len(names), *weight.shape[1:])
+        if has_rows and name.startswith(embeddings) and weight.shape[:1] == (len(classes),):
             for i, j in rows:
                 weight[i].copy_(found[j])
             (taken if len(rows) == len(classes) else partly if rows else anew).append(name)

@@ -14,8 +14,11 @@ from src.run.commands import typed_overrides
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def provenance(command: str) -> dict[str, str]:
-    """What has to stand beside every figure; the commit is marked where the tree had changes."""
+def provenance(command: str | None = None) -> dict[str, str]:
+    """What has to stand beside every figure of `command`, by default this one; uncommitted changes mark the commit.
+
+    Ask for it when a run starts, as the commit may change while it goes on.
+    """
     commit = _git("describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*")
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
@@ -24,16 +27,11 @@ def provenance(command: str) -> dict[str, str]:
     threads = torch.get_num_threads()
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": command,
+        "command": command or shlex.join(["python", "run.py", *typed_overrides()]),
         "commit": commit.decode().strip() or "unknown",
         "machine": ", ".join([*cards, cpu, f"{threads} thread{'s' if threads > 1 else ''}"]),
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
     }
-
-
-def origin_of_run() -> dict[str, str]:
-    """The provenance of this command; ask for it when a run starts, as the commit may change while it goes on."""
-    return provenance(shlex.join(["python", "run.py", *typed_overrides()]))
 
 
 @rank_zero_only

@@ -37,10 +37,7 @@ def by_torchrun() -> bool:
 
 
 def let_first_record() -> list[str]:
-    """Overrides with which Hydra writes no files for this process, if another one records the run.
-
-    It also makes `${one_folder:...}` known to configurations.
-    """
+    """Registers `${one_folder:...}`; returns overrides that keep Hydra from writing where another process records."""
     OmegaConf.register_new_resolver("one_folder", one_folder, replace=True)
     return [] if is_first() else ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
 
@@ -72,10 +69,8 @@ def one_folder(folder: str, _root_: DictConfig) -> str:
 def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:
     """Waits until all machines that train together have been started by hand; once in a process.
 
-    Returns the run folder of the first machine instead of `folder`, which this one would use alone.
-
-    Raises:
-        UserError: a machine did not come in time, or the machines do not agree.
+    Returns the run folder of the first machine instead of `folder`, which this one would use alone. A UserError: one
+    did not come in time, or they do not agree.
     """
     if "machines" in agreed:
         return agreed["machines"]

@@ -64,4 +64,4 @@ def recorded(
         status = {0: "finished", 1: "failed"}.get(outcome.exit_code, "stopped")
         best = record.best() if past.checkpoint else {}
         finish(trainer, loggers, status, outcome.exit_code, outcome.metrics, best)
-        record.end(status, seconds_so_far(run_dir, past.seconds))
+        record.set_status(status, seconds_so_far(run_dir, past.seconds))

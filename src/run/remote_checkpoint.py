@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+from rich.progress import wrap_file
 
 from src.config.explain import explain_os
 from src.errors import UserError
@@ -32,11 +32,7 @@ LARGEST = 8 * 2**30  # bytes of a file
 
 
 def fetch(ckpt_path: str, work_dir: str | Path) -> Path:
-    """The file at `https://...` or `wandb:ENTITY/PROJECT/NAME:ALIAS`, kept in `logs/.checkpoints/` of `work_dir`.
-
-    Raises:
-        UserError: it cannot be fetched, or cannot be a checkpoint.
-    """
+    """The file at `https://...` or `wandb:ENTITY/PROJECT/NAME:ALIAS`, kept in `logs/.checkpoints/` of `work_dir`."""
     cache = Path(work_dir) / "logs" / ".checkpoints"
     fetcher = _from_wandb if ckpt_path.lower().startswith(WANDB) else _from_address
     try:
@@ -104,14 +100,11 @@ def _download(address: str, answer: HTTPResponse, folder: Path) -> Path:
     size = int(length) if length.isdigit() else None
     _check_size(address, size or 0)
     folder.mkdir(parents=True, exist_ok=True)
-    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / "partial"
-        with open(partial, "wb") as file, Progress(*columns, transient=True) as progress:
-            bar = progress.add_task("", total=size)
-            while chunk := answer.read(2**20):
+        with open(partial, "wb") as file, wrap_file(answer, size or 0, description="", transient=True) as source:
+            while chunk := source.read(2**20):
                 file.write(chunk)
-                progress.advance(bar, len(chunk))
                 _check_size(address, file.tell())
         if size is not None and partial.stat().st_size != size:
             raise UserError(f"ckpt_path={address} ended after {partial.stat().st_size:,} of {size:,} bytes: try again")

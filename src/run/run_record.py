@@ -19,16 +19,9 @@ from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 class RunRecord(Logger):
     """Keeps a run in its folder, whatever other loggers there are, so that it can be judged from the folder alone.
 
-    `run.json` says what the run is, and is written when it begins and again when it ends. `metrics.jsonl` has a line
-    for each call of `log_metrics` and `add`, written at once: a killed run keeps what it had.
-
-    Args:
-        folder: the run folder.
-        about: what stands in `run.json`, plain values.
-        history: rows that come first, of the run that is being resumed.
-
-    Attributes:
-        values: the last value of each metric.
+    `run.json` says what the run is (`about`, plain values), and is written when it begins and again when it ends.
+    `metrics.jsonl` has a line for each call of `log_metrics` and `add`, written at once: a killed run keeps what it
+    had. It begins with `history`, the rows of the run that is being resumed. `values` has the last of each metric.
     """
 
     name = None
@@ -52,7 +45,7 @@ class RunRecord(Logger):
                 self._begun = min(self._begun, time.perf_counter() - row["seconds"])
             with replacing(self._metrics_file) as partial:  # resumed in the same folder, a kill loses nothing
                 partial.write_text("".join(lines), encoding="utf-8")
-            self._write_about()
+            self.set_status("running")
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Does nothing: they are in `run.json`."""
@@ -95,13 +88,10 @@ class RunRecord(Logger):
         }
         (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-    def end(self, status: str, seconds: float | None) -> None:
-        """Writes into `run.json` how the run ended, and the seconds that the whole command took."""
-        self.about |= {"status": status, "seconds": seconds}
-        self._write_about()
-
     @rank_zero_only
-    def _write_about(self) -> None:
+    def set_status(self, status: str, seconds: float | None = None) -> None:
+        """Writes `run.json`: what the run is, how it ended, and the seconds that the whole command took."""
+        self.about |= {"status": status, "seconds": seconds}
         (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
 
 

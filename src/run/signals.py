@@ -45,14 +45,10 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        again = request.signum is not None
+        fitting = (trainer.state.fn, trainer.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
+        waits = request.begun and fitting and request.signum is None
         request.signum = request.signum or signum
-        if (
-            again
-            or not request.begun
-            or trainer.state.fn != TrainerFn.FITTING
-            or trainer.state.status != TrainerStatus.RUNNING
-        ):
+        if not waits:
             raise KeyboardInterrupt
         if trainer.is_global_zero:
             log.warning("stopping after this batch, with a checkpoint; once more to stop at once")

@@ -31,8 +31,7 @@ SomeBatches = Annotated[
     Count | Annotated[float, Field(gt=0, le=1)],
     Field(description="a number of batches, above 0, or a share of them such as 0.5"),
 ]
-# Lightning's own arguments, with the ranges that it does not state.
-DECLARED = {
+DECLARED = {  # Lightning's own arguments, with the ranges that it does not state
     "min_epochs": NotNegative | None,
     "max_epochs": Limit | None,
     "min_steps": NotNegative | None,
@@ -69,7 +68,6 @@ def make_trainer(
         callbacks: those that `enable_progress_bar` and `enable_model_summary` switch off are left out.
         accelerator, devices: as in Lightning; `gpus` wins where it names GPUs.
         strategy: as in Lightning; "ddp", and "auto" on several devices, is DDP with what two optimizers need.
-        num_nodes: machines.
         nodes_timeout: seconds to wait for machines that are started by hand.
         **kwargs: Lightning's own arguments; `max_steps` counts batches.
 
@@ -101,8 +99,7 @@ def make_trainer(
             f"torchrun started {os.environ['WORLD_SIZE']} processes, but the trainer was asked for {on_each} on each of"
             f" {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and trainer.num_nodes"
         )
-    several = on_each not in (0, 1) or num_nodes != 1
-    if strategy == "ddp" or (strategy == "auto" and several):
+    if strategy == "ddp" or (strategy == "auto" and (on_each not in (0, 1) or num_nodes != 1)):
         # Each optimizer's backward pass leaves the other network's parameters without gradients.
         strategy = "ddp_find_unused_parameters_true"
     if not kwargs.get("enable_progress_bar", True):

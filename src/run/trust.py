@@ -41,11 +41,9 @@ def trusted_packages(config: DictConfig) -> tuple[str, ...]:
 
 
 def refuse_untrusted(config: Any, path: Path, trusted: Sequence[str] = MODELS) -> None:
-    """Checks every `_target_` in a stranger's configuration, and that nothing in it is looked up elsewhere.
+    """Checks that each `_target_` in the configuration of checkpoint `path` is a class of a `trusted` package.
 
-    Args:
-        path: of the checkpoint, for messages.
-        trusted: the packages whose classes may be built, each with a dot at its end.
+    Nothing in it may be looked up elsewhere, either. Packages have a dot at their end.
 
     Raises:
         UserError: names what is not trusted.

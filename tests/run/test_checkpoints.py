@@ -56,29 +56,27 @@ def test_last_is_the_newest_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"ckpt_path=last finds no .* in {tmp_path}"):
         find_checkpoint("last", tmp_path)
     for begun, name, trained in [(1, "a/1", True), (5, "b/2", True), (3, "c/3", False)]:
-        run = make_run(tmp_path, name, begun)
-        if trained:
-            (run / "ckpts").mkdir()
-            (run / "ckpts" / "last.ckpt").touch()
+        make_run(tmp_path, name, begun, trained)
     drawn = tmp_path / "logs" / "runs" / "d" / "4"  # by task=sample: no training run
     drawn.mkdir(parents=True)
     assert find_checkpoint("last", tmp_path, newest_run=True) == tmp_path / "logs/runs/b/2/ckpts/last.ckpt"
 
 
-def make_run(folder: Path, name: str, begun: int) -> Path:
+def make_run(folder: Path, name: str, begun: int, trained: bool) -> Path:
     run = folder / "logs" / "runs" / name
     (run / ".hydra").mkdir(parents=True)
     (run / "run.json").touch()
     (run / ".hydra" / "overrides.yaml").touch()
     os.utime(run / ".hydra" / "overrides.yaml", (begun, begun))
+    if trained:
+        (run / "ckpts").mkdir()
+        (run / "ckpts" / "last.ckpt").touch()
     return run
 
 
 def test_last_is_no_other_run_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The newest run was killed before its first checkpoint."""
-    before, newest = make_run(tmp_path, "a/1 b", 1), make_run(tmp_path, "b/2", 2)
-    (before / "ckpts").mkdir()
-    (before / "ckpts" / "last.ckpt").touch()
+    before, newest = make_run(tmp_path, "a/1 b", 1, trained=True), make_run(tmp_path, "b/2", 2, trained=False)
     typed = f"'ckpt_path={before}/ckpts/last.ckpt'"
     with pytest.raises(UserError, match=f"{newest} has no checkpoint yet: .* without ckpt_path, or type {typed} to"):
         find_checkpoint("last", tmp_path, newest_run=True)
