@@ -18,7 +18,6 @@ from src.metrics.evaluator import choice
 from src.pictures.pixels import to_pixels
 
 NETWORK_TIMEOUT_S = 10.0
-LAYERS = ["2048", "logits_unbiased"]  # of FID and KID, and of the score
 
 
 class Pictures(TensorDataset):
@@ -44,11 +43,7 @@ class LogInception(Callback):
         self.n = n
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds out before training whether package and weights can be had.
-
-        Raises:
-            UserError: they cannot, or the model draws no images of classes.
-        """
+        """Finds out before training whether package and weights can be had."""
         require_images("callbacks.inception", pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         on_rank_zero(trainer, find_inception)
 
@@ -92,11 +87,7 @@ def compare(pixels: Tensor, train: ImageSet, test: ImageSet, device: torch.devic
 
 
 def find_inception() -> None:
-    """Loads Inception, which downloads its weights on first use.
-
-    Raises:
-        UserError: the package or the weights cannot be had.
-    """
+    """Loads Inception, which downloads its weights on first use; refuses where package or weights cannot be had."""
     try:
         from torch_fidelity.utils import create_feature_extractor
     except ImportError as error:
@@ -106,7 +97,8 @@ def find_inception() -> None:
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(NETWORK_TIMEOUT_S)
     try:
-        create_feature_extractor("inception-v3-compat", LAYERS, cuda=False, verbose=False)
+        layers = ["2048", "logits_unbiased"]  # FID and KID need the first, the score the second
+        create_feature_extractor("inception-v3-compat", layers, cuda=False, verbose=False)
     except OSError as error:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from src.datamodules.image_datamodule import ImageDataModule
 from src.errors import UserError
-from src.metrics.alarms import Quality
 from src.metrics.evaluator import SEEDS, Evaluator, in_parts
-from src.metrics.references import LEAST, References, load_references
+from src.metrics.references import LEAST, load_references
 from src.models.image_model import ImageModel
 from src.pictures.confusion import draw_label_confusion
 from src.pictures.pixels import to_pixels
@@ -36,16 +35,13 @@ class LogQuality(Callback):
     Frechet distance is not FID, and compares between runs on the same data alone. The classifier is trained before the
     first run on a data set, in about a minute.
 
-    After every validation under `val/`, and after the test under `test/`: `fd`, `kid`, `precision`, `recall`,
-    `density`, `coverage`, `label_accuracy`, `worst_class_accuracy`, `within_class_variance` and `nearest_train` (see
-    `Evaluator.measure`), the same with `_floor` for real images, and `alarms`, the number of failures that hold (see
-    `src.metrics.alarms` and `ImageModel.alarms`). A warning names each when it begins. During training an alarm is
-    raised when it holds for the second validation in a row, as the first epochs are always bad.
-    `trainer.check_val_every_n_epoch` sets how often there is a validation.
+    After every validation under `val/`, and after the test under `test/`: the metrics of `Evaluator.measure`, the same
+    with `_floor` for real images, and `alarms`, the number of failures that hold (see `src.metrics.alarms` and
+    `ImageModel.alarms`). A warning names each when it begins. During training an alarm is raised when it holds for the
+    second validation in a row, as the first epochs are always bad.
 
-    With `cas` also `test/cas`: the accuracy on real test images of a classifier that was trained on generated images
-    alone (see `Evaluator.cas`). Its floor is the same classifier trained on the real training images. It is left out
-    where `trainer.limit_test_batches` is set.
+    With `cas` also `test/cas` (see `Evaluator.cas`). Its floor is the same classifier trained on the real training
+    images. It is left out where `trainer.limit_test_batches` is set.
 
     Images are drawn with the labels of the held-out images and always from the same noise, the test's another than the
     validations'. Training is not disturbed: its random numbers are those of a run without these metrics.
@@ -75,27 +71,19 @@ class LogQuality(Callback):
         self._said: list[str] = []  # those of them that a warning has named already
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gets the feature net ready, by training it if need be.
-
-        Raises:
-            UserError: the model draws no images of classes, the data are too few, or the net's accuracy is too low.
-        """
+        """Gets the feature net ready, by training it if need be, or refuses parts whose quality it cannot measure."""
         if self._evaluators:
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         require_images("callbacks.quality", pl_module, datamodule)
         device = trainer.strategy.root_device
-
-        def load() -> References:
-            try:
-                return load_references(datamodule, self.cache_dir, device)
-            except UserError as error:
-                raise UserError(
-                    f"callbacks.quality: {error}, or set callbacks.quality=null"
-                    " callbacks.model_checkpoint.monitor=null to train without these metrics"
-                ) from error
-
-        references = on_rank_zero(trainer, load)
+        try:
+            references = on_rank_zero(trainer, lambda: load_references(datamodule, self.cache_dir, device))
+        except UserError as error:
+            raise UserError(
+                f"callbacks.quality: {error}, or set callbacks.quality=null"
+                " callbacks.model_checkpoint.monitor=null to train without these metrics"
+            ) from error
         self._evaluators = {split: Evaluator(datamodule, references, n, device) for split, n in self.n.items()}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -106,7 +94,11 @@ class LogQuality(Callback):
         # Who limits the test wants it quick, as `debug=true` does.
         whole = not trainer.fast_dev_run and trainer.limit_test_batches == 1.0  # type: ignore[attr-defined]
         if self.cas and whole:
-            self._measure_cas(trainer, pl_module)
+            evaluator = self._evaluators["test"]
+            pixels = draw(trainer, pl_module, evaluator.cas_labels, SEEDS["cas"])  # type: ignore[arg-type]
+            cas = on_rank_zero(trainer, lambda: evaluator.cas(pixels))
+            logged = {"test/cas": cas, "test/cas_floor": evaluator.cas_floor}
+            pl_module.log_dict(logged, batch_size=len(pixels), sync_dist=True)
 
     def _measure(self, trainer: Trainer, model: Any, split: str) -> None:
         evaluator = self._evaluators[split]
@@ -117,47 +109,31 @@ class LogQuality(Callback):
         logged = dict(quality.metrics)
         raised: dict[str, str] = {}
         if not quick:
-            logged |= {f"{name}_floor": value for name, value in evaluator.floor.metrics.items()}
-            when = "the test" if split == "test" else f"epoch {trainer.current_epoch}"
+            floor = evaluator.floor.metrics
+            logged |= {f"{name}_floor": value for name, value in floor.items()}
+            when, file = "the test", "test"
+            if split == "val":
+                when, file = f"epoch {trainer.current_epoch}", f"epoch_{trainer.current_epoch:04d}"
             if trainer.is_global_zero:
-                self._show_confusion(trainer, quality, evaluator, split, when)
+                log_record(trainer, f"{split}/label_confusion", quality.confusion.tolist())
+            if trainer.is_global_zero and self.picture:
+                picture = draw_label_confusion(quality.confusion.numpy(), evaluator.datamodule.class_names)
+                accuracy, real = quality.metrics["label_accuracy"], floor["label_accuracy"]
+                caption = f"{when}: label accuracy {accuracy:.1%} (real images {real:.1%})"
+                show(trainer, "label_confusion", picture, caption, f"pictures/label_confusion/{file}.png")
             all_metrics = {key.removeprefix(f"{split}/"): float(n) for key, n in trainer.callback_metrics.items()}
-            found = evaluator.alarms(quality) | model.alarms(all_metrics | quality.metrics)
-            raised = self._raise(trainer, found, f"{when} of {evaluator.name}")
+            raised = new = found = evaluator.alarms(quality) | model.alarms(all_metrics | quality.metrics)
+            if trainer.state.fn == TrainerFn.FITTING:
+                raised = {name: text for name, text in found.items() if name in self._seen}
+                new = {name: text for name, text in raised.items() if name not in self._said}
+                self._seen, self._said = list(found), list(raised)
+            if new and trainer.is_global_zero:
+                sentence = f"{when} of {evaluator.name}: {'; '.join(new.values())}"
+                log.warning(sentence)
+                log_record(trainer, "alarm", sentence)
         logged["alarms"] = len(raised)
         # Every process has measured the same images.
         model.log_dict({f"{split}/{name}": n for name, n in logged.items()}, batch_size=len(labels), sync_dist=True)
-
-    def _show_confusion(self, trainer: Trainer, quality: Quality, evaluator: Evaluator, split: str, when: str) -> None:
-        log_record(trainer, f"{split}/label_confusion", quality.confusion.tolist())
-        if self.picture:
-            picture = draw_label_confusion(quality.confusion.numpy(), evaluator.datamodule.class_names)
-            file = "test" if split == "test" else f"epoch_{trainer.current_epoch:04d}"
-            accuracy, floor = (each.metrics["label_accuracy"] for each in (quality, evaluator.floor))
-            caption = f"{when}: label accuracy {accuracy:.1%} (real images {floor:.1%})"
-            show(trainer, "label_confusion", picture, caption, f"pictures/label_confusion/{file}.png")
-
-    def _raise(self, trainer: Trainer, found: dict[str, str], when: str) -> dict[str, str]:
-        """Warns of alarms that are new; returns those that are raised."""
-        raised = new = found
-        if trainer.state.fn == TrainerFn.FITTING:
-            raised = {name: text for name, text in found.items() if name in self._seen}
-            new = {name: text for name, text in raised.items() if name not in self._said}
-            self._seen, self._said = list(found), list(raised)
-        if new and trainer.is_global_zero:
-            sentence = f"{when}: {'; '.join(new.values())}"
-            log.warning(sentence)
-            log_record(trainer, "alarm", sentence)
-        return raised
-
-    def _measure_cas(self, trainer: Trainer, model: Any) -> None:
-        evaluator = self._evaluators["test"]
-        pixels = draw(trainer, model, evaluator.cas_labels, SEEDS["cas"])
-        logged = {
-            "test/cas": on_rank_zero(trainer, lambda: evaluator.cas(pixels)),
-            "test/cas_floor": evaluator.cas_floor,
-        }
-        model.log_dict(logged, batch_size=len(pixels), sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": self._seen, "said": self._said}
@@ -167,11 +143,7 @@ class LogQuality(Callback):
 
 
 def require_images(callback: str, model: Any, datamodule: Any) -> None:
-    """Refuses parts from which a callback cannot get images of classes.
-
-    Raises:
-        UserError: names the callback and the part.
-    """
+    """Refuses parts from which a callback, named as in the configuration, cannot get images of classes."""
     for key, part, kind in [("model", model, ImageModel), ("datamodule", datamodule, ImageDataModule)]:
         if not isinstance(part, kind):
             raise UserError(
@@ -180,11 +152,7 @@ def require_images(callback: str, model: Any, datamodule: Any) -> None:
 
 
 def on_rank_zero(trainer: Trainer, work: Callable[[], T]) -> T:
-    """Does work in one process for all: returns, or raises, the same in each.
-
-    Raises:
-        UserError: `work` raised it.
-    """
+    """Does work in one process for all: returns, or raises as a UserError, the same in each."""
     result: Any = None
     if trainer.is_global_zero:
         try:

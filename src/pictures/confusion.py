@@ -53,8 +53,8 @@ def drawable(names: Sequence[str]) -> list[str]:
 
 def fitted(name: str, width: float, draw: ImageDraw.ImageDraw, font: Any) -> str:
     """`name`, cut where it is wider than `width` pixels."""
-    if draw.textlength(name, font) <= width:
-        return name
-    while name and draw.textlength(f"{name}…", font) > width:
+    shown = name
+    while name and draw.textlength(shown, font) > width:
         name = name[:-1]
-    return f"{name}…"
+        shown = f"{name}…"
+    return shown
