@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from src.evaluate.data import check_fit, find_data, load_data
+from src.evaluate.copies import draw_neighbours
+from src.evaluate.data import load_data
 from src.evaluate.inputs import open_inputs
 from src.evaluate.measure import SURE, Result, compare, measure, measure_real
-from src.evaluate.neighbours_picture import draw_neighbours
 from src.pictures.confusion import draw_label_confusion
 from src.run.commands import a_list, next_command, typed_overrides
 from src.run.files import atomic_write
@@ -41,10 +41,8 @@ def evaluate(config: DictConfig) -> None:
     console = Console(soft_wrap=True, emoji=False)
     out = out_folder(config.out)
     inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights, trusted_packages(config))
-    part = find_data(inputs, config.get("datamodule"))
-    data = {size: load_data(part, size, config.data_dir) for size in dict.fromkeys(each.img_size for each in inputs)}
-    for datamodule in data.values():
-        check_fit(inputs, datamodule)
+    data = load_data(inputs, config.get("datamodule"), config.data_dir)
+    datamodule = next(iter(data.values()))
     known = [counts for each in inputs if (counts := each.available(datamodule)) is not None]
     counts = torch.stack(known).amin(0) if known else None  # images of each class that every input has
     real = {size: measure_real(served, counts, config) for size, served in data.items()}
@@ -53,7 +51,7 @@ def evaluate(config: DictConfig) -> None:
 
     print_table(results, differences, console)
     described = [write_pictures(result, out, len(results) > 1) for result in results]
-    evaluator = real[datamodule.img_size].evaluator
+    evaluator = results[0].real.evaluator
     record = {
         "format": FORMAT,
         **origin,
@@ -61,7 +59,7 @@ def evaluate(config: DictConfig) -> None:
         "data": {
             "source": datamodule.source,
             "classes": list(datamodule.class_names),
-            "sha256": real[datamodule.img_size].sha256,
+            "sha256": results[0].real.sha256,
             **{split: len(images.labels) for split, images in evaluator.real.items()},
             "features": evaluator.name,
             # Numbers compare to the last digit only where this is the same, too: nets differ a little by machine.
@@ -120,7 +118,7 @@ def write_pictures(result: Result, out: Path, several: bool) -> dict[str, Any]:
     source, confusion = result.source, result.quality.confusion
     drawn = {
         "confusion": draw_label_confusion(confusion.numpy(), result.real.evaluator.datamodule.class_names),
-        "neighbours": draw_neighbours(result),
+        "neighbours": draw_neighbours(result.pixels, result.nearest, result.real.nearest, result.real.evaluator),
     }
     ending = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)}" if several else ""
     files = {"confusion": f"label_confusion{ending}.png", "neighbours": f"neighbours{ending}.png"}

@@ -1,15 +1,23 @@
-"""Whether images are copies of training images."""
+"""Whether images are copies of training images, and a picture of them beside those that are most like them."""
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from src.metrics.evaluator import N_NEAREST, Evaluator
 from src.metrics.scores import DISTANCE_BLOCK
+from src.pictures.confusion import FONT, INK, PAPER, drawable, fitted
+from src.pictures.pixels import to_pixels
 
 N_NEIGHBOURS = 4  # training images that a picture shows beside an image
 RARE = 0.01  # of held-out images are nearer to a training image than what is called a copy
 SMALLEST = 1e-6  # distance of two training images: some data sets have one twice
+N_SHOWN = 10  # rows of a panel
+CELL, GAP, LEFT, TOP = 58, 12, 92, 84  # pixels
+GREY = (110, 110, 110)
 
 
 class Nearest(NamedTuple):
@@ -48,3 +56,60 @@ def nearest_neighbours(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def copied(images: Nearest, held_out: Nearest) -> float:
     """The share of images nearer to a training image than all but 1 % of held-out images: 1 for training images."""
     return float((images.closeness < held_out.closeness.quantile(RARE)).double().mean())
+
+
+def draw_neighbours(pixels: Tensor, nearest: Nearest, real_nearest: Nearest, evaluator: Evaluator) -> np.ndarray:
+    """Three panels side by side as uint8 [H, W, 3]; each row is an image and the training images nearest to it.
+
+    The images nearest to a training image, the first image of each class, and the nearest of the held-out images.
+
+    Args:
+        pixels: uint8 [N, C, H, W], of the first 1,000 of the evaluator's labels.
+        nearest, real_nearest: of these images, and of as many of the evaluator's held-out images.
+    """
+    datamodule, labels = evaluator.datamodule, evaluator.labels[:N_NEAREST].tolist()
+    names, n = drawable(datamodule.class_names), len(labels)
+    first = [labels.index(label) for label in sorted(set(labels))][:N_SHOWN]
+    closest, real_closest = (near.closeness.argsort()[:N_SHOWN].tolist() for near in (nearest, real_nearest))
+    held_out = to_pixels(datamodule.sets["val"].__getitems__(evaluator.held_out[:N_NEAREST].tolist())[0])
+    panels = [  # a title of up to four lines, images, their neighbours, and which images are rows
+        (
+            f"The {len(closest)} of {n:,} images that are nearest\nto a training image, and beside them the nearest."
+            "\nNumber: distance to the first of these, over the\ndistance from there to another training image",
+            pixels,
+            nearest,
+            closest,
+        ),
+        ("The first image of each class,\nnot chosen", pixels, nearest, first),
+        (
+            f"For comparison: the {len(real_closest)} of {n:,} real images,\nheld out from training, that are nearest",
+            held_out,
+            real_nearest,
+            real_closest,
+        ),
+    ]
+    width = LEFT + CELL + GAP + N_NEIGHBOURS * CELL + 2 * GAP
+    height = TOP + max(len(rows) for *_, rows in panels) * CELL + GAP
+    picture = Image.new("RGB", (width * len(panels), height), PAPER)
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(FONT)
+    for number, (title, images, its_nearest, rows) in enumerate(panels):
+        left = GAP + width * number
+        draw.multiline_text((left, 6), title, INK, font)
+        for row, i in enumerate(rows):
+            top = TOP + CELL * row
+            name = fitted(names[labels[i]], LEFT - 12, draw, font)
+            draw.text((left, top + CELL // 2 - 9), name, INK, font, anchor="lm")
+            draw.text((left, top + CELL // 2 + 9), f"{its_nearest.closeness[i]:.2f}", GREY, font, anchor="lm")
+            picture.paste(enlarged(images[i]), (left + LEFT, top))
+            neighbours, _ = datamodule.whole_train.__getitems__(its_nearest.indices[i].tolist())
+            for k, neighbour in enumerate(to_pixels(neighbours)):
+                picture.paste(enlarged(neighbour), (left + LEFT + CELL + GAP + k * CELL, top))
+    return np.asarray(picture)
+
+
+def enlarged(image: Tensor) -> Image.Image:
+    """An image uint8 [C, H, W] as large as its cell, pixel by pixel where it is smaller."""
+    side = CELL - 2
+    colour = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy().copy())
+    return colour.resize((side, side), Image.Resampling.BOX if colour.height < side else Image.Resampling.LANCZOS)

@@ -59,41 +59,47 @@ def find_data(inputs: Sequence[Input], named: DictConfig | None) -> dict[str, An
     return OmegaConf.to_container(config, resolve=True)["datamodule"]  # type: ignore[index,call-overload,return-value]
 
 
-def load_data(part: dict[str, Any], img_size: int, data_dir: str | Path) -> ImageDataModule:
-    """The data, served at `img_size`, from the folder `data_dir`; refuses other data than images of classes."""
-    ours = {"img_size": img_size, "data_dir": str(data_dir), "offline_fallback": False}
-    part = part | {key: value for key, value in ours.items() if key in part}
-    datamodule = instantiate(OmegaConf.create({"datamodule": part}), "datamodule")
-    if not isinstance(datamodule, ImageDataModule):
-        raise UserError(f"datamodule must be an ImageDataModule, not a {type(datamodule).__name__}: choose another one")
-    with blamed_on("datamodule", folder="data_dir"):
-        try:
-            datamodule.prepare_data()
-        except FileNotFoundError as error:  # its sentence offers the digits instead, which only help training
-            if not isinstance(datamodule, PublishedDataModule):
-                raise
-            raise UserError(
-                f"{datamodule.title} is not in {datamodule.folder} and could not be downloaded, but images of it can"
-                f" only be compared with itself ({error.__cause__}): put its files there, or type data_dir=DIR"
-            ) from error
-        datamodule.setup("fit")
-    return datamodule
+def load_data(inputs: Sequence[Input], named: DictConfig | None, data_dir: str | Path) -> dict[int, ImageDataModule]:
+    """The data from the folder `data_dir`, served at each size of the inputs.
 
+    Raises:
+        UserError: nothing says which data they are, they cannot be had, or an input's data or images are others.
+    """
+    part, data = find_data(inputs, named), {}
+    for img_size in dict.fromkeys(each.img_size for each in inputs):
+        ours = {"img_size": img_size, "data_dir": str(data_dir), "offline_fallback": False}
+        served = part | {key: value for key, value in ours.items() if key in part}
+        datamodule = instantiate(OmegaConf.create({"datamodule": served}), "datamodule")
+        if not isinstance(datamodule, ImageDataModule):
+            kind = type(datamodule).__name__
+            raise UserError(f"datamodule must be an ImageDataModule, not a {kind}: choose another one")
+        with blamed_on("datamodule", folder="data_dir"):
+            try:
+                datamodule.prepare_data()
+            except FileNotFoundError as error:  # its sentence offers the digits instead, which only help training
+                if not isinstance(datamodule, PublishedDataModule):
+                    raise
+                raise UserError(
+                    f"{datamodule.title} is not in {datamodule.folder} and could not be downloaded, but images of it"
+                    f" can only be compared with itself ({error.__cause__}): put its files there, or type data_dir=DIR"
+                ) from error
+            datamodule.setup("fit")
+        data[img_size] = datamodule
 
-def check_fit(inputs: Sequence[Input], datamodule: ImageDataModule) -> None:
-    """Refuses inputs that were not trained on these data, or do not look like them."""
-    same = {datamodule.source, *({"digits", FALLBACK} if "digits" in datamodule.source else ())}
+    source = datamodule.source
+    same = {source, *({"digits", FALLBACK} if "digits" in source else ())}
     for each in inputs:
         # A folder may have been moved or renamed.
         if each.source is not None and each.source not in same and not isinstance(datamodule, FolderDataModule):
             raise UserError(
-                f"ckpt_path={each.path} was trained on {each.source!r}, but datamodule is {datamodule.source!r}: leave"
-                " datamodule out, or choose another file"
+                f"ckpt_path={each.path} was trained on {each.source!r}, but datamodule is {source!r}: leave datamodule"
+                " out, or choose another file"
             )
         for name in ("channels", "n_classes"):
             theirs, needed = getattr(each, name), getattr(datamodule, name)
             if theirs not in (None, needed):
                 raise UserError(
-                    f"ckpt_path={each.path} has {name}={theirs}, but the images of {datamodule.source!r} have {needed}:"
-                    " name the data that it draws with datamodule=NAME"
+                    f"ckpt_path={each.path} has {name}={theirs}, but the images of {source!r} have {needed}: name the"
+                    " data that it draws with datamodule=NAME"
                 )
+    return data

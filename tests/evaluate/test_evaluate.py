@@ -13,9 +13,9 @@ from PIL import Image
 from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.errors import UserError
 from src.evaluate import evaluate
+from src.evaluate.copies import CELL as SIDE
+from src.evaluate.copies import GAP, LEFT, TOP
 from src.evaluate.inputs import short_names
-from src.evaluate.neighbours_picture import CELL as SIDE
-from src.evaluate.neighbours_picture import GAP, LEFT, TOP
 from src.export.to_onnx import export_generator
 from src.pictures.confusion import CELL, MARGIN
 from src.pictures.pixels import to_pixels
