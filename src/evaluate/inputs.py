@@ -55,12 +55,12 @@ class Input(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @abstractmethod
     def available(self, datamodule: ImageDataModule) -> Tensor | None:
         """How many images of each of these data's classes there are, int64 [n_classes]; None: any number.
 
         Refuses images of other classes. Must be called before `images`.
         """
+        return None
 
     @abstractmethod
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
@@ -85,9 +85,6 @@ class ModelInput(Input):
         if isinstance(sampler, CheckpointSampler):
             self.checkpoint = sampler
             self.data_sha256 = sampler.data.get("sha256") if isinstance(sampler.data, dict) else None
-
-    def available(self, datamodule: ImageDataModule) -> None:
-        """Any number."""
 
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
         """Drawn from the noise that a run's own test draws from."""
@@ -216,25 +213,24 @@ def open_inputs(ckpt_path: Any, work_dir: str, weights: str, trusted: Sequence[s
     listed = list(ckpt_path) if isinstance(ckpt_path, ListConfig) else [ckpt_path]
     if not 0 < len(listed) <= MOST:
         raise UserError(f"ckpt_path names {len(listed)} files: name 1 to {MOST}, such as ckpt_path=[a.ckpt,b.onnx]")
-    inputs: dict[Path, Input] = {}
-    paths = []
+    inputs: list[Input] = []
+    paths: dict[Path, None] = {}
     for each in listed:  # all are found before one is opened
         folder = Path(each)
         of_a_run = (found for pattern in (".hydra", "ckpts", "*.ckpt") for found in folder.glob(pattern))
         path = folder.resolve() if folder.is_dir() and not any(of_a_run) else find_checkpoint(each, work_dir)
         if not path.is_file() and not path.is_dir():
             raise UserError(f"ckpt_path={path} is not a file: choose a checkpoint, an ONNX file or a samples.npz")
-        paths.append(path)
-    for path in dict.fromkeys(paths):
+        paths[path] = None
+    for path, name in zip(paths, short_names(list(paths)), strict=True):
         if path.is_dir():
-            inputs[path] = FolderInput(path)
+            inputs.append(FolderInput(path))
         elif path.suffix == ".npz":
-            inputs[path] = FileInput(path)
+            inputs.append(FileInput(path))
         else:
-            inputs[path] = ModelInput(path, open_sampler(path, weights, trusted=trusted))
-    for opened, name in zip(inputs.values(), short_names(list(inputs)), strict=True):
-        opened.name = name
-    return list(inputs.values())
+            inputs.append(ModelInput(path, open_sampler(path, weights, trusted=trusted)))
+        inputs[-1].name = name
+    return inputs
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

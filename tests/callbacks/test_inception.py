@@ -36,21 +36,13 @@ def test_it_compares_rounded_pictures_in_three_channels(monkeypatch: pytest.Monk
 
     def calculate_metrics(input1: Any, input2: Any, kid_subset_size: int, **_: Any) -> dict[str, float]:
         for pictures in (input1, input2):
-            assert pictures[0].dtype == torch.uint8
-            assert pictures[0].shape == (3, 32, 32)
-            assert (pictures[0] > 0).any()
+            assert pictures[0].dtype == torch.uint8 and pictures[0].shape == (3, 32, 32) and pictures[0].any()
         compared.append((len(input1), len(input2), kid_subset_size))
-        fid = float(len(compared))
-        return {
-            "frechet_inception_distance": fid,
-            "kernel_inception_distance_mean": 0.5,
-            "inception_score_mean": 2.0,
-        }
+        found = {"kernel_inception_distance_mean": 0.5, "inception_score_mean": 2.0}
+        return found | {"frechet_inception_distance": float(len(compared))}
 
     stand_in(monkeypatch, create_feature_extractor=lambda *_, **__: None, calculate_metrics=calculate_metrics)
-
     logged = logged_after(200)
-
     assert compared == [(200, 257, 200), (200, 257, 200)]
     assert logged["test/inception_fid"] == 1
     assert logged["test/inception_fid_floor"] == 2
@@ -59,19 +51,14 @@ def test_it_compares_rounded_pictures_in_three_channels(monkeypatch: pytest.Monk
     }
 
 
-def test_without_the_package_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    monkeypatch.setitem(sys.modules, "torch_fidelity.utils", None)
-
-    with pytest.raises(UserError, match=r"^callbacks.inception needs torch-fidelity: type pip install -r requirements"):
-        logged_after(10)
-
-
-def test_without_the_weights_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_or_the_weights_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError("no network")
 
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity.utils", None)
+    with pytest.raises(UserError, match=r"^callbacks.inception needs torch-fidelity: type pip install -r requirements"):
+        logged_after(10)
     stand_in(monkeypatch, create_feature_extractor=unreachable)
-
     with pytest.raises(UserError, match=f"could not be downloaded .*no network.* put {URL} into .*checkpoints"):
         logged_after(10)

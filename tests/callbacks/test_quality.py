@@ -90,7 +90,6 @@ def test_real_images_score_their_floor_and_raise_no_alarm(
     verb: str, split: str, warnings: Callable[[], list[str]]
 ) -> None:
     logged = measured(Replaying(), verb)
-
     assert logged.keys() == {f"{split}/{name}" for name in LOGGED}
     for name in KEYS:
         assert logged[f"{split}/{name}"] == pytest.approx(logged[f"{split}/{name}_floor"], abs=1e-3)
@@ -100,12 +99,8 @@ def test_real_images_score_their_floor_and_raise_no_alarm(
 
 def test_images_are_rounded_as_in_a_file() -> None:
     """A difference that no file could hold makes no difference; one of two levels does."""
-    exact, below_half_a_level, two_levels = (
-        measured(Replaying(noise=levels / 127.5))["val/fd"] for levels in (0, 0.49, 2)
-    )
-
-    assert below_half_a_level == exact
-    assert two_levels != exact
+    exact, half, two = (measured(Replaying(noise=levels / 127.5))["val/fd"] for levels in (0, 0.49, 2))
+    assert half == exact != two
 
 
 @pytest.mark.parametrize(
@@ -124,12 +119,9 @@ def test_failures_are_said(model: Replaying, verb: str, says: str, warnings: Cal
 
 
 def test_as_many_images_as_asked_for_where_there_are_enough() -> None:
-    model = Replaying()
-    measured(model, n_val=40)
-    assert model.drawn == 40
-
-    measured(model, n_val=5_000)
-    assert model.drawn == 40 + 128
+    for n_val, drawn in ((40, 40), (5_000, 128)):
+        measured(model := Replaying(), n_val=n_val)
+        assert model.drawn == drawn
 
 
 def test_a_classifier_trained_on_samples_knows_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +169,7 @@ def test_alarms_wait_for_the_second_validation_and_survive_a_stop(
     train_here: Train, monkeypatch: pytest.MonkeyPatch, warnings: Callable[[], list[str]]
 ) -> None:
     forward = Generator.forward
-    monkeypatch.setattr(
-        Generator, "forward", lambda self, noise, labels: forward(self, noise, torch.zeros_like(labels))
-    )
+    monkeypatch.setattr(Generator, "forward", lambda self, z, labels: forward(self, z, torch.zeros_like(labels)))
     options = ["trainer.limit_train_batches=3", "logger=none", "test_after_training=false"]
     first = train_here("first", *options, "trainer.max_epochs=1")
     assert warnings() == []

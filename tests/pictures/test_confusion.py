@@ -17,11 +17,8 @@ def test_a_cell_is_as_dark_as_its_share_of_the_row() -> None:
     assert corner(picture, 0, 0) == FULL
     assert corner(picture, 0, 1) == PAPER
     assert sum(FULL) < sum(corner(picture, 1, 0)) < sum(corner(picture, 1, 1)) < sum(PAPER)
-
-
-def test_a_class_without_images_is_an_empty_row() -> None:
-    picture = draw_confusion(np.array([[0, 0], [0, 5]]), ["a", "b"], "")
-    assert corner(picture, 0, 0) == corner(picture, 0, 1) == PAPER
+    empty = draw_confusion(np.array([[0, 0], [0, 5]]), ["a", "b"], "")  # a class without images
+    assert corner(empty, 0, 0) == corner(empty, 0, 1) == PAPER
 
 
 def test_a_long_name_is_cut_to_its_place() -> None:
