@@ -17,9 +17,9 @@ from src.run.describe import describe, name_run
 from src.run.init_from import read_start, take_weights
 from src.run.loggers import check_wandb
 from src.run.provenance import record_diff
-from src.run.recorded import Outcome, recorded
+from src.run.recorded import recorded
 from src.run.resume import Past, resume_from
-from src.run.run_record import as_recorded
+from src.run.run_record import RunRecord, as_recorded
 from src.run.signals import StopRequest, stop_on_signals
 from src.run.summary import print_summary, record_config
 from src.run.trainer import point_out_gpu
@@ -63,15 +63,15 @@ def train(config: DictConfig) -> float | None:
     record_config(config, Path(trainer.default_root_dir))
     record_diff(Path(trainer.default_root_dir))
     trainer.callbacks[:0] = [*required_metrics(config), RunState(about, past)]
-    with stop_on_signals(trainer) as stop, recorded(config, trainer, about, past, stop) as outcome:
-        outcome.metrics = fit_and_test(config, trainer, model, datamodule, past, outcome, stop)
+    with stop_on_signals(trainer) as stop, recorded(config, trainer, about, past, stop) as record:
+        record.metrics = fit_and_test(config, trainer, model, datamodule, past, record, stop)
 
-    print_summary(config, trainer, outcome.metrics, past)
-    if outcome.exit_code:
-        raise SystemExit(outcome.exit_code)
+    print_summary(config, trainer, record.metrics, past)
+    if record.exit_code:
+        raise SystemExit(record.exit_code)
     if not config.optimized_metric:
         return None
-    found = outcome.metrics[config.optimized_metric]
+    found = record.metrics[config.optimized_metric]
     if is_sweep() and not math.isfinite(found):  # infinity might be taken for the best
         raise DivergedError(f"optimized_metric={config.optimized_metric} is {found}, which is not a result")
     return found
@@ -83,14 +83,14 @@ def fit_and_test(
     model: LightningModule,
     datamodule: LightningDataModule,
     past: Past,
-    outcome: Outcome,
+    record: RunRecord,
     stop: StopRequest,
 ) -> dict[str, float]:
     """Trains and, with `test_after_training`, tests the best checkpoint, else the last.
 
     Args:
         past: what the run goes on from.
-        outcome: what was logged so far; a resumed run need not come to a validation of its own.
+        record: what was logged so far; a resumed run need not come to a validation of its own.
         stop: whether a signal asked to stop.
 
     Returns:
@@ -100,7 +100,7 @@ def fit_and_test(
     if stop.is_made(trainer):  # it came during the last moments of training
         raise SystemExit
     metrics: dict[str, Any] = {
-        name: value for name, value in outcome.logged.items() if name.startswith("val/") and value is not None
+        name: value for name, value in record.values.items() if name.startswith("val/") and value is not None
     }
     metrics |= trainer.callback_metrics
     if trainer.enable_validation and not any(name.startswith("val/") for name in metrics):

@@ -131,18 +131,15 @@ def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
 
 @rank_zero_only
 def take_over(past: Past, run_dir: Path) -> list[dict[str, Any]]:
-    """Copies the pictures of the epochs before the checkpoint. In the same folder, removes those after it.
+    """Copies the pictures from before the checkpoint; returns the rows of `metrics.jsonl` from before it.
 
-    Returns:
-        The rows of `metrics.jsonl` before the checkpoint.
+    In the same folder, removes the pictures after it.
     """
     if past.checkpoint is None:
         return []
     if past.folder is None:
-        log.warning(
-            "the run folder %s is not there any more: curves and pictures begin at batch %d",
-            *(past.folders[-1], past.batch),
-        )
+        gone = past.folders[-1]
+        log.warning("the run folder %s is not there any more: curves and pictures begin at batch %d", gone, past.batch)
         return []
     in_place = past.folder.resolve() == run_dir.resolve()
     if in_place:

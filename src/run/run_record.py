@@ -32,6 +32,8 @@ class RunRecord(Logger):
         self.folder = folder
         self.about = {"format": 1, "status": "running", **about, "seconds": None}
         self.values: dict[str, float | None] = {}
+        self.metrics: dict[str, float] = {}  # the final ones; empty where the run does not finish
+        self.exit_code = 1  # 0: it finished; 128 + the number of the signal that stopped it; 1: it failed
         self._begun = time.perf_counter()
         self._metrics_file = folder / "metrics.jsonl"
         self._epoch = 0
@@ -78,13 +80,13 @@ class RunRecord(Logger):
         return found
 
     @rank_zero_only
-    def write_results(self, metrics: Mapping[str, float], seconds: float | None) -> None:
+    def write_results(self, seconds: float | None) -> None:
         """Writes `results.json`: the final metrics but training's, and their origin."""
         record = {
             **{key: self.about[key] for key in ("name", "command", "commit", "machine")},
             "versions": ", ".join(f"{name} {version}" for name, version in self.about["versions"].items()),
             "seconds": seconds,
-            "metrics": {name: value for name, value in sorted(metrics.items()) if not name.startswith("train/")},
+            "metrics": {name: value for name, value in sorted(self.metrics.items()) if not name.startswith("train/")},
         }
         (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
