@@ -230,7 +230,7 @@ def time_logging(seconds: dict[str, float]) -> None:
         timed(logger, "log_metrics", "often")
     timed(wandb_callbacks.PictureCallback, "on_train_epoch_end", "once")
     timed(wandb_callbacks.LogConfusions, "on_validation_end", "once")
-    for name in ("draw_label_confusion", "show"):
+    for name in ("draw_confusion", "show"):
         timed(quality, name, "once")
 
 

@@ -16,7 +16,7 @@ from src.errors import UserError
 from src.metrics.evaluator import SEEDS, Evaluator, in_parts
 from src.metrics.references import LEAST, load_references
 from src.models.image_model import ImageModel
-from src.pictures.confusion import draw_label_confusion
+from src.pictures.confusion import draw_confusion
 from src.pictures.pixels import to_pixels
 from src.run.loggers import show
 from src.run.run_record import log_record
@@ -24,8 +24,6 @@ from src.run.run_record import log_record
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Enough = Annotated[int, Field(ge=LEAST)]
-
-N_TRIED = 50  # images drawn before training, to see that all of this works
 
 
 class LogQuality(Callback):
@@ -103,7 +101,7 @@ class LogQuality(Callback):
     def _measure(self, trainer: Trainer, model: Any, split: str) -> None:
         evaluator = self._evaluators[split]
         quick = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
-        labels = evaluator.labels[:N_TRIED] if quick else evaluator.labels
+        labels = evaluator.labels[:50] if quick else evaluator.labels  # a few show before training that all of it works
         pixels = draw(trainer, model, labels, SEEDS[split])
         quality = evaluator.measure(evaluator.net.embed(pixels, labels))
         logged = dict(quality.metrics)
@@ -117,7 +115,7 @@ class LogQuality(Callback):
             if trainer.is_global_zero:
                 log_record(trainer, f"{split}/label_confusion", quality.confusion.tolist())
             if trainer.is_global_zero and self.picture:
-                picture = draw_label_confusion(quality.confusion.numpy(), evaluator.datamodule.class_names)
+                picture = draw_confusion(quality.confusion.numpy(), evaluator.datamodule.class_names)
                 accuracy, real = quality.metrics["label_accuracy"], floor["label_accuracy"]
                 caption = f"{when}: label accuracy {accuracy:.1%} (real images {real:.1%})"
                 show(trainer, "label_confusion", picture, caption, f"pictures/label_confusion/{file}.png")

@@ -18,15 +18,13 @@ from src.evaluate.copies import draw_neighbours
 from src.evaluate.data import load_data
 from src.evaluate.inputs import open_inputs
 from src.evaluate.measure import SURE, Result, compare, measure, measure_real
-from src.pictures.confusion import draw_label_confusion
+from src.pictures.confusion import draw_confusion
 from src.run.commands import a_list, next_command, typed_overrides
 from src.run.files import atomic_write
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.run.provenance import provenance
 from src.run.trust import trusted_packages
 from src.sampling.options import out_folder
-
-FORMAT = 1
 
 
 def evaluate(config: DictConfig) -> None:
@@ -53,7 +51,7 @@ def evaluate(config: DictConfig) -> None:
     described = [write_pictures(result, out, len(results) > 1) for result in results]
     evaluator = results[0].real.evaluator
     record = {
-        "format": FORMAT,
+        "format": 1,
         **origin,
         "n": evaluator.n,
         "data": {
@@ -117,7 +115,7 @@ def write_pictures(result: Result, out: Path, several: bool) -> dict[str, Any]:
     """Writes the confusion matrix and the neighbours of an input; returns what `evaluation.json` says of it."""
     source, confusion = result.source, result.quality.confusion
     drawn = {
-        "confusion": draw_label_confusion(confusion.numpy(), result.real.evaluator.datamodule.class_names),
+        "confusion": draw_confusion(confusion.numpy(), result.real.evaluator.datamodule.class_names),
         "neighbours": draw_neighbours(result.pixels, result.nearest, result.real.nearest, result.real.evaluator),
     }
     ending = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)}" if several else ""

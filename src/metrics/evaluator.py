@@ -15,7 +15,6 @@ from src.pictures.pixels import to_pixels
 
 N_NEAREST = 1_000  # images whose nearest training images are looked up, which costs more than all the rest
 N_CAS = 50_000  # images that a classifier trains on
-SEED = 0  # chooses the real images that are compared
 DRAW_BATCH = 250  # images drawn from one generator
 # The tested checkpoint was chosen by a validation's images: the test draws others, and CAS others again.
 SEEDS = {"val": 0, "test": 1_000_000, "cas": 2_000_000}
@@ -146,7 +145,7 @@ def in_parts(labels: Tensor, seed: int) -> Iterator[tuple[slice, torch.Generator
         yield slice(start, start + DRAW_BATCH), torch.Generator().manual_seed(seed + start)
 
 
-def choice(n_all: int, n: int, seed: int = SEED) -> Tensor:
+def choice(n_all: int, n: int, seed: int = 0) -> Tensor:
     """The indices of `n` out of `n_all` images at random, without repetition; always the same ones."""
     return torch.randperm(n_all, generator=torch.Generator().manual_seed(seed))[:n]
 

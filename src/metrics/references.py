@@ -100,13 +100,9 @@ def embed_served(net: FeatureNet, images: ImageSet) -> Embedded:
 
 
 def check_accuracy(accuracy: float, source: str, n_train: int, n_classes: int, path: Path) -> None:
-    """Refuses a feature net that knows too little.
-
-    Where we have no figure for the data, or fewer training images than it takes, it must reach three times what
-    guessing would, or half of what lies above guessing where that is less.
-    """
+    """Refuses a feature net that knows too little."""
     n_required, required = REQUIRED_ACCURACY.get(source, (0, 0.0))
-    if not required or n_train < n_required:
+    if not required or n_train < n_required:  # three times guessing, or half of what lies above it where that is less
         required = min(3 / n_classes, (1 + 1 / n_classes) / 2)
     if accuracy < required:
         raise UserError(

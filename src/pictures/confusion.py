@@ -9,14 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 CELL, MARGIN, FONT = 44, 96, 13
 INK, PAPER, FULL = (32, 32, 32), (255, 255, 255), (8, 81, 156)
+OF_LABELS = "% of images asked for (rows)\nthat the classifier takes for (columns)"
 
 
-def draw_label_confusion(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """How often images of each class asked for (row) were taken for each class (column), as `draw_confusion`."""
-    return draw_confusion(counts, names, "% of images asked for (rows)\nthat the classifier takes for (columns)")
-
-
-def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str) -> np.ndarray:
+def draw_confusion(counts: np.ndarray, names: Sequence[str], title: str = OF_LABELS) -> np.ndarray:
     """How often a row's cases came out as each column [N, N], as a heat map uint8 [H, W, 3] in percent of the row.
 
     Rows and columns have the same names; `title` has two lines.

@@ -17,7 +17,7 @@ from src.evaluate.copies import CELL as SIDE
 from src.evaluate.copies import GAP, LEFT, TOP
 from src.evaluate.inputs import short_names
 from src.export.to_onnx import export_generator
-from src.pictures.confusion import draw_label_confusion
+from src.pictures.confusion import draw_confusion
 from src.pictures.pixels import to_pixels
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from tests.conftest import compose_config, needs_onnx
@@ -187,7 +187,7 @@ def test_wrong_labels_are_seen(evaluated: Evaluated, tmp_path: Path) -> None:
     confusion = np.array(one["confusion"])
     assert confusion.argmax(1).tolist() == [9, *range(9)]
     picture = np.asarray(Image.open(tmp_path / "out" / "label_confusion.png"))
-    assert np.array_equal(picture, draw_label_confusion(confusion, list("0123456789")))
+    assert np.array_equal(picture, draw_confusion(confusion, list("0123456789")))
 
 
 def test_a_file_of_some_classes_is_measured_beside_real_images_of_these(evaluated: Evaluated, tmp_path: Path) -> None:
