@@ -120,5 +120,7 @@ def fit_and_test(
 def required_metrics(config: DictConfig) -> list[RequiredMetric]:
     """A guard for each metric that decides something in a run: those that callbacks monitor, and `optimized_metric`."""
     monitors = {f"callbacks.{name}.monitor": each.get("monitor") for name, each in config.callbacks.items() if each}
-    found = {"optimized_metric": config.optimized_metric} | monitors
-    return [RequiredMetric(key, metric) for key, metric in reversed(found.items()) if metric]
+    keys: dict[str, list[str]] = {}
+    for key, metric in ({"optimized_metric": config.optimized_metric} | monitors).items():
+        keys.setdefault(metric, []).append(key)
+    return [RequiredMetric(their_keys, metric) for metric, their_keys in keys.items() if metric]

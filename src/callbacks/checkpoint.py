@@ -46,7 +46,7 @@ class Checkpoint(ModelCheckpoint):
         self,
         dirpath: str | None = None,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Annotated[Literal["min", "max"], Field(description="one of min, max")] = "min",
         filename: str = "best",
         save_top_k: Annotated[int, Field(ge=-1, description="a whole number of at least 0, or -1 for all")] = 1,
         every_n_epochs: Count = 1,
@@ -227,25 +227,30 @@ def arrange(callbacks: Sequence[Callback], run_dir: Path) -> None:
 
 
 class RequiredMetric(Callback):
-    """Refuses `key`'s metric, if nobody logs it, as soon as that shows, which may be in the sanity check."""
+    """Refuses a metric that nobody logs as soon as that shows, which may be in the sanity check.
 
-    def __init__(self, key: str, metric: str) -> None:
-        self.key, self.metric = key, metric
+    Args:
+        keys: where the metric is configured; those before the last follow it by default.
+        metric: its name.
+    """
+
+    def __init__(self, keys: Sequence[str], metric: str) -> None:
+        self.keys, self.metric = keys, metric
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.metric.startswith("val/") and trainer.limit_val_batches == 0:
             raise UserError(
-                f"{self.key}={self.metric} needs the validation that trainer.limit_val_batches=0 switches off: set"
-                f" {self.key}=null"
+                f"{self.keys[-1]}={self.metric} needs the validation that trainer.limit_val_batches=0 switches off: set"
+                f" {' '.join(f'{key}=null' for key in self.keys)}"
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.metric.startswith("val/"):
-            check_logged(trainer.callback_metrics, self.key, self.metric)
+            check_logged(trainer.callback_metrics, self.keys[-1], self.metric)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.metric.startswith(("val/", "test/")):  # not every epoch has a validation
-            check_logged(trainer.callback_metrics, self.key, self.metric)
+            check_logged(trainer.callback_metrics, self.keys[-1], self.metric)
 
 
 def check_logged(metrics: Mapping[str, Any], key: str, metric: str) -> None:

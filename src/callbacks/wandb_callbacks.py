@@ -19,7 +19,8 @@ from src.run.loggers import show
 from src.run.provenance import ROOT
 from src.run.run_record import log_record
 
-InARow = Annotated[int, Field(ge=1, le=1000)]  # images
+# Images.
+InARow = Annotated[int, Field(ge=1, le=1000, description="a whole number of at least 1 and at most 1000")]
 
 
 class LogSampleGrid(Callback):

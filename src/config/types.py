@@ -59,7 +59,14 @@ def check(name: str, value: Any, hint: Any) -> None:
         TypeAdapter(_in_yaml(hint), config=ConfigDict(strict=True, regex_engine="python-re")).validate_python(value)
     except ValidationError as error:
         shown = "null" if value is None else repr(value)
-        raise UserError(f"{name} must be {in_words(hint)}, not {shown}") from error
+        words = in_words(_without_range(hint) if value is None else hint)
+        raise UserError(f"{name} must be {words}, not {shown}") from error
+
+
+def _without_range(hint: Any) -> Any:
+    """The type of a number, which is what somebody needs to know who gave none; a description says enough."""
+    described = get_origin(hint) is not Annotated or FieldInfo.from_annotation(hint).description
+    return hint if described else get_args(hint)[0]
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

@@ -20,6 +20,9 @@ SPLIT_SEED = 42  # of the one split into train and val that everybody compares o
 Sizes = Annotated[
     Sequence[Count], Field(min_length=3, max_length=3, description="a list of three positive whole numbers")
 ]
+Workers = Annotated[
+    int, Field(ge=0, le=1024, description="a whole number from 0 to 1024, at least 0 for no further process")
+]
 Split = tuple[Tensor, Tensor]
 
 
@@ -55,7 +58,7 @@ class ImageDataModule(LightningDataModule):
         self,
         train_val_test_split: Sizes,
         batch_size: Count = 64,
-        num_workers: Annotated[int, Field(ge=0, le=1024)] = 0,
+        num_workers: Workers = 0,
         pin_memory: bool = False,
         img_size: Count = 32,
         seed: int = 0,

@@ -25,6 +25,7 @@ from src.models.schedules import Schedule
 
 Batch = tuple[Tensor, Tensor]
 Losses = dict[str, Tensor]
+HalfLife = Annotated[float | None, Field(gt=0, description="a number or null for no average, above 0, in images")]
 GENERATOR, DISCRIMINATOR = 0, 1  # optimizer_idx
 
 
@@ -74,7 +75,7 @@ class MNISTGANModel(ScheduledModel):
         latent_dim: Count = 100,
         channels: Count = 1,
         img_size: Count = 32,
-        ema_half_life: Positive | None = None,
+        ema_half_life: HalfLife = None,
         penalties: Mapping[str, Penalty | None] | None = None,
         augment: Mapping[str, Augmentation | None] | None = None,
         schedule: Schedule | None = None,

@@ -69,6 +69,6 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule, path: Path) -
         a, b = (list(weights[name].shape) if name in weights else "missing" for weights in (theirs, ours))
         if a != b:
             raise UserError(
-                f"ckpt_path={path} belongs to another model ({name} is {a} in the file, {b} in this model): compose the"
+                f"ckpt_path={path} is of another model ({name} is {a} in the file, {b} in this model): compose the"
                 " model it was trained with, or choose another checkpoint"
             )
