@@ -42,7 +42,7 @@ def test_what_is_no_number_is_not_the_best(typed: Typed, tmp_path: Path, monkeyp
     """Infinity would be the largest of all."""
 
     def validation_step(self: MNISTGANModel, batch: object, batch_idx: int) -> None:
-        found = {10: "inf", 20: "nan", 30: "-inf", 40: "7.0"}[self.latent_dim]
+        found = {10: "inf", 20: "nan", 30: "-inf", 40: "7.0"}[self.noise_shape[0]]
         self.log("val/g_loss", torch.tensor(float(found)), batch_size=1)
 
     monkeypatch.setattr(MNISTGANModel, "validation_step", validation_step)
