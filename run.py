@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from src.config.before_hydra import LISTINGS, check_arguments, check_folders, in_hydras_words, read_env_file
+from src.config.before_hydra import check_arguments, check_folders, in_hydras_words, read_env_file
 from src.config.help import VERBS, help_on, help_on_all
 from src.errors import UserError
 from src.run.console import show_what_can_be_shown
@@ -81,7 +81,8 @@ def run(task: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if LISTINGS & set(sys.argv) and hasattr(signal, "SIGPIPE"):  # not on Windows
+    listings = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
+    if listings & set(sys.argv) and hasattr(signal, "SIGPIPE"):  # not on Windows
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a listing without a word
     if sys.getfilesystemencoding() == "ascii" and os.environ.get("PYTHONUTF8") != "1":
         # The C locale, and Python was told to believe it: no file could have an umlaut in its name.

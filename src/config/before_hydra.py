@@ -12,12 +12,10 @@ from dotenv.parser import parse_stream
 from src.config.help import VERBS
 from src.errors import UserError
 
-LISTINGS = {"-h", "--help", "--hydra-help", "-c", "--cfg", "-i", "--info"}
 HYDRA_FLAGS = (
     *("--", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir", "--experimental-rerun"),
 )
-FOLDERS = ("work_dir=", "hydra.run.dir=", "hydra.sweep.dir=")
 # Options that are words, and what stands for them. No experiment is no argument.
 MEANT: dict[str, str | None] = {
     "debug=true": "debug=default",
@@ -84,5 +82,6 @@ def check_arguments(arguments: Sequence[str], verb: str) -> None:
 
 def check_folders(overrides: Iterable[str]) -> None:
     """Refuses a working directory or typed folder that looks like a reference: Hydra looks them up more than once."""
-    if "${" in os.getcwd() or any(each.startswith(FOLDERS) and r"\${" in each for each in overrides):
+    folders = ("work_dir=", "hydra.run.dir=", "hydra.sweep.dir=")
+    if "${" in os.getcwd() or any(each.startswith(folders) and r"\${" in each for each in overrides):
         raise UserError("${ in a folder's name refers to a key: run in a folder with another name")

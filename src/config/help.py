@@ -74,7 +74,7 @@ def _about(path: Path) -> str:
 
 def _keys(path: Path, prefix: str = "") -> list[str]:
     """`KEY=DEFAULT  comment` of each key at the top of a file that holds a value."""
-    found = re.findall(r"^([a-z]\w*): *([^#\s].*?) *(?:#\s*(.*))?$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.findall(r"^([a-z]\w*): *([^#\s].*?) *(?:# *(.*))?$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return _table({f"{prefix}{key}={default}": comment for key, default, comment in found if key != "task"})
 
 
