@@ -5,8 +5,10 @@ import glob
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig
 
@@ -46,11 +48,11 @@ def report(config: DictConfig) -> Path:
         path = Path(config.work_dir, "logs", f"report-{len(folders)}-runs-{code}.html")
     runs = [read_run(folder) for folder in folders]
     page = render(runs)
-    with atomic_write(path) as partial:
+    with atomic_write(path) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         # "x" does not follow a link that somebody else's run folder may hold under this name.
-        with open(partial, "x", encoding="utf-8", newline="\n") as file:
+        with open(unfinished, "x", encoding="utf-8", newline="\n") as file:
             file.write(page)
     wrong = [(run.name, ", ".join([*run.missing, *run.damaged])) for run in runs if run.missing or run.damaged]
     if wrong:
@@ -108,6 +110,7 @@ def render(runs: Sequence[Run]) -> str:
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["yaml"] = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=100)
     about = about_one(runs[0]) if len(runs) == 1 else about_several(runs)
     strips = [strip for strip in about["strips"] if strip.frames]
     epochs = sorted({epoch for strip in strips for epoch in strip.frames})

@@ -55,9 +55,7 @@ SPEED = Panel(
     lines={"train/images_per_s": "training"},
     compare=True,
 )
-# Points of a curve above which a figure's curves are drawn as the means of so many stretches.
-MANY = 150
-STRETCHES = 60
+STRETCHES = 60  # a curve of many points is drawn as the means of so many stretches
 INK, GRID = "#0a0b01", "#0a0b02"  # stand for colours that the page sets
 COLOURS = [f"#0a0c{i:02x}" for i in range(5)]  # people who do not see all colours can tell five apart
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
@@ -96,10 +94,8 @@ Line = tuple[np.ndarray, np.ndarray, str, int]
 def draw_curves(runs: Sequence[Run], styles: Sequence[int], letters: Sequence[str]) -> list[tuple[Panel, str]]:
     """All panels of one run; of several runs one for each metric that compares; each with an `<svg>` that is safe.
 
-    Args:
-        runs: what to show. A panel for which they have no values is left out.
-        styles: for each run the number of its colour and dash, which are the same in all figures.
-        letters: for each run what stands at the end of its lines; "": the names of the lines.
+    `styles` are the numbers of the runs' colours and dashes. `letters` stand at the ends of their lines; "": the names
+    of the lines do. A panel for which there are no values is left out.
     """
     panels = [*QUALITY, *(panel for run in runs for panel in run.about.curves), SPEED]
     if len(runs) > 1:
@@ -157,7 +153,7 @@ def _draw(
         elif panel.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         # All alike: a shorter curve would otherwise look rougher than a longer one.
-        coarse = any(len(x) > MANY for x, _, _, _ in lines)
+        coarse = any(len(x) > 150 for x, _, _, _ in lines)
         for x, y, label, style in lines:
             known = np.isfinite(y)
             start, end = (f"{y[known][i]:.3g} at {x[known][i]:,.0f}" for i in (0, -1))

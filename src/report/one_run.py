@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 
 from src.report.curves import draw_curves
 from src.report.groups import n_measured
@@ -48,7 +47,6 @@ def about_one(run: Run) -> dict[str, Any]:
         "figures": draw_curves([run], [0], [""]),
         "strips": strips,
         "singles": ({"Real images, for comparison": real} if real else {}) | about["singles"],
-        "configuration": as_yaml(run.about.config),
         "notes": [(run, "")],
     }
 
@@ -59,11 +57,6 @@ def described(run: Run, n_bytes: int) -> dict[str, Any]:
     picture = picture_of(run, run.interpolations[last], n_bytes) if run.interpolations else None
     singles = {f"From each class to the next, epoch {last}": picture} if picture else {}
     return {"run": run, "facts": _facts(run), "verdict": judge(run), "matrices": _matrices(run), "singles": singles}
-
-
-def as_yaml(config: dict[str, Any]) -> str:
-    """A configuration to read."""
-    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100) if config else ""
 
 
 def _facts(run: Run) -> list[tuple[str, str, str]]:

@@ -4,7 +4,6 @@ import base64
 import io
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +21,7 @@ class Picture(NamedTuple):
     exact: bool  # every pixel is as it was
 
 
-@dataclass(frozen=True)
-class Strip:
+class Strip(NamedTuple):
     """Pictures of the same kind by epoch, of which the slider shows one; `letter` and `style` are the run's."""
 
     title: str
@@ -31,10 +29,6 @@ class Strip:
     frames: dict[int, Picture]
     letter: str = ""
     style: int = 0
-
-    @property
-    def last(self) -> int:
-        return max(self.frames)
 
 
 def pictures_of(run: Run, paths: Mapping[int, Path], n: int, n_bytes: int) -> dict[int, Picture]:

@@ -8,7 +8,7 @@ from typing import Any
 from src.report.curves import dashes, draw_curves
 from src.report.groups import about_spread, compare_configurations, group_runs, same_ground
 from src.report.measures import MEASURES, Measure, count, duration, split_of
-from src.report.one_run import as_yaml, described
+from src.report.one_run import described
 from src.report.pictures import Strip, pictures_of
 from src.report.run_folder import Run
 from src.report.verdict import Sentence, collapsed
@@ -72,8 +72,7 @@ def about_several(runs: Sequence[Run]) -> dict[str, Any]:
         "strips": strips,
         "matter": list(matter.items())[:SHOWN_KEYS],
         "aside": list(aside.items())[:SHOWN_KEYS],
-        "equal": as_yaml(equal),
-        "n_equal": len(equal),
+        "equal": equal,
         "notes": list(zip(runs, letters, strict=True)),
     }
 

@@ -340,9 +340,7 @@ def test_the_directions_are_those_of_the_project() -> None:
         ({"data": {"source": "digits-fallback"}}, "good", "Finished", "stand in for the data that were asked for"),
     ],
 )
-def test_the_verdict_follows_the_numbers(
-    tmp_path: Path, options: dict[str, Any], mark: str, line: str, sentence: str
-) -> None:
+def test_the_verdict_follows_numbers(tmp_path: Path, options: Any, mark: str, line: str, sentence: str) -> None:
     verdict = judge(read_run(make_run(tmp_path / "run", **options)))
     assert verdict.mark == mark
     assert re.search(line, verdict.headline)
@@ -452,16 +450,10 @@ APART = "Group 2 (lr=0.002) differs from Group 1 (lr=0.001)"
                 "0.060 (\N{MINUS SIGN}0.083 to \N{MINUS SIGN}0.037): better",  # Welch: 4 degrees of freedom
             ],
         ),
-        (
-            [(0.20, 0.30, 0.25), (0.15, 0.26, 0.20)],
-            [f"{APART} in nothing by more than the spread between seeds.", "within the spread"],
-        ),
+        ([(0.20, 0.30, 0.25), (0.15, 0.26, 0.20)], [f"{APART} in nothing by more than", "within the spread"]),
         ([(0.2,), (0.1,)], ["No configuration was run with two seeds", "cannot be said"]),
         ([(0.2, 0.21), (0.1,)], ["Only one configuration was run with two seeds or more"]),
-        (
-            [(0.2, 0.21), (0.1,), (0.2, 0.22)],
-            ["Group 2 has one seed: nothing can be said of it", "Group 3 (lr=0.003) differs from Group 1"],
-        ),
+        ([(0.2, 0.21), (0.1,), (0.2, 0.22)], ["Group 2 has one seed: nothing", "Group 3 (lr=0.003) differs from"]),
     ],
     ids=["clear", "unclear", "single seeds", "one group", "one single seed"],
 )
@@ -492,9 +484,8 @@ def test_the_best_is_marked_where_runs_compare(tmp_path: Path) -> None:
 
 def test_the_configuration_shows_what_differs(tmp_path: Path) -> None:
     page = page_of(*several(tmp_path, (0.2, 0.2), (0.1,)))
-    shown = re.search(r"<p>Keys that differ.*?</table>", page, re.DOTALL)
-    assert shown is not None
-    rows = re.findall(r"<tr><th scope=\"row\"><code>(.*?)</code></th>(.*?)</tr>", shown[0])
+    table = page.partition("<p>Keys that differ")[2].partition("</table>")[0]
+    rows = re.findall(r"<tr><th scope=\"row\"><code>(.*?)</code></th>(.*?)</tr>", table)
     assert rows == [
         ("model.optimizer_g.lr", "<td><span>0.001</span></td><td><span>0.001</span></td><td><mark>0.002</mark></td>")
     ]
@@ -579,15 +570,14 @@ def test_a_pattern_is_taken_as_typed_and_a_wrong_folder_costs_one_sentence(
     make_run(tmp_path / "logs" / "runs" / "day" / "a")
     monkeypatch.chdir(tmp_path)
 
-    def typed(*arguments: str) -> int:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(sys, "argv", ["run.py", "task=report", *arguments])
-        return main()
-
-    assert typed("runs=logs/runs/d*/[ab]", "out=page.html") == 0
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setattr(sys, "argv", ["run.py", "task=report", "runs=logs/runs/d*/[ab]", "out=page.html"])
+    assert main() == 0
     assert (tmp_path / "page.html").exists()
     capsys.readouterr()
-    assert typed("runs=logs") == 2
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it
+    monkeypatch.setattr(sys, "argv", ["run.py", "task=report", "runs=logs"])
+    assert main() == 2
     (line,) = capsys.readouterr().err.splitlines()
     folder = tmp_path / "logs"
     assert line == f"error: {folder} holds runs, but is not one itself: type runs='{folder}/*/*/*'"
@@ -611,12 +601,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_it_is_touched(tmp_path
 
 def test_several_runs_are_written_under_logs_each_choice_to_its_own_file(tmp_path: Path) -> None:
     a, b, c = (make_run(tmp_path / name, seed=i) for i, name in enumerate("abc"))
-
-    def written(*folders: Path) -> Path:
-        return reported(tmp_path, f"[{','.join(map(str, folders))}]")
-
-    assert written(a, b).parent == tmp_path / "logs"
-    assert written(a, b) == written(a, b) != written(a, c)
+    first, again, other = (reported(tmp_path, f"[{a},{beside}]") for beside in (b, b, c))
+    assert first.parent == tmp_path / "logs" and first == again != other
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------
