@@ -1,11 +1,11 @@
-"""Loggers: start W&B so that it cannot hang, log pictures, and end runs with the right status."""
+"""Loggers: start W&B so that it cannot hang, and log pictures."""
 
 import logging
 import netrc
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -184,35 +184,3 @@ def show(trainer: Trainer, key: str, picture: np.ndarray, caption: str, path: st
             logger.experiment.add_image(key, picture, step, dataformats="HWC")
         elif hasattr(logger, "log_picture"):
             logger.log_picture(key, picture, caption, step, file)
-
-
-@rank_zero_only
-def finish(
-    trainer: Trainer,
-    loggers: Sequence[Logger],
-    status: str,
-    exit_code: int,
-    metrics: Mapping[str, float],
-    best: Mapping[str, Mapping[str, float]],
-) -> None:
-    """Lets callbacks and loggers add what a run ends with, and ends W&B runs; Lightning ends those of other loggers.
-
-    Calls `finish_run(trainer, status, metrics)` of each callback and logger that has it. If that fails, for instance
-    because a server is gone, it is a warning: the run is over, and its files are in its folder.
-
-    Args:
-        loggers: those that have started.
-        status: `finished`, `failed`, or `stopped` by a signal.
-        metrics: the run's last ones; empty where it did not finish.
-        best: for the summary of W&B, which forgets the best of a run that is stopped and resumed.
-    """
-    for part in [*trainer.callbacks, *loggers]:  # type: ignore[attr-defined]
-        if hasattr(part, "finish_run"):
-            try:
-                part.finish_run(trainer, status, metrics)
-            except Exception as error:
-                log.warning("%s could not add what the run ends with: %s", type(part).__name__, telling(str(error)))
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(best)
-            logger.experiment.finish(exit_code=exit_code)
