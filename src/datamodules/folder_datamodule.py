@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Predicate
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.config.types import Count, Positive
@@ -20,10 +19,17 @@ log = logging.getLogger(__name__)
 
 SPLIT_NAMES = ("train", "val", "test")
 
+
+def _make_one(shares: Sequence[float]) -> Sequence[float]:
+    if not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise ValueError
+    return shares
+
+
 Shares = Annotated[
     Sequence[Positive],
     Field(min_length=3, max_length=3, description="a list of three shares that make 1, such as [0.8,0.1,0.1]"),
-    Predicate(lambda shares: math.isclose(sum(shares), 1, abs_tol=1e-6)),
+    AfterValidator(_make_one),
 ]
 
 
