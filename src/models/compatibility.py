@@ -1,20 +1,17 @@
 """Options of the GAN that contradict each other, or the run. Each message begins with the option to change."""
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.errors import UserError
 
-if TYPE_CHECKING:
-    from src.models.mnist_gan_model import MNISTGANModel
-
 log = logging.getLogger(__name__)
 
 
-def check_options(model: "MNISTGANModel") -> None:
+def check_options(model: Any) -> None:
     """Refuses options that cannot work together, before anything is trained.
 
     Raises:
@@ -46,7 +43,7 @@ def check_options(model: "MNISTGANModel") -> None:
             raise ValueError(f"augment cannot use {name}: {error}") from error
 
 
-def check_run(model: "MNISTGANModel") -> None:
+def check_run(model: Any) -> None:
     """Refuses a precision that does not suit an option, and warns of options that the run is too short for.
 
     Raises:

@@ -2,10 +2,12 @@
 
 import getpass
 import logging
+import netrc
 import os
 import tempfile
 import warnings
 from pathlib import Path
+from urllib.parse import urlparse
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -61,3 +63,14 @@ def let_searches_go_on() -> None:
     except ImportError:
         return
     ConfigStore.instance().store("optuna", OptunaSweeperConf(max_failure_rate=1.0), group="hydra/sweeper")
+
+
+def has_wandb_key(url: str) -> bool:
+    """Whether wandb would find a key, in the environment or where `wandb login` leaves it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = Path(os.path.expanduser(os.environ.get("NETRC", "~/.netrc")))
+    try:
+        return netrc.netrc(path).authenticators(urlparse(url).hostname or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

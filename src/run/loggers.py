@@ -1,14 +1,12 @@
 """Loggers: start W&B so that it cannot hang, and log pictures."""
 
 import logging
-import netrc
 import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 import wandb
@@ -22,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.config.explain import telling
 from src.errors import UserError
 from src.run.commands import is_sweep
-from src.run.environment import can_write
+from src.run.environment import can_write, has_wandb_key
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.run.run_record import step_of
 
@@ -156,17 +154,6 @@ def reachable_mode() -> str:
     # For the whole process: what else wandb sends (telemetry) would wait for an answer when the process ends.
     os.environ["WANDB_MODE"] = "offline"
     return "offline"
-
-
-def has_wandb_key(url: str) -> bool:
-    """Whether wandb would find a key, in the environment or where `wandb login` leaves it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.path.expanduser(os.environ.get("NETRC", "~/.netrc")))
-    try:
-        return netrc.netrc(path).authenticators(urlparse(url).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def show(trainer: Trainer, key: str, picture: np.ndarray, caption: str, path: str) -> None:

@@ -139,7 +139,7 @@ def _from_wandb(name: str, cache: Path) -> Path:
     try:
         import wandb
 
-        from src.run.loggers import has_wandb_key
+        from src.run.environment import has_wandb_key
     except ImportError as error:
         raise UserError(f"ckpt_path={name} needs {error.name}: pip install -r requirements.txt") from error
     if not has_wandb_key(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):
