@@ -4,6 +4,7 @@ import ast
 import json
 import shutil
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -40,14 +41,14 @@ def room_of(file: Path) -> str:
     return file.relative_to(ROOT / "src").parts[0].removesuffix(".py")
 
 
-def imported_rooms(file: Path) -> Iterator[str]:
-    """The rooms that a file imports from, at its head or inside a function."""
+def imported(file: Path) -> Iterator[str]:
+    """The modules of this project that a file imports, at its head or inside a function."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
             names = [f"src.{each.name}" for each in node.names] if node.module == "src" else [node.module or ""]
-        yield from (name.split(".")[1] for name in names if name.startswith("src."))
+        yield from (name for name in names if name.startswith("src."))
 
 
 def test_every_room_has_a_level() -> None:
@@ -57,8 +58,13 @@ def test_every_room_has_a_level() -> None:
 @pytest.mark.parametrize("room", LEVEL)
 def test_imports_run_one_way(room: str) -> None:
     for file in (each for each in FILES if room_of(each) == room):
-        for other in set(imported_rooms(file)) - {room}:
+        for other in {name.split(".")[1] for name in imported(file)} - {room}:
             assert LEVEL[other] < LEVEL[room], f"{file.relative_to(ROOT)} imports src.{other}"
+
+
+def test_no_files_import_each_other() -> None:
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in FILES}
+    tuple(TopologicalSorter({name: [*imported(file)] for name, file in names.items()}).static_order())
 
 
 @pytest.mark.parametrize("room", OPTIONAL)
