@@ -2,12 +2,10 @@
 
 import functools
 import hmac
-from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -15,7 +13,6 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel, Field
 
-from src.models.request import Request as Images
 from src.sampling.sampler import Sampler
 from src.serve.body import read_body, request_model
 from src.serve.encode import FORMATS, encode
@@ -79,17 +76,6 @@ def make_app(
             said = "the service asks for its key: send it as Authorization: Bearer KEY"
             raise HTTPException(401, said, {"WWW-Authenticate": "Bearer"})
 
-    async def accepted(request: Request) -> AsyncIterator[tuple[Images[np.ndarray], Any]]:
-        """What to draw; the images count as held until they are sent."""
-        kind = request.headers.get("content-type", "")
-        images, asked = read_body(model, sampler, max_images, kind, await request.body())
-        if engine.stopping:
-            raise HTTPException(503, "the service is stopping: ask another one, or later", {"Retry-After": "5"})
-        if not engine.has_room(len(images)):
-            raise HTTPException(503, "too many images wait already: ask again in 1 s", {"Retry-After": "1"})
-        with engine.hold(len(images)):
-            yield images, asked
-
     keyed = [Depends(check_key)] if key else []
     guarded = refusals(401, 429)
     schema = {"application/json": {"schema": model.model_json_schema()}}
@@ -104,8 +90,14 @@ def make_app(
         openapi_extra={"requestBody": {"required": True, "content": schema}},
         summary="Draw images",
     )
-    async def generate(order: Annotated[Any, Depends(accepted)]) -> Response:
-        images, asked = order
+    async def generate(request: Request) -> Response:
+        kind = request.headers.get("content-type", "")
+        images, asked = read_body(model, sampler, max_images, kind, await request.body())
+        if engine.stopping:
+            raise HTTPException(503, "the service is stopping: ask another one, or later", {"Retry-After": "5"})
+        if not engine.has_room(len(images)):
+            raise HTTPException(503, "too many images wait already: ask again in 1 s", {"Retry-After": "1"})
+        request.state.sent.enter_context(engine.hold(len(images)))  # the guard closes it when the answer is sent
         labels, names = images.condition, about.class_names
         finish = functools.partial(encode, asked.format, labels=labels, n=asked.n, class_names=names)
         content = await engine.draw(images, finish)

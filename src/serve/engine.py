@@ -4,9 +4,9 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -22,7 +22,7 @@ class Order:
 
     request: Request[np.ndarray]
     finish: Callable[[np.ndarray], bytes]
-    answer: Future[bytes] = field(default_factory=Future)
+    answer: asyncio.Future[bytes]
 
 
 class Engine:
@@ -43,7 +43,8 @@ class Engine:
         self._batch = batch
         self._limit = limit
         self._waiting: deque[Order] = deque()
-        self._taking = threading.Lock()
+        self._lock = threading.Lock()
+        self._idle = threads
         self._threads = ThreadPoolExecutor(threads, "draw")
         self._images = Counter("serve_images", "Images drawn", registry=registry)
         sizes = [2**i for i in range(12)]
@@ -69,52 +70,72 @@ class Engine:
 
         A request whose caller is cancelled is not drawn.
         """
-        order = Order(request, finish)
-        self._waiting.append(order)
-        self._threads.submit(self._work)  # once for each order, which another call may have taken by then
-        return await asyncio.wrap_future(order.answer)
+        loop = asyncio.get_running_loop()
+        order = Order(request, finish, loop.create_future())
+        with self._lock:
+            self._waiting.append(order)
+            if len(self._waiting) == 1:
+                # After the loop has read what else has arrived: larger batches take less time.
+                loop.call_soon(self._wake)
+        return await order.answer
 
     def close(self) -> None:
         """Draws what is queued and ends the threads."""
         self._threads.shutdown()
 
+    def _wake(self) -> None:
+        """Starts an idle thread if requests wait; a busy one takes them when it is done."""
+        with self._lock:
+            if self._waiting and self._idle:
+                self._idle -= 1
+                self._threads.submit(self._work)
+
     def _work(self) -> None:
-        orders = self._take()
-        try:
-            self._draw(orders)
-        except Exception as error:  # the next orders may be drawn well
-            for order in orders:
-                with suppress(InvalidStateError):  # cancelled, or answered before this
-                    order.answer.set_exception(error)
+        while orders := self._take():
+            self._wake()  # for those that did not fit
+            try:
+                answers: list[bytes] | Exception = self._draw(orders)
+            except Exception as error:  # the next orders may be drawn well
+                answers = error
+            # Waking the event loop is slow: once for all of a batch.
+            orders[0].answer.get_loop().call_soon_threadsafe(deliver, orders, answers)
 
     def _take(self) -> list[Order]:
-        """The orders at the head of the queue that fit into one batch, but at least one unless the queue is empty."""
+        """The orders at the head of the queue that fit into one batch, but at least one; none: the thread may end."""
         taken: list[Order] = []
         n = 0
-        with self._taking:
+        with self._lock:
             while self._waiting and (not taken or n + len(self._waiting[0].request) <= self._batch):
                 order = self._waiting.popleft()
                 if not order.answer.cancelled():
                     taken.append(order)
                     n += len(order.request)
+            self._idle += not taken
         return taken
 
-    def _draw(self, orders: list[Order]) -> None:
-        if not orders:
-            return
+    def _draw(self, orders: list[Order]) -> list[bytes]:
         request = joined([order.request for order in orders])
         parts = []
         for start in range(0, len(request), self._batch):
             if all(order.answer.cancelled() for order in orders):
-                return
+                return []
             parts.append(to_uint8(self._sampler.run(request[start : start + self._batch])))
             self._sizes.observe(len(parts[-1]))
             self._images.inc(len(parts[-1]))
         ends = np.cumsum([len(order.request) for order in orders])
-        for order, images in zip(orders, np.split(np.concatenate(parts), ends[:-1]), strict=True):
-            answer = order.finish(images)
-            with suppress(InvalidStateError):  # cancelled
-                order.answer.set_result(answer)
+        split = np.split(np.concatenate(parts), ends[:-1])
+        return [order.finish(images) for order, images in zip(orders, split, strict=True)]
+
+
+def deliver(orders: list[Order], answers: list[bytes] | Exception) -> None:
+    """Hands out the answers, or the failure, to those who still wait; runs on the event loop."""
+    for i, order in enumerate(orders):
+        if order.answer.done():
+            continue
+        if isinstance(answers, Exception):
+            order.answer.set_exception(answers)
+        else:
+            order.answer.set_result(answers[i])
 
 
 def joined(requests: list[Request[np.ndarray]]) -> Request[np.ndarray]:

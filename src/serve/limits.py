@@ -7,6 +7,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from fastapi import HTTPException
 from fastapi.datastructures import Headers
@@ -59,7 +60,7 @@ class RateLimit:
 
 
 class Guard:
-    """An ASGI middleware that limits and counts requests.
+    """An ASGI middleware that limits and counts requests; `request.state.sent` closes when an answer is sent.
 
     Args:
         app: the application.
@@ -116,10 +117,11 @@ class Guard:
             await send(message)
 
         app = self._refusal(scope) or self._app
+        sent = ExitStack()
         # HEAD is GET; the server leaves the body out.
-        inner = {**scope, "method": "GET"} if method == "HEAD" else scope
+        inner = {**scope, "method": "GET" if method == "HEAD" else scope["method"], "state": {"sent": sent}}
         try:
-            with self._in_progress.track_inprogress(), self._seconds.labels(path).time():
+            with sent, self._in_progress.track_inprogress(), self._seconds.labels(path).time():
                 async with asyncio.timeout(self._timeout):
                     await app(inner, limited_receive, noting_send)
         except TimeoutError:
