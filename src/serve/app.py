@@ -43,7 +43,6 @@ PROBLEMS = {
 
 
 def refusals(*statuses: int) -> Responses:
-    """The description of refusals with these statuses."""
     return {status: {"model": Problem, "description": PROBLEMS[status]} for status in statuses}
 
 
@@ -52,12 +51,7 @@ def make_app(
 ) -> FastAPI:
     """Makes the application.
 
-    Args:
-        sampler: describes the model.
-        engine: draws with it.
-        max_images: images that one request may ask for.
-        registry: holds the metrics.
-        key: what clients must send as `Authorization: Bearer KEY`; None: nothing.
+    `key` is what clients must send as `Authorization: Bearer KEY`; None: nothing. `registry` holds the metrics.
     """
     about = sampler.about
     model = request_model(about.class_names, max_images)
@@ -95,7 +89,7 @@ def make_app(
         images, asked = read_body(model, sampler, max_images, kind, await request.body())
         if engine.stopping:
             raise HTTPException(503, "the service is stopping: ask another one, or later", {"Retry-After": "5"})
-        if not engine.has_room(len(images)):
+        if engine.held + len(images) > engine.limit:
             raise HTTPException(503, "too many images wait already: ask again in 1 s", {"Retry-After": "1"})
         request.state.sent.enter_context(engine.hold(len(images)))  # the guard closes it when the answer is sent
         labels, names = images.condition, about.class_names

@@ -61,7 +61,20 @@ def read_body(
     try:
         asked: Any = model.model_validate_json(body)
     except ValidationError as error:
-        raise explained(error, model) from None
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "json_invalid":
+            said = f'the body is not JSON ({first["ctx"]["error"]}): send an object such as {{"n": 4}}'
+            raise HTTPException(400, said) from None
+        name = str(first["loc"][0]) if first["loc"] else None
+        if name is None:
+            said = 'the body must be an object such as {"n": 4}'
+        elif name not in model.model_fields:
+            said = f"there is no field {name[:40]!r}: the fields are {', '.join(model.model_fields)}"
+        else:
+            given = json.dumps(first["input"], ensure_ascii=False)
+            given = given if len(given) <= 40 else f"{given[:40]}..."
+            said = f"{name} must be {model.model_fields[name].description}, not {given}"
+        raise HTTPException(422, said) from None
     names = sampler.about.class_names
     classes = class_numbers("labels", asked.labels, names)
     total = len(classes) * asked.n
@@ -85,29 +98,10 @@ def read_body(
 
 
 def class_numbers(field: str, given: int | str | list[int | str] | None, class_names: Sequence[str]) -> list[int]:
-    """The numbers of the classes in a field, one or several; None: all.
-
-    Raises:
-        HTTPException: there is no such class, or a number could mean several.
-    """
+    """The numbers of the classes in a field, one or several; None: all."""
     if given is None:
         return list(range(len(class_names)))
     try:
         return [resolve(label, class_names) for label in (given if isinstance(given, list) else [given])]
     except ValueError as error:
         raise HTTPException(422, f"{field}: {error}") from None
-
-
-def explained(error: ValidationError, model: type[BaseModel]) -> HTTPException:
-    """One sentence about the first mistake in a body."""
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        return HTTPException(400, f'the body is not JSON ({first["ctx"]["error"]}): send an object such as {{"n": 4}}')
-    if not first["loc"]:
-        return HTTPException(422, 'the body must be an object such as {"n": 4}')
-    name = str(first["loc"][0])
-    if name not in model.model_fields:
-        return HTTPException(422, f"there is no field {name[:40]!r}: the fields are {', '.join(model.model_fields)}")
-    given = json.dumps(first["input"], ensure_ascii=False)
-    given = given if len(given) <= 40 else f"{given[:40]}..."
-    return HTTPException(422, f"{name} must be {model.model_fields[name].description}, not {given}")

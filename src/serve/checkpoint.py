@@ -15,18 +15,13 @@ from src.run.console import plain_console
 from src.sampling.options import open_sampler
 from src.sampling.sampler import Noise, Sampler
 
-MAX_PIXELS = 2048 * 2048  # of one image; a file can claim anything
-
 
 def open_for_serving(path: Path, weights: str, trusted: Sequence[str]) -> Sampler:
     """Opens a checkpoint or ONNX file with ONNX Runtime, and draws two images with it.
 
     A checkpoint is exported by a process of its own: torch takes ten times the memory of serving.
 
-    Args:
-        path: the file.
-        weights: `ema` or `raw`.
-        trusted: packages beside ours whose classes a checkpoint may name, each with a dot at its end.
+    `trusted` has packages beside ours whose classes a checkpoint may name, each with a dot at its end.
 
     Raises:
         UserError: the file cannot be used, or a package is missing.
@@ -50,7 +45,7 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str]) -> Sample
             sampler = open_sampler(file, weights, threads=1)
     about = sampler.about
     shape = (2, about.channels, about.img_size, about.img_size)
-    if about.channels not in (1, 3) or about.img_size**2 > MAX_PIXELS:
+    if about.channels not in (1, 3) or about.img_size > 2048:  # a file can claim anything
         raise UserError(f"ckpt_path={path} claims images of {shape[1:]}, which cannot be served: choose another one")
     try:
         images = sampler.run(Request(Noise(about.noise_shape, 0)(2), np.zeros(2, np.int64)))

@@ -1,20 +1,21 @@
 """The verb `serve`: a web service, and a page for people, that draw with a trained model."""
 
+import errno
 import ipaddress
 import json
 import logging
 import os
 import shlex
+import socket
 from collections.abc import Sequence
 
 from omegaconf import DictConfig
-from pydantic import AnyUrl, ValidationError
+from pydantic import AnyUrl
 
 from src.errors import UserError
 from src.run.commands import find_checkpoint
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
-from src.serve.listen import listen
 
 KEY = "SERVE_API_KEY"  # the environment variable
 log = logging.getLogger(__name__)
@@ -84,25 +85,33 @@ def serve(config: DictConfig) -> None:
 
 
 def check_origins(origins: Sequence[str]) -> None:
-    """Refuses origins that no browser sends; [*] means all.
-
-    Raises:
-        UserError: names the key.
-    """
+    """Refuses origins that no browser sends; [*] means all."""
     for origin in () if list(origins) == ["*"] else origins:
-        sent = as_browsers_send(origin)
-        if sent is None:
-            raise UserError(f"origins has {origin!r}, which is not a site such as https://example.com")
+        try:
+            url = AnyUrl(origin)
+            if not url.host or "*" in url.host or url.username or url.password:
+                raise ValueError
+        except ValueError as error:  # pydantic's is one
+            raise UserError(f"origins has {origin!r}, which is not a site such as https://example.com") from error
+        sent = "/".join(str(url).split("/")[:3])  # without a path, and without the scheme's usual port
         if sent != origin:
             raise UserError(f"origins has {origin!r}, which browsers call {sent}: type origins=[{sent}]")
 
 
-def as_browsers_send(site: str) -> str | None:
-    """The origin that browsers send for a site, `scheme://host[:port]`; None: there is none."""
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address of this machine; nobody can connect yet."""
+    remedy = "type host=127.0.0.1 for this machine alone, host=0.0.0.0 for its networks"
     try:
-        url = AnyUrl(site)
-    except ValidationError:
-        return None
-    if not url.host or "*" in url.host or url.username or url.password:
-        return None
-    return "/".join(str(url).split("/")[:3])  # without a path, and without the scheme's usual port
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"host={host} is not an address: {remedy}") from error
+    except PermissionError as error:
+        raise UserError(f"port={port} is reserved: type a port above 1023, such as port=8000") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            other = port % 65535 + 1
+            raise UserError(f"port={port} is taken by another program: type another, such as port={other}") from error
+        raise UserError(f"host={host} is not this machine's ({error.strerror}): {remedy}") from error
+    return listener

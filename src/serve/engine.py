@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -32,16 +32,16 @@ class Engine:
         sampler: its `run` is called by several threads.
         batch: images drawn at once; a larger request is drawn by itself, in parts.
         threads: batches drawn at the same time.
-        limit: images that may wait, be drawn or be sent at a time.
+        limit: images that may be held: waiting, drawn or being sent.
         registry: where its metrics go.
     """
 
     def __init__(self, sampler: Sampler, batch: int, threads: int, limit: int, registry: CollectorRegistry) -> None:
         self.stopping = False  # from then on, no request should be accepted
         self.held = 0
+        self.limit = limit
         self._sampler = sampler
         self._batch = batch
-        self._limit = limit
         self._waiting: deque[Order] = deque()
         self._lock = threading.Lock()
         self._idle = threads
@@ -51,10 +51,6 @@ class Engine:
         self._sizes = Histogram("serve_batch_images", "Images drawn at once", buckets=sizes, registry=registry)
         held = Gauge("serve_queue_images", "Images waiting, drawn, or on their way to the client", registry=registry)
         held.set_function(lambda: self.held)
-
-    def has_room(self, n: int) -> bool:
-        """Whether n more images may be held."""
-        return self.held + n <= self._limit
 
     @contextmanager
     def hold(self, n: int) -> Iterator[None]:
@@ -114,7 +110,14 @@ class Engine:
         return taken
 
     def _draw(self, orders: list[Order]) -> list[bytes]:
-        request = joined([order.request for order in orders])
+        requests = [order.request for order in orders]
+        noise = np.concatenate([each.noise for each in requests])
+        request = Request(noise, np.concatenate([each.condition for each in requests]))
+        if any(each.others is not None for each in requests):
+            # Those without others move nowhere: towards their own classes.
+            others = [each.condition if each.others is None else each.others for each in requests]
+            weight = [np.zeros(len(each), np.float32) if each.weight is None else each.weight for each in requests]
+            request = replace(request, others=np.concatenate(others), weight=np.concatenate(weight))
         parts = []
         for start in range(0, len(request), self._batch):
             if all(order.answer.cancelled() for order in orders):
@@ -136,15 +139,3 @@ def deliver(orders: list[Order], answers: list[bytes] | Exception) -> None:
             order.answer.set_exception(answers)
         else:
             order.answer.set_result(answers[i])
-
-
-def joined(requests: list[Request[np.ndarray]]) -> Request[np.ndarray]:
-    """Several requests as one."""
-    noise = np.concatenate([each.noise for each in requests])
-    condition = np.concatenate([each.condition for each in requests])
-    if all(each.others is None for each in requests):
-        return Request(noise, condition)
-    # Those without others move nowhere: towards their own classes.
-    others = [each.condition if each.others is None else each.others for each in requests]
-    weight = [np.zeros(len(each), np.float32) if each.weight is None else each.weight for each in requests]
-    return Request(noise, condition, np.concatenate(others), np.concatenate(weight))

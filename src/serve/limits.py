@@ -62,13 +62,7 @@ class RateLimit:
 class Guard:
     """An ASGI middleware that limits and counts requests; `request.state.sent` closes when an answer is sent.
 
-    Args:
-        app: the application.
-        engine: says whether the service is stopping.
-        rate: requests a second from one client; None: any number.
-        max_body: bytes of a request's body.
-        timeout: seconds in which a request must arrive and be answered.
-        registry: where its metrics go.
+    `rate` and `timeout` are those of configs/serve.yaml; a request's body has at most `max_body` bytes.
     """
 
     def __init__(
@@ -91,7 +85,6 @@ class Guard:
         self._in_progress = Gauge("serve_requests_in_progress", "Requests being answered", registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
         path = scope["path"] if scope["path"] in PATHS else "other"
         method = scope["method"] if scope["method"] in METHODS else "other"
         status = n_bytes = 0
@@ -116,7 +109,13 @@ class Guard:
                 message["headers"] = [*message["headers"], *HEADERS, *closing]
             await send(message)
 
-        app = self._refusal(scope) or self._app
+        app = self._app
+        if int(dict(scope["headers"]).get(b"content-length", 0)) > self._max_body:
+            app = refusal(413, f"the body has more than {self._max_body} bytes: send less")
+        elif self._rate and scope["path"] not in PROBES:
+            seconds = math.ceil(self._rate.wait(scope["client"][0], time.monotonic()))
+            said = f"too many requests: ask again in {seconds} s"
+            app = refusal(429, said, {"retry-after": str(seconds)}) if seconds else app
         sent = ExitStack()
         # HEAD is GET; the server leaves the body out.
         inner = {**scope, "method": "GET" if method == "HEAD" else scope["method"], "state": {"sent": sent}}
@@ -125,38 +124,23 @@ class Guard:
                 async with asyncio.timeout(self._timeout):
                     await app(inner, limited_receive, noting_send)
         except TimeoutError:
+            late = f"within {self._timeout:g} s"
+            if arrived:
+                app = refusal(504, f"the images could not be drawn and sent {late}: ask for fewer, or later")
+            else:
+                app = refusal(408, f"the request did not arrive {late}: send it again", {"connection": "close"})
             if not status:
-                await self._too_late(arrived)(scope, receive, noting_send)
+                await app(scope, receive, noting_send)
         except Exception:
             log.exception("a request could not be answered")
         finally:
             self._requests.labels(path, method, status).inc()
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        """Why a request is refused before its body is read."""
-        if int(dict(scope["headers"]).get(b"content-length", 0)) > self._max_body:
-            return refusal(413, f"the body has more than {self._max_body} bytes: send less")
-        if self._rate is None or scope["path"] in PROBES:
-            return None
-        seconds = math.ceil(self._rate.wait(scope["client"][0], time.monotonic()))
-        said = f"too many requests: ask again in {seconds} s"
-        return refusal(429, said, {"retry-after": str(seconds)}) if seconds else None
-
-    def _too_late(self, arrived: bool) -> Response:
-        late = f"within {self._timeout:g} s"
-        if arrived:
-            return refusal(504, f"the images could not be drawn and sent {late}: ask for fewer, or later")
-        return refusal(408, f"the request did not arrive {late}: send it again", {"connection": "close"})
 
 
 class Origins(CORSMiddleware):
     """Starlette's rules for requests from pages of other sites (CORS), with a sentence for those that are refused.
 
     It stands around the guard: pages can read refusals, and what browsers ask first counts against no rate.
-
-    Args:
-        app: the guard.
-        origins: `scheme://host[:port]` of each site; `*`: all.
     """
 
     def __init__(self, app: ASGIApp, origins: list[str]) -> None:
@@ -169,7 +153,6 @@ class Origins(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Answers what a browser asks before a request from a page."""
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response

@@ -46,12 +46,12 @@ def sampler() -> Iterator[Waiting]:
     sampler.may.set()
 
 
-def run(sampler: Waiting, scenario: Callable[[Engine], Awaitable[None]], limit: int = 100) -> None:
+def run(sampler: Waiting, scenario: Callable[[Engine], Awaitable[None]]) -> None:
     """Runs a test with an engine of one thread, which draws at most 16 images at once."""
     from prometheus_client import CollectorRegistry
 
     async def test() -> None:
-        engine = Engine(sampler, 16, 1, limit, CollectorRegistry())
+        engine = Engine(sampler, 16, 1, 100, CollectorRegistry())
         await scenario(engine)
         sampler.may.set()
         engine.close()
@@ -99,15 +99,6 @@ def test_a_large_request_is_drawn_in_parts(sampler: Waiting) -> None:
         assert sampler.asked == [16, 16, 8]
 
     run(sampler, scenario)
-
-
-def test_images_are_held_until_they_are_sent(sampler: Waiting) -> None:
-    async def scenario(engine: Engine) -> None:
-        with engine.hold(6):
-            assert engine.has_room(4) and not engine.has_room(5)
-        assert engine.has_room(10) and not engine.has_room(11)
-
-    run(sampler, scenario, limit=10)
 
 
 def test_a_request_that_nobody_waits_for_is_not_drawn(sampler: Waiting) -> None:
