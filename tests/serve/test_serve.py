@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,10 +70,7 @@ class Service:
 
     def metric(self, name: str) -> float:
         """A metric without labels."""
-        text = self.ask("/metrics")[2].decode()
-        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-        assert found, text
-        return float(found[1])
+        return float(re.search(rf"^{name} (\S+)$", self.ask("/metrics")[2].decode(), re.MULTILINE)[1])
 
     def stop(self, signum: int = signal.SIGTERM) -> tuple[int, str]:
         """Its exit code, and all that it printed."""
@@ -280,9 +278,10 @@ def test_the_page_and_the_printed_commands_ask_by_name(
         with page.expect_download() as saved:
             page.get_by_role("button", name="Save picture").click()
         assert saved.value.suggested_filename == "it-s-a-T-shirt-seed0.png"
-        pasted(command, tmp_path)
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
         assert (tmp_path / "images.png").read_bytes() == saved.value.path().read_bytes()
-    pasted(re.search(r"^ask +(curl .*)$", named.said, re.MULTILINE)[1], tmp_path)
+    command = re.search(r"^ask +(curl .*)$", named.said, re.MULTILINE)[1]
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True)
     assert Image.open(tmp_path / "images.png").text == {"classes": '["dog"]'}
 
 
@@ -299,10 +298,9 @@ def test_it_says_what_it_is(service: Service, checkpoint: Path) -> None:
 
 def test_metrics_count(service: Service) -> None:
     def count() -> float:
-        line = r'^serve_requests_total\{method="POST",path="/generate",status="200"\} (\S+)$'
-        found = re.search(line, service.ask("/metrics")[2].decode(), re.MULTILINE)
-        return float(found[1]) if found else 0
+        return service.metric(r'serve_requests_total\{method="POST",path="/generate",status="200"\}')
 
+    service.ask("/generate", {"n": 3})
     before, images = count(), service.metric("serve_images_total")
     service.ask("/generate", {"n": 3})
     assert count() == before + 1 and service.metric("serve_images_total") == images + 30
@@ -521,23 +519,22 @@ def test_a_key(generator: Path) -> None:
 
 @pytest.mark.extras("schemathesis")
 def test_made_up_requests_and_not_one_500(service: Service, tmp_path: Path) -> None:
-    before = requests(service)  # benchmarks/serving.py makes up thousands
+    def answered() -> Counter[int]:
+        """How many requests were answered with each status."""
+        counts: Counter[int] = Counter()
+        text = service.ask("/metrics")[2].decode()
+        for status, n in re.findall(r'^serve_requests_total\{.*status="(\d+)"\} (\S+)$', text, re.M):
+            counts[int(status)] += int(float(n))
+        return counts
+
+    before = answered()  # benchmarks/serving.py makes up thousands
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"http://127.0.0.1:{service.port}/openapi.json"]
     command += ["--mode=all", "--max-examples=300", "--seed=1", "--checks=not_a_server_error", "--no-color"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    made = {status: n - before.get(status, 0) for status, n in requests(service).items()}
+    made = answered() - before
     refused = sum(n for status, n in made.items() if 400 <= status < 500)
     assert refused >= 200 and not [status for status in made if status >= 500], made
-
-
-def requests(service: Service) -> dict[int, int]:
-    """How many requests were answered with each status."""
-    counts: dict[int, int] = {}
-    text = service.ask("/metrics")[2].decode()
-    for status, n in re.findall(r'^serve_requests_total\{.*status="(\d+)"\} (\S+)$', text, re.M):
-        counts[int(status)] = counts.get(int(status), 0) + int(float(n))
-    return counts
 
 
 # How it starts and stops ----------------------------------------------------------------------------------------------
@@ -729,11 +726,6 @@ def shown(page: Any, caption: str) -> np.ndarray:
     whole = np.array(pixels, np.uint8).reshape(size, size, 4)[..., 0]
     side, step = (size - 6) // 4, (size + 2) // 4
     return np.stack([whole[y : y + side, x : x + side] for y in range(0, size, step) for x in range(0, size, step)])
-
-
-def pasted(command: str, folder: Path) -> None:
-    """Runs a command as a shell does."""
-    subprocess.run(["sh", "-c", command], cwd=folder, check=True, capture_output=True)
 
 
 def slide(page: Any, name: str, value: int) -> None:
