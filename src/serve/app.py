@@ -91,7 +91,8 @@ def make_app(
             raise HTTPException(503, "the service is stopping: ask another one, or later", {"Retry-After": "5"})
         if engine.held + len(images) > engine.limit:
             raise HTTPException(503, "too many images wait already: ask again in 1 s", {"Retry-After": "1"})
-        request.state.sent.enter_context(engine.hold(len(images)))  # the guard closes it when the answer is sent
+        engine.hold(len(images))
+        request.state.sent.callback(engine.hold, -len(images))  # called by the guard when the answer is sent
         labels, names = images.condition, about.class_names
         finish = functools.partial(encode, asked.format, labels=labels, n=asked.n, class_names=names)
         content = await engine.draw(images, finish)

@@ -30,9 +30,7 @@ def encode(form: str, images: np.ndarray, labels: np.ndarray, n: int, class_name
             `classes`; `zip`: a PNG for each image in a folder for each class, and `metadata.jsonl` with the labels;
             `npz`: `images`, `labels` and the names of all classes in `class_names`.
         images: uint8 [N, H, W, C].
-        labels: int64 [N].
         n: images of each label.
-        class_names: the names of the model's classes.
     """
     if form == "npz":
         buffer = io.BytesIO()

@@ -3,9 +3,8 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,14 +51,9 @@ class Engine:
         held = Gauge("serve_queue_images", "Images waiting, drawn, or on their way to the client", registry=registry)
         held.set_function(lambda: self.held)
 
-    @contextmanager
-    def hold(self, n: int) -> Iterator[None]:
-        """Counts n images as held until the block ends."""
+    def hold(self, n: int) -> None:
+        """Counts n more images as held; a negative n releases them."""
         self.held += n
-        try:
-            yield
-        finally:
-            self.held -= n
 
     async def draw(self, request: Request[np.ndarray], finish: Callable[[np.ndarray], bytes]) -> bytes:
         """Queues a request; returns what `finish` makes of its images uint8 [N, H, W, C], in the thread that drew them.
@@ -76,7 +70,7 @@ class Engine:
         return await order.answer
 
     def close(self) -> None:
-        """Draws what is queued and ends the threads."""
+        """Ends the threads, once nobody waits any more."""
         self._threads.shutdown()
 
     def _wake(self) -> None:
