@@ -204,7 +204,9 @@ def core_install(monkeypatch: pytest.MonkeyPatch) -> None:
     packages = ("onnx", "onnxscript", "onnxruntime", "tensorboard", "mlflow", "prometheus_client", "fastapi")
     for module in [*packages, *(name for name in sys.modules if name.startswith(tuple(f"{p}." for p in packages)))]:
         monkeypatch.setitem(sys.modules, module, None)
+    # Lightning remembers what it has found.
     monkeypatch.setattr("lightning_fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("pytorch_lightning.loggers.mlflow._MLFLOW_AVAILABLE", False)
 
 
 @pytest.mark.usefixtures("core_install")

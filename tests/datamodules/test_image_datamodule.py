@@ -136,7 +136,7 @@ def test_digits_cannot_be_mirrored(kind: type[ImageDataModule]) -> None:
         ({"subset_per_class": 142}, "subset_per_class is 142, which makes 1420 images of 10 classes.* only 1412"),
         ({"subset_per_class": 140}, "subset_per_class is 140, but there are only 13. training images of class '[0-9]'"),
         ({"subset": 100, "subset_per_class": 10}, "subset must be null where subset_per_class is set"),
-        ({"num_workers": -1}, "num_workers must be a whole number from 0 to 1024, not -1"),
+        ({"num_workers": -1}, "num_workers must be a whole number from 0 to 1024, at least 0"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(arguments: dict[str, object], message: str) -> None:

@@ -146,7 +146,7 @@ def leaves(part: dict, prefix: str = "") -> list[str]:
         (["model.mismatched_labels=0.5", "model.n_classes=1"], r"model\.mismatched_labels .* with one class"),
         (["model.clip_grad_norm=0"], r"model\.clip_grad_norm must be a positive number or null"),
         (["+model.penalties.r3=1.0"], r"model\.penalties\.r3 must be a part with a _target_ or null"),
-        (["model.ema_half_life=-5"], r"model\.ema_half_life must be a positive number or null"),
+        (["model.ema_half_life=-5"], r"model\.ema_half_life must be a number or null for no average"),
         (["model.d_steps=0"], r"model\.d_steps must be a whole number of at least 1"),
         (["model.schedule_batches=0"], r"model\.schedule_batches must be"),
         ([R1, "model.penalties.r1.gamma=-1"], r"model\.penalties\.r1\.gamma must be a positive number"),
