@@ -8,8 +8,6 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs pip install -r requirements-serve.txt")
 pytest.importorskip("prometheus_client", reason="needs pip install -r requirements-serve.txt")
-from prometheus_client import CollectorRegistry
-
 from src.serve.app import make_app
 from src.serve.engine import Engine
 from src.serve.limits import MAX_CLIENTS, Guard, RateLimit
@@ -49,6 +47,8 @@ def test_no_more_clients_are_remembered_than_fit() -> None:
 
 
 def test_a_failure_is_a_sentence_for_the_client_and_a_traceback_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    from prometheus_client import CollectorRegistry
+
     sampler, registry, sent = Waiting(), CollectorRegistry(), []
     sampler.may.set()
     engine = Engine(sampler, 16, 1, 100, registry)
