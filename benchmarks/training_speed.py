@@ -228,7 +228,8 @@ def time_logging(seconds: dict[str, float]) -> None:
 
     for logger in (WandbLogger, RunRecord):
         timed(logger, "log_metrics", "often")
-    timed(wandb_callbacks.PictureCallback, "on_train_epoch_end", "once")
+    for callback in (wandb_callbacks.LogSampleGrid, wandb_callbacks.LogInterpolation):
+        timed(callback, "on_train_epoch_end", "once")
     timed(wandb_callbacks.LogConfusions, "on_validation_end", "once")
     for name in ("draw_confusion", "show"):
         timed(quality, name, "once")
