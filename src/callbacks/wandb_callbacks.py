@@ -115,8 +115,7 @@ class LogRealImages(Callback):
 class LogConfusions(Callback):
     """After each validation and after the test: which images the model itself took for what, as its `confusions` say.
 
-    A GAN has `d_confusion`. G learns nothing from a D that is right about all images; a D that is right about half of
-    them cannot tell any more.
+    `tables` says what each of them is called and how to read it.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:

@@ -49,7 +49,10 @@ def gan_curves(threshold: float | None) -> list[dict[str, Any]]:
 
 
 def gan_tables(threshold: float | None) -> dict[str, dict[str, Any]]:
-    """The confusion matrix of the discriminator; `threshold` as in `gan_curves`."""
+    """The confusion matrix of the discriminator; `threshold` as in `gan_curves`.
+
+    G learns nothing from a D that is right about all images; a D that is right about half of them cannot tell any more.
+    """
     table = {"title": "Discriminator", "rows": "image is", "columns": "judged", "names": ["real", "generated"]}
     table["caption"] = "what D takes images for"
     if threshold is None:

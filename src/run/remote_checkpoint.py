@@ -19,6 +19,7 @@ from rich.progress import wrap_file
 from src.config.explain import explain_os
 from src.errors import UserError
 from src.run.console import plain_console
+from src.run.environment import has_wandb_key
 from src.run.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -138,8 +139,6 @@ def _from_wandb(name: str, cache: Path) -> Path:
         raise UserError(f"ckpt_path={name} must be wandb:ENTITY/PROJECT/NAME:ALIAS, as W&B's page of the artifact says")
     try:
         import wandb
-
-        from src.run.environment import has_wandb_key
     except ImportError as error:
         raise UserError(f"ckpt_path={name} needs {error.name}: pip install -r requirements.txt") from error
     if not has_wandb_key(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")):

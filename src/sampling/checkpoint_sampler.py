@@ -69,7 +69,7 @@ def about_model(model: ImageModel, weights: str, run: Any, data: Any, commit: An
     data = data if isinstance(data, Mapping) else {}
     names = data.get("classes")
     if not isinstance(names, list) or len(names) != model.n_classes:
-        names = list(range(model.n_classes))  # checkpoints have not always said it
+        names = list(range(model.n_classes))  # data modules of one's own need not name them
     return About(
         n_classes=model.n_classes,
         class_names=tuple(map(str, names)),
