@@ -27,13 +27,10 @@ MEANT: dict[str, str | None] = {
 
 
 def read_env_file(path: Path) -> None:
-    """Puts the variables of a `.env` file into the environment, except those that are set there already.
+    """Puts the variables of a `.env` file, if there is one, into the environment, except those that are set there.
 
-    The file is UTF-8, or as editors on Windows save it: UTF-16, or with a byte order mark. It need not exist.
-    `DATA_DIR` and W&B's variables count as not set where they are empty.
-
-    Raises:
-        UserError: the file cannot be read, or a line is not NAME=value.
+    The file is UTF-8, or as editors on Windows save it: UTF-16, or with a byte order mark. `DATA_DIR` and W&B's
+    variables count as not set where they are empty.
     """
     try:
         content = path.read_bytes() if path.is_file() else b""
@@ -65,11 +62,7 @@ def in_hydras_words(typed: Iterable[str]) -> list[str]:
 
 
 def check_arguments(arguments: Sequence[str], verb: str) -> None:
-    """Refuses what Hydra would not explain.
-
-    Raises:
-        UserError: text that is not UTF-8, an unknown verb, or an unknown flag.
-    """
+    """Refuses what Hydra would not explain: text that is not UTF-8, an unknown verb, an unknown flag."""
     for name, text in [("the folder", os.getcwd()), *(("the argument", each) for each in arguments)]:
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"{name} {text!a} is not UTF-8: choose another name")

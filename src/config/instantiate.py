@@ -102,27 +102,17 @@ def _check_part(part: Mapping[str, Any], key: str) -> None:
 def check_arguments(
     target: Callable[..., Any], arguments: Mapping[str, Any], key: str, declared: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuses arguments that a function does not have, and values that are not what it declares.
+    """Refuses arguments that the function or class of the part `key` does not have, or that are not of its types.
 
-    Args:
-        target: a function or class; values that it does not annotate are not checked.
-        arguments: plain values; a dict stands for a part yet to be built.
-        key: the part, for the message.
-        declared: types that take the place of the function's own.
-
-    Raises:
-        UserError: names the argument and what it may be.
+    The types that are `declared` take the place of its own; what has neither is not checked.
     """
     hints = hints_of(target) | dict(declared or {})
-    parameters: dict[str, inspect.Parameter] = {}
-    open_ended = False
     try:
-        for taker in takers(target):
-            its = inspect.signature(taker).parameters
-            open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in its.values())
-            parameters = {**its, **parameters}
+        found = [inspect.signature(taker).parameters for taker in takers(target)]
     except Exception:  # builtins have none
         return
+    parameters = {name: each for its in reversed(found) for name, each in its.items()}
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in found[-1].values())
     for name, value in arguments.items():
         if name not in parameters:
             if open_ended or name.startswith("_"):  # Hydra's own, such as _target_
@@ -177,14 +167,9 @@ def _in_words(hint: Any) -> str:
 
 @contextmanager
 def blamed_on(key: str, folder: str) -> Iterator[None]:
-    """Puts the part's key in front of the errors that it raises at work.
+    """Puts the part's key in front of the ValueErrors and OSErrors that it raises at work, as UserErrors.
 
-    Args:
-        key: the part.
-        folder: the key that says where its files are.
-
-    Raises:
-        UserError: the block raised ValueError or OSError.
+    The key `folder` says where its files are.
     """
     try:
         yield

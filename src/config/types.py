@@ -43,12 +43,9 @@ RANGES = {
 
 
 def check(name: str, value: Any, hint: Any) -> None:
-    """Refuses a plain value that cannot be what a type hint asks for; in doubt it can.
+    """Refuses a plain value of the key `name` that cannot be what a type hint asks for; in doubt it can.
 
     A part, which has a `_target_`, fits: what it makes is checked when it is made.
-
-    Raises:
-        UserError: says what the key `name` must be.
     """
     if isinstance(value, dict):
         if "_target_" in value:
@@ -59,14 +56,9 @@ def check(name: str, value: Any, hint: Any) -> None:
         TypeAdapter(_in_yaml(hint), config=ConfigDict(strict=True, regex_engine="python-re")).validate_python(value)
     except ValidationError as error:
         shown = "null" if value is None else repr(value)
-        words = in_words(_without_range(hint) if value is None else hint)
-        raise UserError(f"{name} must be {words}, not {shown}") from error
-
-
-def _without_range(hint: Any) -> Any:
-    """The type of a number, which is what somebody needs to know who gave none; a description says enough."""
-    described = get_origin(hint) is not Annotated or FieldInfo.from_annotation(hint).description
-    return hint if described else get_args(hint)[0]
+        if value is None and get_origin(hint) is Annotated and not FieldInfo.from_annotation(hint).description:
+            hint = get_args(hint)[0]  # whoever gave no number needs its type, not its range
+        raise UserError(f"{name} must be {in_words(hint)}, not {shown}") from error
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -97,13 +89,11 @@ def takers(target: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
     """The types of a function's or a class's arguments, as far as they are known."""
-    hints: dict[str, Any] = {}
     try:
-        for taker in takers(target):
-            hints = get_type_hints(taker, include_extras=True) | hints
+        found = [get_type_hints(taker, include_extras=True) for taker in takers(target)]
     except Exception:  # not every library's annotations can be resolved, and builtins have none
         return {}
-    return hints
+    return {name: hint for hints in reversed(found) for name, hint in hints.items()}
 
 
 def in_words(hint: Any) -> str:
