@@ -11,13 +11,12 @@ from src.callbacks.checkpoint import RequiredMetric, arrange, check_logged
 from src.callbacks.run_state import RunState
 from src.config.instantiate import blamed_on, instantiate, instantiate_each
 from src.errors import DivergedError
+from src.run.checkpoints import read_start, take_weights
 from src.run.checks import check_parts, check_run_wide, follow_data
 from src.run.commands import is_sweep, typed_overrides
-from src.run.describe import describe, name_run
-from src.run.init_from import read_start, take_weights
 from src.run.loggers import check_wandb
 from src.run.provenance import record_diff
-from src.run.recorded import recorded
+from src.run.recorded import describe, name_run, recorded
 from src.run.resume import Past, resume_from
 from src.run.run_record import RunRecord, as_recorded
 from src.run.signals import StopRequest, stop_on_signals

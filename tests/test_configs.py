@@ -19,7 +19,7 @@ from src.config.instantiate import instantiate, instantiate_each
 from src.errors import UserError
 from src.models.image_model import ImageModel
 from src.run import trainer as trainer_module
-from src.run.describe import name_run
+from src.run.recorded import name_run
 from src.train import train
 from tests.conftest import ROOT, build_model, compose_config, load
 from tests.datamodules.conftest import HAS_CIFAR10, HAS_FASHION, HAS_MNIST

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from src.errors import UserError
-from src.run.checkpoints import read_checkpoint
-from src.run.init_from import take_weights
+from src.run.checkpoints import read_checkpoint, take_weights
 from tests.conftest import QUICK, Typed, assert_same, build_model, compose_config, load
 
 Train = Callable[..., Path]

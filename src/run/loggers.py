@@ -40,11 +40,7 @@ LONGEST_TAG = 64
 
 
 def check_wandb(config: DictConfig) -> None:
-    """Refuses what W&B would refuse after training, or when the run is uploaded.
-
-    Raises:
-        UserError: names what was typed, or the variable.
-    """
+    """Refuses what W&B would refuse after training, or when the run is uploaded; names the key or the variable."""
     part = (config.get("logger") or {}).get("wandb")
     if part is None:
         return

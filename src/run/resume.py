@@ -58,11 +58,7 @@ class Past:
 
 
 def resume_from(config: DictConfig, model: LightningModule) -> Past:
-    """Reads the checkpoint to resume, and sets W&B and MLflow to go on with the same runs.
-
-    Raises:
-        UserError: it cannot be read, belongs to another model, or has nothing left to train.
-    """
+    """Reads the checkpoint to resume, or refuses it, and sets W&B and MLflow to go on with the same runs."""
     path = find_checkpoint(config.ckpt_path, config.work_dir, newest_run=True)
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, path)
