@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from src.errors import UserError
 from src.report.measures import count
 from src.report.one_run import about_one
-from src.report.run_folder import Run, is_run, read_run
+from src.report.run_folder import Run, is_run
 from src.report.several_runs import about_several
 from src.run.commands import a_list, next_command, run_folders
 from src.run.console import plain_console
@@ -46,7 +46,7 @@ def report(config: DictConfig) -> Path:
         names = "\n".join(str(folder.resolve()) for folder in folders)
         code = hashlib.sha256(names.encode("utf-8", errors="replace")).hexdigest()[:8]
         path = Path(config.work_dir, "logs", f"report-{len(folders)}-runs-{code}.html")
-    runs = [read_run(folder) for folder in folders]
+    runs = [Run(folder) for folder in folders]
     page = render(runs)
     with atomic_write(path) as unfinished:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,8 +112,8 @@ def render(runs: Sequence[Run]) -> str:
     )
     environment.filters["yaml"] = partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=100)
     about = about_one(runs[0]) if len(runs) == 1 else about_several(runs)
-    strips = [strip for strip in about["strips"] if strip.frames]
-    epochs = sorted({epoch for strip in strips for epoch in strip.frames})
+    strips = [strip for strip in about["strips"] if strip["frames"]]
+    epochs = sorted({epoch for strip in strips for epoch in strip["frames"]})
     script = (here / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html").render(

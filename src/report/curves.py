@@ -67,25 +67,19 @@ STYLE = {
     "figure.figsize": (4.5, 2.8),  # inches
     "figure.facecolor": "none",  # the page's own paper shows
     "axes.facecolor": "none",
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
     "axes.xmargin": 0.02,
     "grid.color": GRID,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "ytick.major.size": 0,
     "lines.linewidth": 1.6,
     "lines.markersize": 3.2,
     "lines.markeredgewidth": 0,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
 }
 # x [N]; y [N], where NaN leaves a gap; a few letters at its end; the number of its colour and dash.
 Line = tuple[np.ndarray, np.ndarray, str, int]

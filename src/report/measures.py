@@ -59,12 +59,8 @@ MEASURES = (
 
 def split_of(*runs: Mapping[str, float]) -> str | None:
     """Where the quality of all runs that were measured is read: `test`, else `val`; None: there is no such split."""
-
-    def is_measured(metrics: Mapping[str, float], split: str) -> bool:
-        return any(f"{split}/{measure.name}" in metrics for measure in MEASURES)
-
-    measured = [metrics for metrics in runs if any(is_measured(metrics, split) for split in SPLITS)]
-    return next((split for split in SPLITS if measured and all(is_measured(each, split) for each in measured)), None)
+    measured = [{split for split in SPLITS for each in MEASURES if f"{split}/{each.name}" in run} for run in runs]
+    return next((split for split in SPLITS if any(measured) and all(split in each for each in measured if each)), None)
 
 
 def duration(seconds: float | None) -> str:

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from src.report.curves import draw_curves
-from src.report.groups import n_measured
 from src.report.measures import MEASURES, SPLITS, count, duration, split_of
-from src.report.pictures import Strip, picture_of, pictures_of
+from src.report.pictures import picture_of, pictures_of
 from src.report.run_folder import Run, TableTexts
 from src.report.verdict import judge
 
@@ -21,10 +20,11 @@ def about_one(run: Run) -> dict[str, Any]:
     """What `report.html` needs to know of a run. Damaged pictures are added to `run.damaged`."""
     n_frames = sum(min(len(grids), FRAMES) for grids in (run.grids, run.raw_grids))
     n_bytes = N_BYTES // (n_frames + 2)
-    title = "Samples with averaged weights" if run.raw_grids else "Samples"
+    name = "Samples with averaged weights" if run.raw_grids else "Samples"
     strips = [
-        Strip(title, "Generated images, one row a class", pictures_of(run, grids, FRAMES, n_bytes))
-        for title, grids in [(title, run.grids), ("The same noise without the average", run.raw_grids)]
+        {"name": name, "alt": "Generated images, one row a class", "letter": ""}
+        | {"frames": pictures_of(run, grids, FRAMES, n_bytes)}
+        for name, grids in [(name, run.grids), ("The same noise without the average", run.raw_grids)]
     ]
     real = picture_of(run, run.real, n_bytes) if run.real else None
     about = described(run, n_bytes)
@@ -41,7 +41,7 @@ def about_one(run: Run) -> dict[str, Any]:
         "title": run.name,
         "several": False,
         "split": split,
-        "n_images": n_measured(run, split) if split else None,
+        "n_images": run.n_measured(split),
         "quality": quality,
         "numbers": [(name, ["" if n is None else f"{n:,.5g}" for n in row]) for name, row in numbers.items()],
         "figures": draw_curves([run], [0], [""]),

@@ -21,16 +21,6 @@ class Picture(NamedTuple):
     exact: bool  # every pixel is as it was
 
 
-class Strip(NamedTuple):
-    """Pictures of the same kind by epoch, of which the slider shows one; `letter` and `style` are the run's."""
-
-    title: str
-    alt: str
-    frames: dict[int, Picture]
-    letter: str = ""
-    style: int = 0
-
-
 def pictures_of(run: Run, paths: Mapping[int, Path], n: int, n_bytes: int) -> dict[int, Picture]:
     """At most `n` pictures by epoch, evenly spaced, with the first and the last; see `picture_of`."""
     epochs = list(paths)
@@ -56,19 +46,14 @@ def picture_of(run: Run, path: Path, n_bytes: int) -> Picture | None:
             image = file.convert("RGB")
     except Image.DecompressionBombError:
         run.damaged.append(f"{name} has more pixels than any that a run draws")
+        return None
     except Exception:  # Pillow raises OSError, SyntaxError, ValueError, zlib.error, ... for what is garbled
         run.damaged.append(f"{name} is cut short or not a PNG")
-    else:
-        return embed(image, n_bytes)
-    return None
-
-
-def embed(image: Image.Image, n_bytes: int) -> Picture:
-    """An image for the page: without loss if that fits into `n_bytes`, else with as little as it takes."""
+        return None
     small = max(image.size) <= SIDE
     if not small:
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    for quality in (None, 90, 75, 50):
+    for quality in (None, 90, 75, 50):  # without loss if that fits, else with as little as it takes
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", lossless=quality is None, quality=quality or 80, method=4)
         if buffer.tell() <= n_bytes:

@@ -7,8 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,7 +14,6 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 # More than any run writes. Whatever is beyond is left out, and the page says so.
-DIFF_BYTES = 200_000
 TEXT = 10_000  # letters
 N_CLASSES = 1_000
 # Letters that would not be shown, or would turn the text around them.
@@ -86,61 +83,130 @@ class Curve(NamedTuple):
     values: np.ndarray  # float64 [N]
 
 
-@dataclass
 class Run:
-    """What a run folder says. Its texts have at most `TEXT` letters; whoever shows them must escape them."""
+    """A run folder, read as far as it goes. Its texts have at most `TEXT` letters; whoever shows them must escape them.
 
-    folder: Path
-    about: About = field(default_factory=About)
-    metrics: dict[str, float] = field(default_factory=dict)  # the last value of each, where that is a finite number
-    curves: dict[str, Curve] = field(default_factory=dict)  # by metric; those of the test have one point
-    tables: dict[str, tuple[list[list[int]], int]] = field(default_factory=dict)  # last counts [N, N], with their epoch
-    last_alarm: str = ""  # what the run warned of last
-    last_logged: float | None = None  # seconds from its start
-    grids: dict[int, Path] = field(default_factory=dict)  # samples by epoch
-    raw_grids: dict[int, Path] = field(default_factory=dict)  # the same without the moving average of the weights
-    real: Path | None = None  # a picture of real images
-    interpolations: dict[int, Path] = field(default_factory=dict)  # from class to class, by epoch
-    diff: str = ""  # what was not committed
-    missing: list[str] = field(default_factory=list)  # what a run folder has and this one lacks
-    damaged: list[str] = field(default_factory=list)  # what is there and cannot be used, or not as a whole
+    Checkpoints are not opened, links that lead out of the folder are not followed, nothing is looked up elsewhere.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.about.name or clean(self.folder.resolve().name) or "run"
-
-    @property
-    def status(self) -> str:
-        return {"running": "running or killed", "unknown": "end unknown"}.get(self.about.status, self.about.status)
-
-    @property
-    def seed(self) -> int | None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.damaged: list[str] = []  # what is there and cannot be used, or not as a whole
+        self.about = self._read_about()
+        self.name = self.about.name or clean(folder.resolve().name) or "run"
+        status = self.about.status
+        self.status = {"running": "running or killed", "unknown": "end unknown"}.get(status, status)
         seed = self.about.config.get("seed")
-        return seed if type(seed) is int else None
-
-    @cached_property
-    def flat(self) -> dict[str, Any]:
-        """The configuration's values by their dotted keys; a list is one value."""
-
-        def flatten(config: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-            for key, value in config.items():
-                if isinstance(value, dict) and value:
-                    yield from flatten(value, f"{prefix}{key}.")
-                else:
-                    yield f"{prefix}{key}", value
-
-        return dict(flatten(self.about.config, ""))
-
-    @property
-    def epochs(self) -> int:
-        """How many epochs it has completed, as far as can be seen."""
-        complete = [0, *(epoch + 1 for epoch in self.grids)]
+        self.seed = seed if type(seed) is int else None
+        self.flat = dict(flatten(self.about.config))  # values by their dotted keys; a list is one value
+        self.metrics: dict[str, float] = {}  # the last value of each, where that is a finite number
+        self.curves: dict[str, Curve] = {}  # by metric; those of the test have one point
+        self.tables: dict[str, tuple[list[list[int]], int]] = {}  # last counts [N, N], with their epoch
+        self.last_alarm = ""  # what the run warned of last
+        self.last_logged: float | None = None  # seconds from its start
+        self._read_metrics()
+        self.grids = self._pictures("samples/epoch_*.png")
+        self.raw_grids = self._pictures("samples/raw_*.png")  # without the moving average of the weights
+        self.interpolations = self._pictures("pictures/interpolation/epoch_*.png")  # from class to class
+        self.real = self._find("pictures/real_imgs.png")
+        self.diff = UNSEEN.sub("\ufffd", self._read("diff.patch", 200_000).decode("utf-8", errors="replace"))
+        parts = {"metrics.jsonl": self.curves, "samples/epoch_*.png": self.grids, "pictures/real_imgs.png": self.real}
+        self.missing = [name for name, part in parts.items() if not part]
+        # How many epochs it has completed, as far as can be seen.
+        self.epochs = max([0, *(epoch + 1 for epoch in self.grids)])
         for name, curve in self.curves.items():
             # The last epoch of a run that still trains, or was stopped in training, is not complete.
-            last = name.startswith("val/") or self.about.status == "finished"
+            last = name.startswith("val/") or status == "finished"
             if name.startswith(("train/", "val/")):
-                complete.append(int(np.fmax.reduce(curve.epochs, initial=-1)) + last)
-        return max(complete)
+                self.epochs = max(self.epochs, int(np.fmax.reduce(curve.epochs, initial=-1)) + last)
+
+    def n_measured(self, split: str | None) -> int | None:
+        """How many images were generated to measure quality; None where that is not known."""
+        counts, _ = self.tables.get(f"{split}/label_confusion", ([], 0))
+        return sum(map(sum, counts)) or None
+
+    def _find(self, name: str) -> Path | None:
+        """A regular file that lies in the run folder; None: there is none, such as a pipe or a link out of it."""
+        path = self.folder / name
+        if not os.path.isfile(path):
+            return None
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            self.damaged.append(f"{name} is a link that leads out of the run folder, and was not followed")
+            return None
+        return path
+
+    def _read(self, name: str, n_bytes: int) -> bytes:
+        """The first `n_bytes` of a file; nothing where it is not there or cannot be read."""
+        raw = b""
+        try:
+            if path := self._find(name):
+                with open(path, "rb") as file:
+                    raw = file.read(n_bytes + 1)
+        except OSError as error:
+            self.damaged.append(f"{name} cannot be read ({error.strerror})")
+        if len(raw) > n_bytes:
+            self.damaged.append(f"{name} is larger than {n_bytes / 1e6:g} MB: the rest was not read")
+        return raw[:n_bytes]
+
+    def _read_about(self) -> About:
+        about = parse(self._read("run.json", 1_000_000))
+        if not isinstance(about, dict):
+            self.damaged.append("run.json is cut short or not JSON")
+            about = {"format": 1}
+        if about.get("format") != 1:
+            self.damaged.append(
+                f"run.json has the format {clean(str(about.get('format')), 20)}, but this version reads 1: what it"
+                " understands is shown"
+            )
+        try:
+            return About.model_validate(about)
+        except ValidationError as error:
+            wrong = {str(each["loc"][0]) for each in error.errors()}
+            self.damaged.append(f"run.json has values that cannot be used: {', '.join(sorted(wrong))}")
+            return About.model_validate({name: value for name, value in about.items() if name not in wrong})
+
+    def _pictures(self, pattern: str) -> dict[int, Path]:
+        """Pictures by epoch, which is the number at the end of their names."""
+        found = {}
+        for path in self.folder.glob(pattern):
+            digits = re.search(r"_(\d{1,9})\.png$", path.name, re.ASCII)
+            if digits and self._find(str(path.relative_to(self.folder))):
+                found[int(digits[1])] = path
+        return dict(sorted(found.items()))
+
+    def _read_metrics(self) -> None:
+        points: dict[str, list[tuple[Any, ...]]] = {}  # step, epoch, value
+        *lines, rest = self._read("metrics.jsonl", 50_000_000).split(b"\n")
+        n_bad = 0
+        for line in filter(bytes.strip, [*lines, rest]):
+            row = parse(line)
+            step = row.pop("step", None) if isinstance(row, dict) else None
+            if type(step) not in NUMBER:
+                n_bad += line is not rest
+                continue
+            epoch, seconds = (x if type(x := row.pop(name, None)) in NUMBER else None for name in ("epoch", "seconds"))
+            self.last_logged = max(filter(None, (self.last_logged, seconds)), default=None)
+            for name, value in row.items():
+                if name == "alarm" and isinstance(value, str):
+                    self.last_alarm = value
+                elif isinstance(value, list):
+                    fits = 0 < len(value) <= N_CLASSES and all(type(x) is list and len(x) == len(value) for x in value)
+                    if fits and all(type(n) is int and 0 <= n < 2**53 for counts in value for n in counts):
+                        self.tables[name] = value, int(epoch or 0)
+                elif (value is None or type(value) in NUMBER) and (name in points or len(points) < 500):
+                    points.setdefault(name, []).append((step, epoch, value))
+        if n_bad:
+            self.damaged.append(f"{n_bad} line{'s' if n_bad > 1 else ''} of metrics.jsonl cannot be read")
+        if rest.strip() and parse(rest) is None:
+            self.damaged.append("the last line of metrics.jsonl is cut short: the run was killed, or goes on")
+        for name, rows in sorted(points.items()):
+            table = np.array(rows, dtype=np.float64)  # None becomes NaN
+            table = table[np.argsort(table[:, 0], kind="stable")]
+            # What was logged again at a step, as a resumed run does, replaces what was there.
+            table = table[np.append(np.diff(table[:, 0]) > 0, True)]
+            self.curves[name] = Curve(*table.T)
+            if np.isfinite(table[-1, 2]):
+                self.metrics[name] = float(table[-1, 2])
 
 
 def is_run(folder: Path) -> bool:
@@ -148,114 +214,20 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
-def read_run(folder: Path) -> Run:
-    """Reads the folder of a run as far as it goes.
-
-    Checkpoints are not opened, links that lead out of the folder are not followed, nothing is looked up elsewhere.
-    """
-    run = Run(folder)
-    about = _parse(_read(run, "run.json", 1_000_000))
-    if not isinstance(about, dict):
-        run.damaged.append("run.json is cut short or not JSON")
-        about = {"format": 1}
-    if about.get("format") != 1:
-        run.damaged.append(
-            f"run.json has the format {clean(str(about.get('format')), 20)}, but this version reads 1: what it"
-            " understands is shown"
-        )
-    try:
-        run.about = About.model_validate(about)
-    except ValidationError as error:
-        wrong = {str(each["loc"][0]) for each in error.errors()}
-        run.damaged.append(f"run.json has values that cannot be used: {', '.join(sorted(wrong))}")
-        run.about = About.model_validate({name: value for name, value in about.items() if name not in wrong})
-    _read_metrics(run)
-    run.grids = _pictures(run, "samples/epoch_*.png")
-    run.raw_grids = _pictures(run, "samples/raw_*.png")
-    run.interpolations = _pictures(run, "pictures/interpolation/epoch_*.png")
-    run.real = _find(run, "pictures/real_imgs.png")
-    run.diff = clean(_read(run, "diff.patch", DIFF_BYTES).decode("utf-8", errors="replace"), DIFF_BYTES)
-    parts = {"metrics.jsonl": run.curves, "samples/epoch_*.png": run.grids, "pictures/real_imgs.png": run.real}
-    run.missing = [name for name, part in parts.items() if not part]
-    return run
-
-
 def clean(text: str, limit: int = TEXT) -> str:
     """A text that can be shown: at most `limit` letters, none that hides or turns others."""
     return UNSEEN.sub("\ufffd", text if len(text) <= limit else text[:limit] + "…")
 
 
-def _find(run: Run, name: str) -> Path | None:
-    """A regular file that lies in the run folder; None: there is none, such as a pipe or a link out of the folder."""
-    path = run.folder / name
-    if not os.path.isfile(path):
-        return None
-    if not path.resolve().is_relative_to(run.folder.resolve()):
-        run.damaged.append(f"{name} is a link that leads out of the run folder, and was not followed")
-        return None
-    return path
+def flatten(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
-def _read(run: Run, name: str, n_bytes: int) -> bytes:
-    """The first `n_bytes` of a file; nothing where it is not there or cannot be read."""
-    raw = b""
-    try:
-        if path := _find(run, name):
-            with open(path, "rb") as file:
-                raw = file.read(n_bytes + 1)
-    except OSError as error:
-        run.damaged.append(f"{name} cannot be read ({error.strerror})")
-    if len(raw) > n_bytes:
-        run.damaged.append(f"{name} is larger than {n_bytes / 1e6:g} MB: the rest was not read")
-    return raw[:n_bytes]
-
-
-def _pictures(run: Run, pattern: str) -> dict[int, Path]:
-    """Pictures by epoch, which is the number at the end of their names."""
-    found = {}
-    for path in run.folder.glob(pattern):
-        digits = re.search(r"_(\d{1,9})\.png$", path.name, re.ASCII)
-        if digits and _find(run, str(path.relative_to(run.folder))):
-            found[int(digits[1])] = path
-    return dict(sorted(found.items()))
-
-
-def _read_metrics(run: Run) -> None:
-    points: dict[str, list[tuple[Any, ...]]] = {}  # step, epoch, value
-    *lines, rest = _read(run, "metrics.jsonl", 50_000_000).split(b"\n")
-    n_bad = 0
-    for line in filter(bytes.strip, [*lines, rest]):
-        row = _parse(line)
-        step = row.pop("step", None) if isinstance(row, dict) else None
-        if type(step) not in NUMBER:
-            n_bad += line is not rest
-            continue
-        epoch, seconds = (x if type(x := row.pop(name, None)) in NUMBER else None for name in ("epoch", "seconds"))
-        run.last_logged = max(filter(None, (run.last_logged, seconds)), default=None)
-        for name, value in row.items():
-            if name == "alarm" and isinstance(value, str):
-                run.last_alarm = value
-            elif isinstance(value, list):
-                square = 0 < len(value) <= N_CLASSES and all(type(x) is list and len(x) == len(value) for x in value)
-                if square and all(type(n) is int and 0 <= n < 2**53 for counts in value for n in counts):
-                    run.tables[name] = value, int(epoch or 0)
-            elif (value is None or type(value) in NUMBER) and (name in points or len(points) < 500):
-                points.setdefault(name, []).append((step, epoch, value))
-    if n_bad:
-        run.damaged.append(f"{n_bad} line{'s' if n_bad > 1 else ''} of metrics.jsonl cannot be read")
-    if rest.strip() and _parse(rest) is None:
-        run.damaged.append("the last line of metrics.jsonl is cut short: the run was killed, or goes on")
-    for name, rows in sorted(points.items()):
-        table = np.array(rows, dtype=np.float64)  # None becomes NaN
-        table = table[np.argsort(table[:, 0], kind="stable")]
-        # What was logged again at a step, as a resumed run does, replaces what was there.
-        table = table[np.append(np.diff(table[:, 0]) > 0, True)]
-        run.curves[name] = Curve(*table.T)
-        if np.isfinite(table[-1, 2]):
-            run.metrics[name] = float(table[-1, 2])
-
-
-def _parse(raw: bytes) -> Any:
+def parse(raw: bytes) -> Any:
     """JSON with texts that can be shown, and null in place of numbers that are not finite; None: it cannot be used."""
 
     def shown(value: Any, depth: int) -> Any:

@@ -20,10 +20,10 @@ from run import main
 from src.errors import UserError
 from src.models.gan_curves import gan_curves, gan_tables
 from src.report.command import find_runs, render, report
-from src.report.groups import by_seed, compare, compare_configurations, group_runs
 from src.report.measures import MEASURES
 from src.report.pictures import picture_of
-from src.report.run_folder import read_run
+from src.report.run_folder import Run
+from src.report.several_runs import by_seed, compare, compare_configurations, group_runs
 from src.report.verdict import judge
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from tests.conftest import compose_config
@@ -151,14 +151,14 @@ def words(page: str) -> str:
 
 
 def page_of(*folders: Path) -> str:
-    return render([read_run(folder) for folder in folders])
+    return render([Run(folder) for folder in folders])
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_folder_is_read(tmp_path: Path) -> None:
-    run = read_run(make_run(tmp_path / "first", seed=3))
+    run = Run(make_run(tmp_path / "first", seed=3))
     assert (run.name, run.about.status, run.seed, run.about.seconds, run.epochs) == ("first", "finished", 3, 784.0, 3)
     assert run.about.data.classes == CLASSES and run.about.data.train == 5500
     curve = run.curves["val/fd"]
@@ -174,7 +174,7 @@ def test_a_value_that_is_not_finite_is_told_and_a_step_that_is_logged_again_repl
     """As a resumed run does with the batches that its checkpoint did not have."""
     folder = make_run(tmp_path / "run", status="failed")
     append(folder, {"step": 45, "epoch": 4, "train/g_loss": None}, {"step": 19, "epoch": 1, "val/fd": 0.25})
-    run = read_run(folder)
+    run = Run(folder)
     curve = run.curves["val/fd"]
     assert curve.steps.tolist() == [9, 19, 29] and curve.values == pytest.approx([0.45, 0.25, 0.15])
     said = [each.text for each in judge(run).sentences]
@@ -341,7 +341,7 @@ def test_the_directions_are_those_of_the_project() -> None:
     ],
 )
 def test_the_verdict_follows_numbers(tmp_path: Path, options: Any, mark: str, line: str, sentence: str) -> None:
-    verdict = judge(read_run(make_run(tmp_path / "run", **options)))
+    verdict = judge(Run(make_run(tmp_path / "run", **options)))
     assert verdict.mark == mark
     assert re.search(line, verdict.headline)
     assert any(sentence in each.text for each in verdict.sentences)
@@ -415,7 +415,7 @@ def test_runs_that_differ_in_the_seed_and_paths_are_a_group(tmp_path: Path) -> N
     folders += [make_run(tmp_path / f"b{seed}", seed=seed, model={"optimizer_g": {"lr": 2e-3}}) for seed in (1, 2)]
     folders.append(make_run(tmp_path / "other-data", data={"source": "digits"}))
     folders.append(make_run(tmp_path / "unknown", config=None))
-    runs = [read_run(folder) for folder in folders]
+    runs = [Run(folder) for folder in folders]
     groups = group_runs(runs)
     assert [members for _, members in groups] == [[0, 1], [2, 3], [4], [5]]
     assert [title for title, _ in groups[:2]] == ["mnist, lr=0.001", "mnist, lr=0.002"]
@@ -423,7 +423,7 @@ def test_runs_that_differ_in_the_seed_and_paths_are_a_group(tmp_path: Path) -> N
     assert list(matter) == ["model.optimizer_g.lr"]
     assert {"name", "seed", "datamodule.seed", "callbacks.sample_grid.n_per_class", "logger.csv.save_dir"} <= set(aside)
     assert "model.n_classes" in equal
-    again = [*runs[:2], read_run(make_run(tmp_path / "again", seed=1, quality={"fd": 0.35}))]
+    again = [*runs[:2], Run(make_run(tmp_path / "again", seed=1, quality={"fd": 0.35}))]
     assert [members for _, members in group_runs(again)] == [[0, 1, 2]]
     assert by_seed(again, "test/fd") == pytest.approx([0.25, 0.15])  # a seed that ran twice counts once
 
@@ -530,7 +530,7 @@ def test_nothing_of_a_run_becomes_part_of_the_page(tmp_path: Path) -> None:
 
 def test_letters_that_hide_or_turn_others_are_replaced(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", name="good\u202egnp.exe\x00\ud800", command="x" * 20_000)
-    run = read_run(folder)
+    run = Run(folder)
     assert run.name == "good\ufffdgnp.exe\ufffd\ufffd"
     assert len(run.about.command) <= 10_001
     (tmp_path / "page.html").write_text(render([run]), encoding="utf-8")
@@ -541,7 +541,7 @@ def test_a_page_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     folder = make_run(tmp_path / "run", epochs=20)
     for path in [*folder.glob("samples/*.png"), *folder.glob("pictures/**/*.png")]:
         Image.fromarray(np.random.default_rng(len(path.name)).integers(0, 256, (342, 342, 3), np.uint8)).save(path)
-    run = read_run(folder)
+    run = Run(folder)
     page = render([run])
     assert len(page) < 5_000_000
     assert page.count('class="frame') == 40 and "compressed with loss" in page
