@@ -72,7 +72,7 @@ def make_app(
 
     keyed = [Depends(check_key)] if key else []
     guarded = refusals(401, 429)
-    schema = {"application/json": {"schema": model.model_json_schema()}}
+    asks = {"content": {"application/json": {"schema": model.model_json_schema()}}, "required": True}
     files = {media: {"schema": {"type": "string", "format": "binary"}} for _, media in FORMATS.values()}
     drawn: Responses = {200: {"description": "the images, as a file of the format asked for", "content": files}}
 
@@ -81,7 +81,7 @@ def make_app(
         dependencies=keyed,
         response_class=Response,
         responses=drawn | refusals(*PROBLEMS),
-        openapi_extra={"requestBody": {"required": True, "content": schema}},
+        openapi_extra={"requestBody": asks},
         summary="Draw images",
     )
     async def generate(request: Request) -> Response:

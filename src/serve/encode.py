@@ -32,28 +32,27 @@ def encode(form: str, images: np.ndarray, labels: np.ndarray, n: int, class_name
         images: uint8 [N, H, W, C].
         n: images of each label.
     """
+    if form == "png":
+        shown = [class_names[label] for label in labels[::n]]
+        if len(images) == 1:
+            return png(images[0], shown)
+        columns = math.ceil(math.sqrt(n)) if len(images) == n else n
+        return png(grid(images, columns, channels=images.shape[3]), shown)
+    buffer = io.BytesIO()
     if form == "npz":
-        buffer = io.BytesIO()
         # Not compressed: that would take longer than drawing. Names are text of one width, which needs no pickle.
         np.savez(buffer, images=images, labels=labels, class_names=np.array(class_names, np.str_))
         return buffer.getvalue()
-    if form == "zip":
-        buffer = io.BytesIO()
-        folders = folder_names(class_names)
-        rows = []
-        with zipfile.ZipFile(buffer, "w") as file:
-            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-                name, class_name = f"{folders[label]}/{i:05}.png", class_names[label]
-                rows.append(metadata_row(name, class_name))
-                # A date of their own would make other bytes of the same images.
-                file.writestr(zipfile.ZipInfo(name), png(image, [class_name]))
-            file.writestr(zipfile.ZipInfo("metadata.jsonl"), "".join(rows))
-        return buffer.getvalue()
-    shown = [class_names[label] for label in labels[::n]]
-    if len(images) == 1:
-        return png(images[0], shown)
-    columns = math.ceil(math.sqrt(n)) if len(images) == n else n
-    return png(grid(images, columns, channels=images.shape[3]), shown)
+    folders = folder_names(class_names)
+    rows = []
+    with zipfile.ZipFile(buffer, "w") as file:
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name, class_name = f"{folders[label]}/{i:05}.png", class_names[label]
+            rows.append(metadata_row(name, class_name))
+            # A date of their own would make other bytes of the same images.
+            file.writestr(zipfile.ZipInfo(name), png(image, [class_name]))
+        file.writestr(zipfile.ZipInfo("metadata.jsonl"), "".join(rows))
+    return buffer.getvalue()
 
 
 def png(image: np.ndarray, classes: list[str]) -> bytes:
