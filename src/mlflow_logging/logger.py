@@ -202,7 +202,6 @@ class SteadyMLFlowLogger(MLFlowLogger):
     def finalize(self, status: str = "success") -> None:
         """Does nothing: Lightning calls it after training and again after the test, and the run ends later."""
 
-    @rank_zero_only
     def finish_run(self, trainer: Trainer, status: str, metrics: Mapping[str, float]) -> None:
         """Sends what MLflow missed and the run's files, and registers the generator of a finished run."""
         client, run_id, run_dir = self._mlflow_client, str(self._run_id), trainer.default_root_dir
@@ -219,13 +218,12 @@ class SteadyMLFlowLogger(MLFlowLogger):
                 *(where, reason(error), where, typed),
             )
             return
-        model, checkpoints = trainer.lightning_module, trainer.checkpoint_callback
+        model, saved = trainer.lightning_module, trainer.checkpoint_callback
         if status == "finished" and self.registry and isinstance(model, ImageModel):
-            tested = getattr(checkpoints, "best_model_path", "") or getattr(checkpoints, "last_model_path", "")
-            checkpoint = Path(tested) if tested and Path(tested).is_file() else None
-            about, step = self._about, trainer.global_step
+            tested = Path(getattr(saved, "best_model_path", "") or getattr(saved, "last_model_path", ""))
+            checkpoint, step = tested if tested.is_file() else None, trainer.global_step
             try:
-                said = self.registry.register(client, run_id, model, metrics, about, checkpoint, step)
+                said = self.registry.register(client, run_id, model, metrics, self._about, checkpoint, step)
                 log.info("MLflow: %s", said)
             except Exception as error:
                 log.warning("MLflow at %s: the generator was not registered (%s)", where, reason(error))

@@ -70,15 +70,12 @@ class ModelRegistry:
         checkpoint: Path | None = None,
         step: int = 0,
     ) -> str:
-        """Registers `model` as a new version, and moves the alias to it if its test is the best so far.
+        """Registers `model`, moves the alias to it if its test is the best so far, and says what was done.
 
         Args:
             about_run: what `run.json` says of the run: `commit` and `data`.
             checkpoint: the file that was tested; None: the model was tested as it was.
             step: where the test's metrics are, which MLflow then shows as the model's, too.
-
-        Returns:
-            What was done, in a sentence.
         """
         if self.judged_by not in metrics:
             raise ValueError(

@@ -35,7 +35,7 @@ def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def send_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
-    """Sends the configuration. MLflow takes a parameter once: a resumed run keeps its first values."""
+    """MLflow takes a parameter once: a resumed run keeps its first values."""
     from mlflow.entities import Param
 
     known = client.get_run(run_id).data.params
@@ -98,13 +98,10 @@ def complete(
             client.log_artifact(run_id, str(path), folder)
 
 
-def main(run_folder: str, run_id: str) -> None:
+if __name__ == "__main__":
     from mlflow.tracking import MlflowClient
 
-    about = json.loads((Path(run_folder) / "run.json").read_text(encoding="utf-8"))
-    checkpoints = all(part.get("checkpoints", True) for part in about["config"]["logger"].values() if part)
-    complete(MlflowClient(), run_id, Path(run_folder), about["status"], checkpoints)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    folder = Path(sys.argv[1])
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    kept = all(part.get("checkpoints", True) for part in record["config"]["logger"].values() if part)
+    complete(MlflowClient(), sys.argv[2], folder, record["status"], kept)
