@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from src.export.agreement import check_agreement, examples
 from src.models.image_model import ImageModel
-from src.models.modules.mixing import mixed_embeddings
+from src.models.modules.mixing import draw_between
 from src.sampling.onnx_sampler import OnnxSampler
 from src.sampling.sampler import About
 
@@ -87,8 +87,7 @@ class Interpolating(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor, others: Tensor, weight: Tensor) -> Tensor:
         """Noise [N, ...], labels and others int64 [N], weight [N] -> images [N, C, H, W]."""
-        with mixed_embeddings(self.network, others, weight):
-            return self.network(noise, labels)
+        return draw_between(self.network, noise, labels, others, weight)
 
 
 def plain_copy(network: nn.Module) -> nn.Module:

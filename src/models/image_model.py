@@ -1,7 +1,7 @@
 """What every model that draws images offers. Verbs and callbacks know no more of a model than this."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from src.errors import DivergedError
-from src.models.modules.mixing import mixed_embeddings
+from src.models.modules.mixing import draw_between
 from src.models.request import Request
 
 
@@ -24,6 +24,8 @@ class ImageModel(LightningModule):
         channels: image channels.
         img_size: height and width of the images in pixels.
         noise_shape: shape of the noise of one image.
+        condition_shape: shape of the condition of one image: () for a label, (LENGTH,) for a prompt.
+        drawing: how it draws, as far as that can be chosen, such as its guidance.
         has_average: whether there is a moving average of the weights.
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
         confusions: of the last validation or test, by a name in `tables`: int64 [N, N], how often the model took
@@ -41,6 +43,8 @@ class ImageModel(LightningModule):
     channels: int
     img_size: int
     noise_shape: tuple[int, ...]
+    condition_shape: tuple[int, ...] = ()
+    drawing: Mapping[str, Any] = {}
     has_average: bool = False
     progress_metrics: tuple[str, ...] = ()
     confusions: Mapping[str, Tensor] = {}
@@ -52,9 +56,10 @@ class ImageModel(LightningModule):
 
     @abstractmethod
     def sampler(self, average: bool) -> nn.Module:
-        """The network that draws: `forward(noise [N, *noise_shape], condition int64 [N])` -> images [N, C, H, W].
+        """The network that draws: `forward(noise, condition)` -> images [N, C, H, W] in [-1, 1].
 
-        Images are in [-1, 1]. It must learn of the condition through `nn.Embedding` alone: see `mixed_embeddings`.
+        Noise is [N, *noise_shape], the condition int64 [N, *condition_shape]. `draw_between` says how it draws what is
+        between two conditions.
 
         Args:
             average: whether to use the moving average of the weights, where there is one.
@@ -71,6 +76,18 @@ class ImageModel(LightningModule):
         """
         return {}
 
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompts as the condition that the sampler reads, int64 [N, *condition_shape].
+
+        Raises:
+            ValueError: the model reads no text, or a prompt is empty or too long.
+        """
+        raise ValueError("this model draws classes and reads no text")
+
+    def as_condition(self, labels: Tensor) -> Tensor:
+        """What the sampler reads, int64 [N, *condition_shape], for labels int64 [N]; anything else stays."""
+        return labels
+
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Noise [N, *noise_shape] and labels int64 [N] -> images [N, C, H, W] in [-1, 1], not by the moving average.
 
@@ -78,7 +95,7 @@ class ImageModel(LightningModule):
             ValueError: a shape, a type or a label does not fit.
         """
         self._check(Request(noise, labels))
-        return self.sampler(average=False)(noise, labels)
+        return self.sampler(average=False)(noise, self.as_condition(labels))
 
     def generate(
         self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None, average: bool = True
@@ -86,7 +103,7 @@ class ImageModel(LightningModule):
         """Draws one image a label, by the moving average of the weights where there is one.
 
         Args:
-            labels: int64 [N].
+            labels: int64 [N]; or what `encode` makes of prompts.
             rng: source of the noise, which then is the same on every device; None: torch's global generator.
             noise: [N, *noise_shape], to use instead of drawing some.
             average: False: by the weights themselves in any case.
@@ -97,7 +114,7 @@ class ImageModel(LightningModule):
         Raises:
             ValueError: a shape, a type or a label does not fit.
         """
-        self._check_labels(labels)
+        self._check_condition(labels)
         return self.draw(Request(self.draw_noise(len(labels), rng) if noise is None else noise, labels), average)
 
     def interpolate(
@@ -115,12 +132,12 @@ class ImageModel(LightningModule):
         """
         self._check(request)
         request = request.map(lambda tensor: tensor.to(self.device))
+        condition = self.as_condition(request.condition)
         sampler = self.sampler(average)
         with evaluating(sampler):
             if request.others is None or request.weight is None:
-                return sampler(request.noise, request.condition)
-            with mixed_embeddings(sampler, request.others, request.weight):
-                return sampler(request.noise, request.condition)
+                return sampler(request.noise, condition)
+            return draw_between(sampler, request.noise, condition, self.as_condition(request.others), request.weight)
 
     def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Standard normal noise [n, *noise_shape], drawn on the device of `rng`."""
@@ -146,7 +163,7 @@ class ImageModel(LightningModule):
     def _check(self, request: Request[Tensor]) -> None:
         for labels in (request.condition, request.others):
             if labels is not None:
-                self._check_labels(labels)
+                self._check_condition(labels)
         noise, shape = request.noise, (len(request), *self.noise_shape)
         if not isinstance(noise, Tensor):
             raise ValueError(f"noise must be a tensor {list(shape)}, not a {type(noise).__name__}")
@@ -157,13 +174,17 @@ class ImageModel(LightningModule):
         if not noise.isfinite().all():
             raise ValueError("noise must be finite numbers, but some are infinite or not a number")
 
-    def _check_labels(self, labels: Tensor) -> None:
+    def _check_condition(self, labels: Tensor) -> None:
         if not isinstance(labels, Tensor):
             raise ValueError(f"labels must be a tensor int64 [N], not a {type(labels).__name__}")
-        if labels.dim() != 1:
-            raise ValueError(f"labels must be [N], one class an image, not {list(labels.shape)}")
         if labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64, not {labels.dtype}")
+        if self.condition_shape and labels.dim() > 1:
+            if labels.shape[1:] != self.condition_shape:
+                raise ValueError(f"prompts must be [N, {self.condition_shape[0]}], not {list(labels.shape)}")
+            return
+        if labels.dim() != 1:
+            raise ValueError(f"labels must be [N], one class an image, not {list(labels.shape)}")
         if len(labels) and not (labels.min() >= 0 and labels.max() < self.n_classes):
             raise ValueError(
                 f"labels must be 0 to {self.n_classes - 1}, not {int(labels.min())} to {int(labels.max())}"

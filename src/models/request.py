@@ -13,8 +13,8 @@ class Request(Generic[Array]):
 
     Attributes:
         noise: float [N, ...], standard normal.
-        condition: int64 [N], the classes to draw.
-        others: int64 [N], the classes to move towards; None: draw `condition` itself.
+        condition: int64 [N], the classes to draw; or [N, LENGTH], prompts (`src/models/prompts.py`).
+        others: as `condition`, what to move towards; None: draw `condition` itself.
         weight: float [N], how far to move, from 0 (`condition`) to 1 (`others`); None where `others` is None.
     """
 

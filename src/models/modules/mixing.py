@@ -1,4 +1,4 @@
-"""Networks that draw what lies between two classes."""
+"""Networks that draw what lies between two conditions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,19 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import embedding
+
+
+def draw_between(sampler: nn.Module, noise: Tensor, condition: Tensor, others: Tensor, weight: Tensor) -> Tensor:
+    """Images [N, C, H, W] on the way from `condition` (weight 0) to `others` (weight 1).
+
+    A sampler with a method `between` draws them itself; any other must learn of its condition through `nn.Embedding`
+    alone, whose outputs are mixed.
+    """
+    between: Any = getattr(sampler, "between", None)
+    if between is not None:
+        return between(noise, condition, others, weight)
+    with mixed_embeddings(sampler, others, weight):
+        return sampler(noise, condition)
 
 
 @contextmanager
