@@ -207,15 +207,8 @@ GRID = "samples/epoch_0001.png"
 NO_PNG = f"{GRID} is cut short or not a PNG"
 NO_JSON = "run.json is cut short or not JSON"
 DEEP = json.loads('{"a": ' * 99 + "0" + "}" * 99)
-WRONG = {
-    "name": 5,
-    "command": ["x"],
-    "seconds": "long",
-    "overrides": "x",
-    "config": 3,
-    "data": 4,
-    "versions": {"a": []},
-}
+WRONG = {"name": 5, "command": ["x"], "seconds": "long", "overrides": "x", "config": 3, "data": 4}
+WRONG["versions"] = {"a": []}
 UNUSABLE = "run.json has values that cannot be used"
 # How a run folder may be hurt, and what the page then says.
 DAMAGES: dict[str, tuple[Damage, str]] = {

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
@@ -39,24 +39,21 @@ class Waiting(Sampler):
         return (request.noise.reshape(-1, 1, 2, 2) / 8 + shade[:, None, None, None] / 20).astype(np.float32)
 
 
-@pytest.fixture
-def sampler() -> Iterator[Waiting]:
-    sampler = Waiting()
-    yield sampler
-    sampler.may.set()
+def with_engine(scenario: Callable[[Engine, Waiting], Awaitable[None]]) -> Callable[[], None]:
+    """Makes a test of a scenario: its engine has one thread, which draws at most 16 images at once."""
 
+    async def play() -> None:
+        from prometheus_client import CollectorRegistry
 
-def run(sampler: Waiting, scenario: Callable[[Engine], Awaitable[None]]) -> None:
-    """Runs a test with an engine of one thread, which draws at most 16 images at once."""
-    from prometheus_client import CollectorRegistry
-
-    async def test() -> None:
+        sampler = Waiting()
         engine = Engine(sampler, 16, 1, 100, CollectorRegistry())
-        await scenario(engine)
-        sampler.may.set()
-        engine.close()
+        try:
+            await scenario(engine, sampler)
+        finally:
+            sampler.may.set()
+            engine.close()
 
-    asyncio.run(test())
+    return lambda: asyncio.run(play())
 
 
 def asked(label: int, n: int, seed: int = 0, truncation: float = 1.0, other: int | None = None) -> Request:
@@ -78,46 +75,38 @@ def alone(request: Request) -> bytes:
     return to_uint8(sampler.run(request)).tobytes()
 
 
-def test_requests_that_wait_are_drawn_together_and_each_gets_its_own(sampler: Waiting) -> None:
-    async def scenario(engine: Engine) -> None:
-        requests = [asked(1, 3)]
-        tasks = [await queued(engine, requests[0])]
-        await asyncio.to_thread(sampler.begun.wait)
-        requests += [asked(2, 5, seed=7), asked(3, 1, truncation=0.5), asked(4, 9, other=8), asked(5, 6), asked(6, 1)]
-        tasks += [await queued(engine, request) for request in requests[1:]]
-        sampler.may.set()
-        assert await asyncio.gather(*tasks) == [alone(request) for request in requests]
-        assert sampler.asked == [3, 15, 7]  # at most 16 at a time, and nobody overtakes
-
-    run(sampler, scenario)
+@with_engine
+async def test_requests_that_wait_are_drawn_together_and_each_gets_its_own(engine: Engine, sampler: Waiting) -> None:
+    requests = [asked(1, 3)]
+    tasks = [await queued(engine, requests[0])]
+    await asyncio.to_thread(sampler.begun.wait)
+    requests += [asked(2, 5, seed=7), asked(3, 1, truncation=0.5), asked(4, 9, other=8), asked(5, 6), asked(6, 1)]
+    tasks += [await queued(engine, request) for request in requests[1:]]
+    sampler.may.set()
+    assert await asyncio.gather(*tasks) == [alone(request) for request in requests]
+    assert sampler.asked == [3, 15, 7]  # at most 16 at a time, and nobody overtakes
 
 
-def test_a_large_request_is_drawn_in_parts(sampler: Waiting) -> None:
-    async def scenario(engine: Engine) -> None:
-        sampler.may.set()
-        assert await (await queued(engine, asked(1, 40))) == alone(asked(1, 40))
-        assert sampler.asked == [16, 16, 8]
-
-    run(sampler, scenario)
+@with_engine
+async def test_a_large_request_is_drawn_in_parts(engine: Engine, sampler: Waiting) -> None:
+    sampler.may.set()
+    assert await (await queued(engine, asked(1, 40))) == alone(asked(1, 40))
+    assert sampler.asked == [16, 16, 8]
 
 
-def test_a_request_that_nobody_waits_for_is_not_drawn(sampler: Waiting) -> None:
-    async def scenario(engine: Engine) -> None:
-        _, given_up, last = [await queued(engine, asked(label, 16)) for label in (1, 2, 3)]
-        given_up.cancel()
-        await asyncio.sleep(0)
-        sampler.may.set()
-        await last
-        assert sampler.asked == [16, 16]
-
-    run(sampler, scenario)
+@with_engine
+async def test_a_request_that_nobody_waits_for_is_not_drawn(engine: Engine, sampler: Waiting) -> None:
+    _, given_up, last = [await queued(engine, asked(label, 16)) for label in (1, 2, 3)]
+    given_up.cancel()
+    await asyncio.sleep(0)
+    sampler.may.set()
+    await last
+    assert sampler.asked == [16, 16]
 
 
-def test_a_failure_is_told_and_the_next_is_drawn(sampler: Waiting) -> None:
-    async def scenario(engine: Engine) -> None:
-        sampler.may.set()
-        with pytest.raises(RuntimeError, match="no nines"):
-            await (await queued(engine, asked(9, 1)))
-        assert await (await queued(engine, asked(8, 1))) == alone(asked(8, 1))
-
-    run(sampler, scenario)
+@with_engine
+async def test_a_failure_is_told_and_the_next_is_drawn(engine: Engine, sampler: Waiting) -> None:
+    sampler.may.set()
+    with pytest.raises(RuntimeError, match="no nines"):
+        await (await queued(engine, asked(9, 1)))
+    assert await (await queued(engine, asked(8, 1))) == alone(asked(8, 1))

@@ -123,6 +123,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
     raise AssertionError("it did not come to hold within 30 s")
 
 
+# What lets one client ask for 30,000 images.
+LARGE = ("max_images=30000", "queue=30000")
+
+
 @contextlib.contextmanager
 def slow_reader(service: Service) -> Iterator[socket.socket]:
     """A client that asks for 30,000 images, which is more than fits between it and the service, and reads nothing."""
@@ -269,7 +273,7 @@ def test_the_page_and_the_printed_commands_ask_by_name(
         shown(page, "Sixteen times 2: seed 0, truncation 1")
         page.get_by_role("radio", name="it's a T-shirt", exact=True).check()
         page.get_by_label("The other class", exact=True).select_option(index=1)
-        slide(page, "weight", 30)
+        page.locator("#weight").fill("30")
         found = shown(page, "Sixteen times it's a T-shirt, 30 % of the way to 2: seed 0, truncation 1")
         way = {"others": np.ones(16, np.int64), "weight": np.full(16, 0.3, np.float32)}
         assert np.array_equal(found, expected(generator, [6] * 16, **way)[..., 0])
@@ -470,8 +474,7 @@ def test_a_request_that_does_not_arrive_is_given_up(generator: Path) -> None:
 
 def test_the_queue_is_bounded_and_slow_readers_do_not_hold_it_for_ever(generator: Path) -> None:
     """A client that asks for much and reads nothing: others are told to come later, and then are served."""
-    limits = ["max_images=30000", "queue=30000", "timeout=6"]
-    with serving(generator.parent, f"ckpt_path={generator}", *limits) as service:
+    with serving(generator.parent, f"ckpt_path={generator}", *LARGE, "timeout=6") as service:
         with slow_reader(service):
             status, headers, content = service.ask("/generate", {"n": 1})
             assert status == 503 and int(headers["retry-after"]) >= 1
@@ -593,15 +596,14 @@ def test_what_was_accepted_is_answered_before_the_end(generator: Path, signum: i
 
 
 def test_whom_it_waits_for_too_long_is_cut_off(generator: Path) -> None:
-    limits = ["max_images=30000", "queue=30000", "timeout=60", "grace=0.2"]
+    limits = [*LARGE, "timeout=60", "grace=0.2"]
     with serving(generator.parent, f"ckpt_path={generator}", *limits) as service, slow_reader(service):
         code, said = service.stop()
     assert code == 1 and "1 request was cut off after grace=0.2 s" in said
 
 
 def test_it_is_not_ready_while_it_stops(generator: Path) -> None:
-    limits = ["max_images=30000", "queue=30000", "timeout=60"]
-    with serving(generator.parent, f"ckpt_path={generator}", *limits) as service:
+    with serving(generator.parent, f"ckpt_path={generator}", *LARGE, "timeout=60") as service:
         with slow_reader(service) as reader:
             service.process.send_signal(signal.SIGTERM)
             wait_for(lambda: service.ask("/ready")[0] == 503)
@@ -629,11 +631,15 @@ MISTAKES = [
     (["prot=80"], "there is no key prot: did you mean port?"),
     (["weights=best"], "weights must be ema or raw, not 'best'"),
     (["weights=raw"], "export the checkpoint with task=export weights=raw"),
+    (["port=TAKEN"], "is taken by another program: type another"),
 ]
 
 
 @pytest.mark.parametrize(("typed", "sentence"), MISTAKES, ids=[" ".join(typed) for typed, _ in MISTAKES])
-def test_a_mistake_costs_one_sentence(generator: Path, tmp_path: Path, typed: list[str], sentence: str) -> None:
+def test_a_mistake_costs_one_sentence(
+    service: Service, generator: Path, tmp_path: Path, typed: list[str], sentence: str
+) -> None:
+    typed = [each.replace("TAKEN", str(service.port)) for each in typed]
     done = run_forked("task=serve", "port=0", f"ckpt_path={generator}", *typed, cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1
@@ -656,11 +662,6 @@ def test_a_site_that_no_browser_sends_is_refused(origin: str) -> None:
     with pytest.raises(UserError, match=re.escape(remedy)):
         check_origins(["https://good.example", origin])
     check_origins([SENT.get(origin, SITE)])
-
-
-def test_a_port_that_is_taken(service: Service, generator: Path, tmp_path: Path) -> None:
-    done = run_forked("task=serve", f"port={service.port}", f"ckpt_path={generator}", cwd=tmp_path)
-    assert done.returncode == 2 and f"port={service.port} is taken by another program: type another" in done.stderr
 
 
 def test_a_key_that_nobody_can_send(generator: Path, tmp_path: Path) -> None:
@@ -728,10 +729,6 @@ def shown(page: Any, caption: str) -> np.ndarray:
     return np.stack([whole[y : y + side, x : x + side] for y in range(0, size, step) for x in range(0, size, step)])
 
 
-def slide(page: Any, name: str, value: int) -> None:
-    page.locator(f"#{name}").fill(str(value))
-
-
 def test_the_page_draws_what_is_clicked(browser: Any, service: Service, generator: Path) -> None:
     with opened(browser, service) as page:
         first = shown(page, "Sixteen times 0: seed 0, truncation 1")
@@ -741,8 +738,8 @@ def test_the_page_draws_what_is_clicked(browser: Any, service: Service, generato
         fives = shown(page, "Sixteen times 5: seed 0, truncation 1")
         assert np.array_equal(fives, expected(generator, [5] * 16)[..., 0])
 
-        slide(page, "seed", 3)
-        slide(page, "truncation", 70)
+        page.locator("#seed").fill("3")
+        page.locator("#truncation").fill("70")
         found = shown(page, "Sixteen times 5: seed 3, truncation 0.7")
         assert np.array_equal(found, expected(generator, [5] * 16, 3, 0.7)[..., 0])
 
@@ -784,7 +781,7 @@ def test_it_says_which_run_this_is_and_takes_no_name_for_html(browser: Any, serv
 
 def test_what_is_shown_can_be_saved(browser: Any, service: Service, generator: Path) -> None:
     with opened(browser, service) as page:
-        slide(page, "seed", 9)
+        page.locator("#seed").fill("9")
         shown(page, "Sixteen times 0: seed 9, truncation 1")
         wanted = expected(generator, [0] * 16, 9)
         with page.expect_download() as saved:
