@@ -31,13 +31,14 @@ def check_run_wide(config: DictConfig) -> None:
 
 
 def follow_data(config: DictConfig, datamodule: LightningDataModule) -> None:
-    """Sets `model.n_classes` and `model.channels` to those of the data, where they are null.
+    """Sets what the model has to know of the data, such as `model.n_classes`, where it is null.
 
     From then on the configuration, and with it the checkpoint, holds plain numbers: a verb builds the model from them.
     """
-    for name in ("n_classes", "channels"):
-        if name in (config.get("model") or ()) and OmegaConf.select(config, f"model.{name}") is None:
-            config.model[name] = getattr(datamodule, name, None)
+    for key, name in {"n_classes": "n_classes", "channels": "channels", "prompts.names": "class_names"}.items():
+        part, _, last = f"model.{key}".rpartition(".")
+        if last in (OmegaConf.select(config, part) or ()) and OmegaConf.select(config, f"model.{key}") is None:
+            OmegaConf.update(config, f"model.{key}", getattr(datamodule, name, None))
 
 
 def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer: Trainer) -> None:

@@ -1,0 +1,130 @@
+"""Text as numbers, and the many ways to ask for a class. It needs no torch: ONNX files are drawn with without it."""
+
+import random
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from src.config.types import Share
+
+LENGTH = 128  # characters of a prompt, at most
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# Words around what is asked for: a model that never sees any takes each new one for a sign.
+FILLERS = """
+and any are as at be big bit bright by can clear come could dark do each find for from get give good great
+have here how i im in is it its just kind like little look make me more much my need new nice now of old on
+our out perfect please quick quite really show simple small so some style take than that the there this to too
+typical under us very want was we well what which will with would you your
+""".split()  # noqa: SIM905
+
+
+def clean(prompt: str) -> str:
+    """Lower case, letters and digits of any script alone, single spaces: all that a model sees of a prompt."""
+    text = unicodedata.normalize("NFKC", prompt).casefold()
+    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split())
+
+
+def to_codes(prompts: Sequence[str]) -> np.ndarray:
+    """Prompts as code points of their cleaned text, int64 [N, LENGTH], with zeros after the end.
+
+    What is longer is cut: `check_prompts` refuses it.
+    """
+    codes = np.zeros((len(prompts), LENGTH), np.int64)
+    for row, prompt in zip(codes, prompts, strict=True):
+        points = [ord(character) for character in clean(prompt)[:LENGTH]]
+        row[: len(points)] = points
+    return codes
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Refuses prompts that are empty or too long.
+
+    Raises:
+        ValueError: its text is a sentence without the key.
+    """
+    for prompt in prompts:
+        length = len(clean(prompt))
+        if not length:
+            raise ValueError(f"{prompt[:40]!r} has no letter and no digit: write what to draw")
+        if length > LENGTH:
+            raise ValueError(f"{prompt[:40]!r}... has {length} characters, and a prompt has at most {LENGTH}")
+
+
+class Prompts:
+    """Prompts for classes: in training one of many phrasings, a canonical one everywhere else.
+
+    Args:
+        names: of each class its name, or several, the canonical one first.
+        templates: phrasings with `{}` for the name.
+        held_out: phrasings that training never sees.
+        fillers: share of the prompts in training with random words around the name.
+        typos: share of the prompts in training with a mistake in a word.
+
+    Raises:
+        ValueError: a template lacks `{}`, or a name cannot be a prompt.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str | Sequence[str]],
+        templates: Sequence[str] = ("{}",),
+        held_out: Sequence[str] = (),
+        fillers: Share = 0.5,
+        typos: Share = 0.3,
+    ) -> None:
+        for template in (*templates, *held_out):
+            if template.count("{}") != 1:
+                raise ValueError(f"templates must have {{}} once, in place of the name, not {template!r}")
+        self.names = [[each] if isinstance(each, str) else list(each) for each in names]
+        for each in self.names:
+            if not each:
+                raise ValueError("names must have a name for each class")
+            check_prompts(each)
+        self.templates = templates
+        self.held_out = held_out
+        self.fillers = fillers
+        self.typos = typos
+        taken = {word for each in self.names for name in each for word in clean(name).split()}
+        self._fillers = [word for word in FILLERS if word not in taken]
+
+    def canonical(self) -> list[str]:
+        """What stands for each class."""
+        return [each[0] for each in self.names]
+
+    def draw(self, labels: Sequence[int], rng: random.Random) -> list[str]:
+        """A prompt for each label, as training sees them."""
+        return [self._vary(self.phrase(label, "seen", rng), rng) for label in labels]
+
+    def phrase(self, label: int, kind: Literal["seen", "held_out", "typo"], rng: random.Random) -> str:
+        """A plain prompt: `seen` or `held_out` templates, or the latter with a mistake in the name."""
+        name = rng.choice(self.names[label])
+        if kind == "typo":
+            name = misspell(name, rng)
+        return rng.choice(self.templates if kind == "seen" else self.held_out).format(name)
+
+    def _vary(self, prompt: str, rng: random.Random) -> str:
+        words = prompt.split()
+        if rng.random() < self.typos:
+            index = rng.randrange(len(words))
+            words[index] = misspell(words[index], rng)
+        if rng.random() < self.fillers:
+            before, after = ([self._filler(rng) for _ in range(rng.randrange(6))] for _ in range(2))
+            words = [*before, *words, *after]
+        return " ".join(words)
+
+    def _filler(self, rng: random.Random) -> str:
+        if rng.random() < 0.5:
+            return rng.choice(self._fillers)
+        return "".join(rng.choices(LETTERS, k=rng.randint(2, 9)))
+
+
+def misspell(text: str, rng: random.Random) -> str:
+    """One letter left out, doubled, replaced, added, or swapped with the next; texts of one letter stay."""
+    if len(text) < 2:
+        return text
+    i = rng.randrange(len(text) - 1)
+    a, b, rest = text[i], text[i + 1], text[i + 2 :]
+    c = rng.choice(LETTERS)
+    return text[:i] + rng.choice([b + a, a, b, a + a + b, c + b, a + c, a + c + b]) + rest
