@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,11 +212,8 @@ def test_many_clients_get_what_each_of_them_would_get_alone(service: Service, ge
             asked = {"labels": [seed % 10], "n": 1 + seed % 3, "seed": seed, "format": "npz"}
             found[seed] = service.ask("/generate", asked)[2]
 
-    threads = [threading.Thread(target=ask, args=(client,)) for client in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(16) as clients:
+        list(clients.map(ask, range(16)))
     assert len(found) == 400
     for seed, content in found.items():
         assert np.array_equal(arrays(content)["images"], expected(generator, [seed % 10] * (1 + seed % 3), seed))
