@@ -86,42 +86,19 @@ def test_last_is_no_other_run_in_silence(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 TRUSTED = ["src.models.mnist_gan_model.MNISTGANModel", "src.models.losses.LSGANLoss", "torch.nn.Linear"]
+GAN = "src.models.mnist_gan_model"
 UNTRUSTED = [
-    "builtins.eval",
-    "builtins.exec",
-    "os.system",
-    "posix.system",
-    "subprocess.Popen",
-    "torch.load",
-    "torch.hub.load",
-    "hydra.utils.instantiate",
-    "functools.partial",
-    "src.train.train",
+    *("builtins.eval", "builtins.exec", "os.system", "posix.system", "subprocess.Popen", "torch.load"),
+    *("torch.hub.load", "hydra.utils.instantiate", "functools.partial", "src.train.train"),
     "src.run.checkpoints.read_checkpoint",
     # By way of something trusted.
-    "torch.nn.modules.os.system",
-    "torch.nn.modules.module.torch.load",
-    "torch.nn.functional.torch.hub.load",
-    "torch.nn.functional.importlib.import_module",
-    "torch.nn.Module.load_state_dict",
-    "torch.nn.init.kaiming_normal_",
-    "torch.nn.modules.module.functools.partial",
-    "torch.optim.optimizer.warnings.warn",
-    "src.models.mnist_gan_model.torch.load",
-    "src.models.mnist_gan_model.partial",
-    "src.models.mnist_gan_model.evaluating",
-    "src.models.mnist_gan_model.MNISTGANModel.load_from_checkpoint",
-    "src.models.modules.ema.copy.deepcopy",
-    "src.models.losses.LSGANLoss.__init__.__globals__",
+    *("torch.nn.modules.os.system", "torch.nn.modules.module.torch.load", "torch.nn.functional.torch.hub.load"),
+    *("torch.nn.functional.importlib.import_module", "torch.nn.Module.load_state_dict", "torch.nn.init.zeros_"),
+    *("torch.nn.modules.module.functools.partial", "torch.optim.optimizer.warnings.warn"),
+    *(f"{GAN}.{name}" for name in ("torch.load", "partial", "evaluating", "MNISTGANModel.load_from_checkpoint")),
+    *("src.models.modules.ema.copy.deepcopy", "src.models.losses.LSGANLoss.__init__.__globals__"),
     # Not the name of a class.
-    "src.models.mnist_gan_model",
-    "src.models.",
-    "torch.nn..Linear",
-    "torch.nn",
-    "",
-    None,
-    7,
-    ["torch.nn.Linear"],
+    *(GAN, "src.models.", "torch.nn..Linear", "torch.nn", "", None, 7, ["torch.nn.Linear"]),
 ]
 
 
