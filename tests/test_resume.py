@@ -130,10 +130,13 @@ def test_max_steps_may_end_inside_an_epoch(train_here: Train) -> None:
 TIMED = ("seconds", "train/images_per_s", "val/seconds")  # no two runs have the same
 
 
+def rows_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def record(run_dir: Path) -> list[dict[str, Any]]:
     """metrics.jsonl"""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMED} for line in lines]
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in rows_of(run_dir)]
 
 
 def table(run_dir: Path) -> list[dict[str, Any]]:
@@ -194,16 +197,10 @@ class Snapshots(Callback):
         self.keep(trainer, "in the test")
 
 
-THREE = [
-    "trainer.limit_train_batches=3",
-    "trainer.log_every_n_steps=2",
-    "trainer.max_epochs=4",
-    "callbacks.quality=null",
-]
+THREE = ["trainer.limit_train_batches=3", "trainer.log_every_n_steps=2", "trainer.max_epochs=4"]
 THREE += ["+callbacks.score._target_=tests.test_resume.Score", "callbacks.model_checkpoint.monitor=val/score"]
-THREE += ["callbacks.model_checkpoint.mode=max", "callbacks.model_checkpoint.save_top_k=2"]
-THREE += ["callbacks.model_checkpoint.every_n_batches=2"]
-THREE += ["callbacks.model_checkpoint.filename='b-{epoch}'"]
+THREE += ["callbacks.model_checkpoint.mode=max", "callbacks.model_checkpoint.save_top_k=2", "callbacks.quality=null"]
+THREE += ["callbacks.model_checkpoint.every_n_batches=2", "callbacks.model_checkpoint.filename='b-{epoch}'"]
 EXTRAS = [name for name in ("tensorboard", "mlflow") if find_spec(name)]
 LOGGERS = ["logger=many_loggers", *(f"~logger.{name}" for name in ("tensorboard", "mlflow") if name not in EXTRAS)]
 LOGGERS += ["logger.mlflow.registered_model=null"] if "mlflow" in EXTRAS else []
@@ -282,10 +279,10 @@ def test_three_parts_leave_what_the_whole_run_leaves(
         "folders": [str(part) for part in parts[:2]],
     }
     # Seconds go on from part to part.
-    seconds = [[row["seconds"] for row in read_rows(part)] for part in parts]
+    seconds = [[row["seconds"] for row in rows_of(part)] for part in parts]
     assert all(each == sorted(each) for each in seconds)
-    (took,) = [row["val/seconds"] for row in read_rows(parts[1]) if "val/seconds" in row and row["step"] == 5]
-    assert took > next(row["val/seconds"] for row in read_rows(parts[0]) if "val/seconds" in row)
+    (took,) = [row["val/seconds"] for row in rows_of(parts[1]) if "val/seconds" in row and row["step"] == 5]
+    assert took > next(row["val/seconds"] for row in rows_of(parts[0]) if "val/seconds" in row)
     # W&B: one run in three folders, whose rows follow each other.
     runs = [wandb_run(part) for part in parts]
     assert len({run["run_id"] for run in runs}) == 1
@@ -299,10 +296,6 @@ def test_three_parts_leave_what_the_whole_run_leaves(
             found = database.execute("select step from metrics where key = 'val/score' order by step").fetchall()
             assert found == [(2,), (5,), (8,), (11,)]
             assert database.execute("select value from params where key = 'trainer/max_epochs'").fetchall() == [("1",)]
-
-
-def read_rows(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def wandb_steps(run_dir: Path) -> list[int]:

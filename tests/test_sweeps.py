@@ -12,12 +12,8 @@ from tests.conftest import QUICK, Typed
 
 FEW = [*QUICK[:3], "logger=none", "callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
 FEW += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
-FEW += [
-    "test_after_training=false",
-    "hydra.sweep.dir=sweep",
-    "trainer.enable_progress_bar=false",
-    "optimized_metric=val/g_loss",
-]
+FEW += ["test_after_training=false", "hydra.sweep.dir=sweep", "trainer.enable_progress_bar=false"]
+FEW += ["optimized_metric=val/g_loss"]
 OPTUNA = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.seed=0"]
 needs_optuna = pytest.mark.extras("optuna")
 

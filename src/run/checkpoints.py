@@ -106,9 +106,7 @@ def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Se
     are known. A moving average begins from the copied weights, and counts from 0.
     """
     ours, theirs = model.state_dict(), checkpoint["state_dict"]
-    data = checkpoint.get("data")
-    known = data.get("classes") if isinstance(data, dict) else None
-    names = [str(name) for name in known] if isinstance(known, list) else []
+    names = [str(name) for name in checkpoint.get("data", {}).get("classes", [])]
     if len(set(names)) != len(names):
         names = []
     modules = dict(model.named_modules())

@@ -102,10 +102,9 @@ def make_trainer(
     if strategy == "ddp" or (strategy == "auto" and (on_each not in (0, 1) or num_nodes != 1)):
         # Each optimizer's backward pass leaves the other network's parameters without gradients.
         strategy = "ddp_find_unused_parameters_true"
-    if not kwargs.get("enable_progress_bar", True):
-        callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
-    if not kwargs.get("enable_model_summary", True):
-        callbacks = [c for c in callbacks if not isinstance(c, ModelSummary)]
+    for switch, kind in [("enable_progress_bar", ProgressBar), ("enable_model_summary", ModelSummary)]:
+        if not kwargs.get(switch, True):
+            callbacks = [c for c in callbacks if not isinstance(c, kind)]
     wait_for_machines(num_nodes, nodes_timeout, str(kwargs.get("default_root_dir")))
     return Trainer(
         accelerator=accelerator,

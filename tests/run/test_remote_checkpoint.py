@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,43 +160,34 @@ def test_every_verb_takes_an_address_and_trusts_it_no_more(
     assert code == 2 and "bad.ckpt" in stderr and "choose another" in stderr
 
 
-class Artifact:
+def artifact_of(files: dict[str, bytes]) -> Any:
     """What `wandb.Api().artifact(...)` returns, as far as it is used."""
 
-    digest = "abc"
+    def download(name: str, root: str) -> str:
+        path = Path(root) / name
+        path.write_bytes(files[name])
+        return str(path)
 
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.manifest = SimpleNamespace(entries={name: self._entry(name, content) for name, content in files.items()})
-
-    @staticmethod
-    def _entry(name: str, content: bytes) -> Any:
-        def download(root: str) -> str:
-            path = Path(root) / name
-            path.write_bytes(content)
-            return str(path)
-
-        return SimpleNamespace(size=len(content), download=download)
+    entries = {name: SimpleNamespace(size=len(files[name]), download=partial(download, name)) for name in files}
+    return SimpleNamespace(digest="abc", manifest=SimpleNamespace(entries=entries))
 
 
 @pytest.fixture
 def artifacts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
-    class Api:
-        def __init__(self, timeout: int) -> None: ...
+    def find(name: str) -> Any:
+        if name not in found:
+            raise wandb.errors.CommError(f"artifact membership '{name}' not found\nmore")
+        return found[name]
 
-        def artifact(self, name: str) -> Any:
-            if name not in found:
-                raise wandb.errors.CommError(f"artifact membership '{name}' not found\nmore")
-            return found[name]
-
-    monkeypatch.setattr(wandb, "Api", Api)
+    monkeypatch.setattr(wandb, "Api", lambda timeout: SimpleNamespace(artifact=find))
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     return found
 
 
 def test_an_artifact_is_fetched_once(artifacts: dict[str, Any], tmp_path: Path) -> None:
-    artifacts["me/digits/model-1:best"] = artifacts["me/digits/model-1:v3"] = Artifact({"model.ckpt": b"weights"})
+    artifacts["me/digits/model-1:best"] = artifacts["me/digits/model-1:v3"] = artifact_of({"model.ckpt": b"weights"})
     path = find_checkpoint("wandb:me/digits/model-1:best", tmp_path)
     assert path.read_bytes() == b"weights"
     del artifacts["me/digits/model-1:v3"].manifest.entries["model.ckpt"].download
@@ -212,7 +204,7 @@ def test_an_artifact_is_fetched_once(artifacts: dict[str, Any], tmp_path: Path) 
     ],
 )
 def test_artifacts_that_cannot_be_meant(artifacts: dict[str, Any], tmp_path: Path, name: str, says: str) -> None:
-    artifacts["me/digits/code:v0"] = Artifact({"b.py": b"", "a.py": b""})
+    artifacts["me/digits/code:v0"] = artifact_of({"b.py": b"", "a.py": b""})
     with pytest.raises(UserError) as error:
         find_checkpoint(name, tmp_path)
     assert f"ckpt_path={name}" in str(error.value) and says in str(error.value)
