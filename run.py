@@ -6,7 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from src.config.before_hydra import check_arguments, check_folders, in_hydras_words, read_env_file
+from src.config.before_hydra import check_arguments, in_hydras_words, read_env_file
 from src.config.help import VERBS, help_on, help_on_all
 from src.errors import UserError
 from src.run.console import show_what_can_be_shown
@@ -53,7 +53,6 @@ def run(task: str, arguments: list[str]) -> int:
     failures = Failures(task, arguments, show_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
     sys.argv[1:] = in_hydras_grammar(task, arguments)
-    check_folders(sys.argv[1:])
     sys.argv += let_first_record()
     let_searches_go_on()
 

@@ -71,10 +71,3 @@ def check_arguments(arguments: Sequence[str], verb: str) -> None:
     for flag in (each.partition("=")[0] for each in arguments if each.startswith("--")):
         if flag not in HYDRA_FLAGS:
             raise UserError(f"{flag} is not an option: keys have no dashes, type {flag[2:]}=VALUE")
-
-
-def check_folders(overrides: Iterable[str]) -> None:
-    """Refuses a working directory or typed folder that looks like a reference: Hydra looks them up more than once."""
-    folders = ("work_dir=", "hydra.run.dir=", "hydra.sweep.dir=")
-    if "${" in os.getcwd() or any(each.startswith(folders) and r"\${" in each for each in overrides):
-        raise UserError("${ in a folder's name refers to a key: run in a folder with another name")

@@ -21,6 +21,7 @@ from src.config.help import CONFIGS
 from src.config.keys import KEYS
 from src.config.text import escaped, existing, same
 from src.config.types import LISTS, alternatives, element_type, hints_of
+from src.errors import UserError
 
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][^=\s'\"]*)=(.*)", re.DOTALL)
 PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_/][\w/.\-]*", re.ASCII | re.IGNORECASE)
@@ -69,6 +70,9 @@ def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
         read = [_read(part, kinds, config) for part in parts]
         _typed.update({f"{plus}{key}={a}": f"{plus}{key}={b}" for a, b in zip(read, parts, strict=True) if a != b})
         made.append(f"{plus}{key}={','.join(read)}")
+    folders = ("work_dir=", "hydra.run.dir=", "hydra.sweep.dir=")  # which Hydra looks up more than once
+    if "${" in os.getcwd() or any(each.startswith(folders) and r"\${" in each for each in made):
+        raise UserError("${ in a folder's name refers to a key: run in a folder with another name")
     return made
 
 
@@ -85,8 +89,6 @@ def _type_of(key: str, task: str, config: Mapping[str, Any]) -> Any:
     if isinstance(present, (bool, int, float)):
         return type(present)
     owner, _, name = key.rpartition(".")
-    if name == "_target_":
-        return str
     part = _at(config, owner)
     if isinstance(part, dict) and "_target_" in part:
         try:
