@@ -59,6 +59,31 @@ class FlowModel(ScheduledModel):
 
     progress_metrics = ("train/loss",)
     learning_rates = "model.optimizer.lr"
+    curves = [
+        {
+            "title": "Loss",
+            "note": "Of the weights themselves, without the moving average; a mean over all levels of noise.",
+            "unit": "loss, no unit",
+            "lines": {"train/loss": "training", "val/loss": "validation"},
+            "log": True,
+            "compare": True,
+        },
+        {
+            "title": "Loss by noise level",
+            "note": "In validation, each of a fifth of the images. Shapes are decided where there is most noise,"
+            " details where there is least.",
+            "unit": "loss, no unit",
+            "lines": {f"val/loss_{level}": level for level in LEVELS},
+            "log": True,
+        },
+        {
+            "title": "Gradient norm",
+            "note": "Of all weights together, before clipping.",
+            "unit": "norm, no unit",
+            "lines": {"train/grad_norm": "norm"},
+            "log": True,
+        },
+    ]
 
     def __init__(
         self,

@@ -32,9 +32,9 @@ class ImageModel(LightningModule):
             images of the row's kind for the column's.
         learning_rates: the keys of its learning rates, for the message where training diverges.
         curves: how a report draws the model's own metrics, a panel each, as plain values: `title`, `unit` of the
-            vertical axis, `lines` (metric with its split -> label; those under `val/` are drawn over epochs, others
-            over batches). Where wanted also `note` (how to read it), `levels` (label -> height of a horizontal line),
-            `log` (logarithmic axis), `percent` (values are shares), `compare` (shown where runs are compared).
+            vertical axis, `lines` (metric with its split -> label; drawn over epochs where the first is under `val/`,
+            else over batches). Where wanted also `note` (how to read it), `levels` (label -> height of a horizontal
+            line), `log` (logarithmic axis), `percent` (values are shares), `compare` (shown where runs are compared).
         tables: how a report shows the model's own tables of counts [N, N], by the name they are logged under: `title`,
             `rows` and `columns` (what they stand for), `names` of both, `caption`, and where wanted `note`.
     """

@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from src.models.flow_model import LEVELS, FlowModel
 from src.models.modules.conditioners import LabelConditioner, TextConditioner
 from src.models.modules.unet import FoldedUNet
 from src.models.prompts import LENGTH, Prompts, to_codes
+from src.run.run_record import read_rows
 
 DIM = 16
 NAMES = [["zero", "0"], ["one", "1"], ["two", "2"]]
@@ -205,3 +208,11 @@ def test_an_untrained_network_predicts_grey() -> None:
 def test_width_is_a_multiple() -> None:
     with pytest.raises(ValueError, match="multiple of 16"):
         FoldedUNet(1, 28, width=20)
+
+
+def test_its_curves_are_of_metrics_that_a_run_logs(train_here: Callable[..., Path]) -> None:
+    small = ["model=flow_model", "model.denoiser.width=16", "model.denoiser.depth=1", "datamodule.img_size=8"]
+    quick = ["trainer.max_steps=2", "trainer.log_every_n_steps=1", "test_after_training=false", "callbacks=checkpoint"]
+    run_dir = train_here("run", *small, *quick, "logger=none")
+    logged = {name for row in read_rows(run_dir / "metrics.jsonl") for name in row}
+    assert {name for panel in FlowModel.curves for name in panel["lines"]} <= logged
