@@ -26,7 +26,6 @@ from src.errors import UserError
 OVERRIDE = re.compile(r"(\+{0,2})([A-Za-z_][^=\s'\"]*)=(.*)", re.DOTALL)
 PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[a-z_/][\w/.\-]*", re.ASCII | re.IGNORECASE)
 QUOTED = re.compile(r"""\s*(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\s*(?=,|$)""", re.DOTALL)
-CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
 REFERENCE = re.compile(r"\\*\$\{(?:(?=(?P<resolver>[\w.]+):.*\})|(?=\.*(?P<key>[\w.]+)\}))?", re.DOTALL)
 FLAGS_WITH_VALUES = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
 UNREADABLE = object()
@@ -182,7 +181,7 @@ def _parts(value: str, kinds: Sequence[Any]) -> list[str]:
     parsed = _parse(value)
     if not (str in kinds or Path in kinds or parsed is UNREADABLE or any(get_origin(kind) in LISTS for kind in kinds)):
         return [value]
-    if choice := CHOICE.fullmatch(value):
+    if choice := re.fullmatch(r"choice\((.*)\)", value, re.DOTALL):
         return [part.strip() for part in split(choice[1])]
     if isinstance(parsed, Sweep) and not getattr(parsed, "simple_form", False):  # range(...) and its like
         return [value]

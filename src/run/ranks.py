@@ -109,7 +109,6 @@ def _lead(n: int, timeout: float, folder: str) -> str:
         f" Type on each of the others, NODE_RANK={f'1 to {n - 1}' if n > 2 else '1'}:\n"
         f"MASTER_ADDR={address} MASTER_PORT={port} NODE_RANK=1 {command}",
         file=sys.stderr,
-        flush=True,
     )
     come: dict[int, socket.socket] = {}
     until = time.monotonic() + timeout
@@ -158,7 +157,6 @@ def _follow(rank: str, n: int, timeout: float) -> str:
         f"waiting {timeout:g} s for the machine with NODE_RANK=0 at {address}, port {port};"
         f" this one has NODE_RANK={rank} of {n} machines",
         file=sys.stderr,
-        flush=True,
     )
     until = time.monotonic() + timeout
     while (left := until - time.monotonic()) > 0:

@@ -27,8 +27,6 @@ from src.run.summary import seconds_so_far
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
-
 
 def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
     """Writes into the configuration what the run is called and which data it really uses."""
@@ -60,6 +58,7 @@ def describe(config: DictConfig, model: LightningModule, datamodule: LightningDa
             "img_size": datamodule.img_size,
             "channels": datamodule.channels,
         }
+    packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
     resumed = {"checkpoint": str(past.checkpoint), "batch": past.batch, "folders": list(past.folders)}
     return {
         "name": config.name,
@@ -67,7 +66,7 @@ def describe(config: DictConfig, model: LightningModule, datamodule: LightningDa
         "resumed_from": resumed if past.checkpoint else None,
         "overrides": typed_overrides(),
         **provenance(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": {package: version(package) for package in packages},
         "data": data,
         "curves": getattr(model, "curves", []),
         "tables": getattr(model, "tables", {}),

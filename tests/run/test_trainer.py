@@ -20,20 +20,12 @@ DDP = "ddp_find_unused_parameters_true"
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        (0, 0),
-        (1, 1),
-        (2, 2),
-        (-1, -1),
-        ([0, 1], [0, 1]),
+        *((number, number) for number in (0, 1, 2, -1, None)),
+        *((str(number), number) for number in (0, 1, -1)),
+        *((both, [0, 1]) for both in ([0, 1], "0,1", "[0,1]")),
         ((2,), [2]),
-        ("0", 0),
-        ("1", 1),
-        ("-1", -1),
-        ("0,1", [0, 1]),
-        ("[0,1]", [0, 1]),
         ("[ 0, 3 ]", [0, 3]),
         ("[0]", [0]),
-        (None, None),
     ],
 )
 def test_gpus_as_people_type_it(monkeypatch: pytest.MonkeyPatch, typed: Any, meant: Any) -> None:
