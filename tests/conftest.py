@@ -166,6 +166,7 @@ def train_here(tmp_path: Path) -> Callable[..., Path]:
 
 
 Typed = Callable[..., tuple[int, str]]
+Train = Callable[..., Path]
 
 
 @pytest.fixture

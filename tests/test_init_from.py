@@ -1,7 +1,6 @@
 """A new run begins with the weights of another that fit, and with nothing else of it."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,8 @@ import torch
 
 from src.errors import UserError
 from src.run.checkpoints import read_checkpoint, take_weights
-from tests.conftest import QUICK, Typed, assert_same, build_model, compose_config, load
+from tests.conftest import QUICK, Train, Typed, assert_same, build_model, compose_config, load
 
-Train = Callable[..., Path]
 TEN = [str(label) for label in range(10)]
 
 

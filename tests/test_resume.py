@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +20,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 import src.train
 from src.train import train
-from tests.conftest import QUICK, assert_same, compose_config, load, wandb_records, wandb_run
+from tests.conftest import QUICK, Train, assert_same, compose_config, load, wandb_records, wandb_run
 
-Train = Callable[..., Path]
 EMA = "model.ema_half_life=500"
 SUBSET = "datamodule.subset=384"  # an epoch has 6 batches
 

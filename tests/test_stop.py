@@ -5,13 +5,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICK, assert_same, load, wandb_run
+from tests.conftest import QUICK, Train, assert_same, load, wandb_run
 from tests.forked import run_forked, start_forked
 
 LONG = [*QUICK, "trainer.max_epochs=1000"]
@@ -68,7 +67,7 @@ def test_a_signal_does_not_wait_for_what_comes_before_training(tmp_path: Path) -
     assert json.loads(about.read_text(encoding="utf-8"))["status"] == "stopped"
 
 
-def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path: Path, train_here: Callable[..., Path]) -> None:
+def test_kill_9_loses_at_most_the_epoch_in_progress(tmp_path: Path, train_here: Train) -> None:
     process, _ = start(tmp_path, "logger=none")
     time.sleep(random.uniform(0, 2))  # wherever that is: in a batch, in validation, in the middle of a write
     process.kill()

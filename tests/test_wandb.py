@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from src.errors import UserError
 from src.run.checks import check_run_wide
 from src.run.loggers import check_wandb, make_wandb_logger
 from src.train import train
-from tests.conftest import QUICK, compose_config, wandb_records, wandb_run
+from tests.conftest import QUICK, Train, compose_config, wandb_records, wandb_run
 from tests.forked import run_forked
 
-Train = Callable[..., Path]
 SPLIT_KEYS = ["g_loss", "d_loss", "d_real_loss", "d_fake_loss", "d_real", "d_fake"]
 TRAIN_KEYS = [*SPLIT_KEYS, "grad_norm_g", "grad_norm_d", "lr_g", "lr_d", "images_per_s"]
 

@@ -1,6 +1,5 @@
 """The model has as many classes and channels as its data, whatever they are."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from PIL import Image
 
 from src.run.checkpoints import read_checkpoint
-from tests.conftest import Typed, build_model, compose_config
+from tests.conftest import Train, Typed, build_model, compose_config
 
 FEW = ["callbacks=none", "logger=none", "trainer.max_steps=1", "test_after_training=false"]
 
@@ -27,7 +26,7 @@ SMALL = ["datamodule=folder", "datamodule.img_size=8", "datamodule.batch_size=4"
 
 
 @pytest.mark.parametrize(("channels", "networks"), [(3, "residual"), (1, "mlp")])
-def test_a_folder_simply_trains(train_here: Callable[..., Path], folder: str, channels: int, networks: str) -> None:
+def test_a_folder_simply_trains(train_here: Train, folder: str, channels: int, networks: str) -> None:
     typed = [*SMALL, folder, f"datamodule.channels={channels}", f"model/networks={networks}"]
     run_dir = train_here("pets", *typed, *FEW, "callbacks=checkpoint")
 

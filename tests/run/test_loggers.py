@@ -1,11 +1,9 @@
 """The loggers of plain files: what they hold after a run."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-Train = Callable[..., Path]
+from tests.conftest import Train
+
 SHORT = ["trainer.max_epochs=2", "trainer.limit_train_batches=3"]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,8 @@ import torch
 
 from src.run.provenance import record_diff
 from src.run.run_record import RunRecord, read_rows
-from tests.conftest import QUICK
+from tests.conftest import QUICK, Train
 from tests.forked import run_forked
-
-Train = Callable[..., Path]
 
 
 def lines(run_dir: Path) -> list[dict]:
