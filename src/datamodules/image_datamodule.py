@@ -1,4 +1,4 @@
-"""What all data sets of labelled images share: subsets, splits and loaders."""
+"""What all data sets of images with labels or captions share: subsets, splits and loaders."""
 
 import hashlib
 from abc import abstractmethod
@@ -23,13 +23,14 @@ Sizes = Annotated[
 Workers = Annotated[
     int, Field(ge=0, le=1024, description="a whole number from 0 to 1024, at least 0 for no further process")
 ]
-Split = tuple[Tensor, Tensor]
+Split = tuple[Tensor, ...]  # images uint8 [N, C, H, W], labels int64 [N] and, if any, captions int32 [N, LENGTH]
 
 
 class ImageDataModule(LightningDataModule):
     """Serves a data set that fits into memory. A new one sets `channels`, `n_classes`, `source` and writes `load`.
 
-    It may also set `class_names`, one for each label, and `flip`.
+    It may also set `class_names`, one for each label, `flip`, and `captions` where its splits hold some: batches are
+    then images and captions. A data set of captions may be without classes: `n_classes` and all labels are 0.
 
     Args:
         train_val_test_split: how many images each split has.
@@ -49,6 +50,7 @@ class ImageDataModule(LightningDataModule):
     channels: int
     n_classes: int
     class_names: Sequence[str] = ()  # what each label stands for; empty: numbers
+    captions: str | None = None  # what its texts are called, where batches hold texts instead of labels
     source: str  # names the data in the run's name and configuration
     epoch_length: int | None = None  # training images an epoch has, in repeated passes; None: each once
     # Mirror each training image, left to right, in every other epoch on average. Not for digits and letters.
@@ -68,6 +70,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if subset is not None and subset_per_class is not None:
             raise ValueError("subset must be null where subset_per_class is set: choose one of the two")
+        if subset_per_class is not None and not self.n_classes:
+            raise ValueError("subset_per_class needs classes, which these data do not have: use subset")
         self.train_val_test_split = list(train_val_test_split)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -96,15 +100,15 @@ class ImageDataModule(LightningDataModule):
 
     @abstractmethod
     def load(self) -> dict[str, Split]:
-        """The splits `train`, `val` and `test`, each as images uint8 [N, C, H, W] and labels int64 [N]."""
+        """The splits `train`, `val` and `test`, each as a `Split`."""
 
     def setup(self, stage: str | None = None) -> None:
         if self.sets:
             return
         splits = self.load()
         # Metrics compare with all training images, whatever part of them a run trains on.
-        self.whole_train = ImageSet(*splits["train"], self.img_size)
-        images, labels = splits["train"]
+        self.whole_train = self._serve(splits["train"])
+        labels = splits["train"][1]
         if self.subset_per_class:
             counts = labels.bincount(minlength=self.n_classes)
             if (least := int(counts.min())) < self.subset_per_class:
@@ -114,8 +118,12 @@ class ImageDataModule(LightningDataModule):
                 )
         if self.subset_per_class or self.subset:
             chosen = by_turns(labels)[: self.pass_length]
-            splits["train"] = images[chosen], labels[chosen]
-        self.sets = {name: ImageSet(*split, self.img_size) for name, split in splits.items()}
+            splits["train"] = tuple(each[chosen] for each in splits["train"])
+        self.sets = {name: self._serve(split) for name, split in splits.items()}
+
+    def _serve(self, split: Split) -> ImageSet:
+        images, labels, *captions = split
+        return ImageSet(images, labels, self.img_size, *captions)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # A sampler for several processes: Lightning does not replace it by one of its own.
@@ -147,12 +155,13 @@ class ImageDataModule(LightningDataModule):
         )
 
     def sha256(self, start: bytes = b"") -> str:
-        """The checksum, in hexadecimal, of `start` and of all pixels and labels, whatever `subset` leaves out."""
+        """The checksum, in hexadecimal, of `start` and of all images, labels and captions, whatever `subset` says."""
         hashed = hashlib.sha256(start)
         for split in (self.whole_train, self.sets["val"], self.sets["test"]):
-            for tensor in (split.images, split.labels):
-                hashed.update(repr(list(tensor.shape)).encode())
-                hashed.update(tensor.contiguous().numpy().data)
+            for tensor in (split.images, split.labels, split.captions):
+                if tensor is not None:
+                    hashed.update(repr(list(tensor.shape)).encode())
+                    hashed.update(tensor.contiguous().numpy().data)
         return hashed.hexdigest()
 
 

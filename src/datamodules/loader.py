@@ -20,16 +20,17 @@ class ImageSet(Dataset[Batch]):
     images: Tensor  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N]
     img_size: int  # height and width to serve, in pixels
+    captions: Tensor | None = None  # int32 [N, LENGTH], as `to_codes` makes them; served instead of the labels
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Batch:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+        images, conditions = self.__getitems__([index])
+        return images[0], conditions[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Images float32 [B, C, img_size, img_size] in [-1, 1] and labels int64 [B].
+        """Images float32 [B, C, img_size, img_size] in [-1, 1], and labels int64 [B] or captions int64 [B, LENGTH].
 
         Args:
             indices: i, or ~i for image i mirrored left to right.
@@ -44,7 +45,8 @@ class ImageSet(Dataset[Batch]):
         if size != wanted:
             shrinks = self.img_size < max(size)  # only then is there anything to smooth, which is slow
             images = interpolate(images, wanted, mode="bilinear", align_corners=False, antialias=shrinks)
-        return images.div_(127.5).sub_(1), self.labels[index]
+        conditions = self.labels[index] if self.captions is None else self.captions[index].long()
+        return images.div_(127.5).sub_(1), conditions
 
 
 class EpochSampler(DistributedSampler):

@@ -36,14 +36,23 @@ COLUMNS = (  # what people call the file, the label and the split
 )
 NAMED = 10  # files that a message names
 
-# The class and, if stated, the split of each picture, by its path from the table.
-Rows = dict[str, tuple[str, str | None]]
+
+class Row(NamedTuple):
+    """What a table states of a picture."""
+
+    label: str  # "": it states no classes
+    split: str | None
+    caption: str | None
+
+
+Rows = dict[str, Row]  # by the picture's path from the table
 
 
 class Picture(NamedTuple):
     path: Path
-    label: str
+    label: str  # "": there are captions and no classes
     split: str | None  # the ready-made one, if there is one
+    caption: str | None = None  # where captions are read; "": it has none
 
 
 @dataclass
@@ -57,7 +66,7 @@ class Found:
 
     @property
     def class_names(self) -> list[str]:
-        return sorted({picture.label for picture in self.pictures}, key=natural)
+        return sorted({picture.label for picture in self.pictures} - {""}, key=natural)
 
     def in_words(self) -> str:
         """One line about what was left out, or nothing."""
@@ -71,7 +80,7 @@ class Found:
         return f"left out of {self.folder}: {'; '.join(said)}" if said else ""
 
 
-def find_pictures(folder: Path) -> Found:
+def find_pictures(folder: Path, captions: str | None = None) -> Found:
     """The pictures of a folder, which is laid out in one of these ways; classes have any names and depth:
 
     - `CLASS/**/PICTURE`
@@ -81,8 +90,11 @@ def find_pictures(folder: Path) -> Found:
 
     Hidden files are left out. A name is the same in every Unicode form.
 
+    Args:
+        captions: the table's column of texts, which then need no labels beside them; None: no texts are read.
+
     Raises:
-        ValueError: begins with `folder`, or names the table and the line.
+        ValueError: begins with `folder` or `captions`, or names the table and the line.
     """
     try:
         files = sorted(walk(folder), key=by_name)
@@ -99,7 +111,7 @@ def find_pictures(folder: Path) -> Found:
             inside[path.relative_to(folder).parts[0]].append(path)
         elif path.name not in TABLES:
             found.left_out["not readable as pictures"].append(path)
-    rows = read_table(folder)
+    rows = read_table(folder, captions)
     used = [path for path in subfolders if path.name in inside]
     splits: dict[str, Path] = {}
     for path in used if rows is None else []:
@@ -113,17 +125,24 @@ def find_pictures(folder: Path) -> Found:
             splits[split] = path
     if "train" in splits and (len(splits) > 1 or len(used) == 1):  # else these are classes, even one called `train`
         for split, root in splits.items():
-            add_pictures(found, root, split, inside.pop(root.name), read_table(root))
+            add_pictures(found, root, split, inside.pop(root.name), read_table(root, captions), captions)
         found.left_out["beside the splits' folders"] += itertools.chain(*inside.values())
     else:
-        add_pictures(found, folder, None, itertools.chain(*inside.values()), rows)
+        add_pictures(found, folder, None, itertools.chain(*inside.values()), rows, captions)
         found.empty = [path for path in subfolders if path.name not in inside] if rows is None else []
     found.pictures.sort(key=lambda picture: (natural(picture.label), picture.split or "", by_name(picture.path)))
     return found
 
 
-def add_pictures(found: Found, root: Path, split: str | None, pictures: Iterable[Path], rows: Rows | None) -> None:
+def add_pictures(
+    found: Found, root: Path, split: str | None, pictures: Iterable[Path], rows: Rows | None, captions: str | None
+) -> None:
     """Adds the pictures below `root`, whose classes are its subfolders, or what the rows of its table state."""
+    if rows is None and captions is not None:
+        raise ValueError(
+            f"captions is {captions!r}, but {root} has no table: add a metadata.csv or .jsonl with the columns"
+            f" file_name and {captions}, or set datamodule.captions=null"
+        )
     if rows is None:
         for path in pictures:
             if path.parent == root:
@@ -137,15 +156,19 @@ def add_pictures(found: Found, root: Path, split: str | None, pictures: Iterable
     by_folder = {file: SPLITS.get(file.partition("/")[0].casefold()) for file in rows}
     if None in by_folder.values() or "train" not in by_folder.values():
         by_folder = {}
-    for file, (label, its_split) in rows.items():
+    for file, (label, its_split, caption) in rows.items():
         if file in there:
-            found.pictures.append(Picture(there[file], label, split or its_split or by_folder.get(file)))
+            found.pictures.append(Picture(there[file], label, split or its_split or by_folder.get(file), caption))
         elif not (root / file).exists():
             found.left_out["in the table, but not there"].append(root / file)
 
 
-def read_table(folder: Path) -> Rows | None:
-    """What a CSV or JSON lines file in a folder states of its pictures; None: the classes are subfolders."""
+def read_table(folder: Path, captions: str | None) -> Rows | None:
+    """What a CSV or JSON lines file in a folder states of its pictures; None: the classes are subfolders.
+
+    Args:
+        captions: the column of texts to read; None: none.
+    """
     tables = [folder / name for name in TABLES if (folder / name).is_file()]
     if not tables:
         return None
@@ -158,12 +181,19 @@ def read_table(folder: Path) -> Rows | None:
     there = {name for _, record in records for name in record}
     columns = [next((name for name in names if name in there), None) for names in COLUMNS]
     file_column, label_column, split_column = columns
-    if label_column is None and any(each.is_dir() and not is_clutter(each) for each in folder.iterdir()):
+    has = ", ".join(str(name) for name in list(records[0][1])[:NAMED] if name is not None)
+    if captions is not None and captions not in there:
+        raise ValueError(f"captions is {captions!r}, but {path} has no such column, but {has}: name one of them")
+    if (
+        captions is None
+        and label_column is None
+        and any(each.is_dir() and not is_clutter(each) for each in folder.iterdir())
+    ):
         return None  # captions, for instance
-    for column, names in zip(columns[:2], COLUMNS, strict=False):
+    for column, names in zip(columns[: 2 if captions is None else 1], COLUMNS, strict=False):
         if column is None:
-            has = ", ".join(map(str, list(records[0][1])[:NAMED]))
-            raise ValueError(f"{path} has no column {names[0]!r}, but {has}: rename the one that is meant")
+            way_out = ", or read texts with datamodule.captions=COLUMN" if names is COLUMNS[1] else ""
+            raise ValueError(f"{path} has no column {names[0]!r}, but {has}: rename the one that is meant{way_out}")
     rows: Rows = {}
     lines: dict[str, int] = {}
     for line, record in records:
@@ -172,7 +202,7 @@ def read_table(folder: Path) -> Rows | None:
             normalize("NFC", str(cell).strip()) if isinstance(cell, (str, int, float)) else ""
             for cell in map(record.get, columns)
         )
-        if not file or not label:
+        if not file or not (label or label_column is None):
             column = label_column if file else file_column
             raise ValueError(f"{where}: {column} is empty: fill it in, or remove the line")
         if split and split.casefold() not in SPLITS:
@@ -183,11 +213,25 @@ def read_table(folder: Path) -> Rows | None:
         if (name := str(inner)) in rows:
             raise ValueError(f"{where}: {name!r} is in line {lines[name]} already: remove one")
         lines[name] = line
-        rows[name] = label, SPLITS.get(split.casefold())
-    without = [lines[name] for name, (_, split) in rows.items() if split is None]
+        rows[name] = Row(label, SPLITS.get(split.casefold()), caption_in(record, captions, where))
+    without = [lines[name] for name, row in rows.items() if row.split is None]
     if 0 < len(without) < len(rows):
         raise ValueError(f"{path}, line {without[0]}: {split_column} is empty: fill it in, or remove the column")
     return rows
+
+
+def caption_in(record: Mapping[Any, Any], column: str | None, where: str) -> str | None:
+    """The text in a row's column, "" where it is empty; None: no texts are read."""
+    if column is None:
+        return None
+    if None in record:  # `csv` would leave out the rest of a text with a comma
+        raise ValueError(f"{where}: it has more cells than the first line: put the texts in double quotes")
+    if column not in record:
+        raise ValueError(f'{where}: it has no {column}: add it, as "" where the picture has no text')
+    text = "" if record[column] is None else record[column]
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: {column} is {str(text)[:40]}, which is not text: write one text, in double quotes")
+    return text
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Mapping[Any, Any]]]:

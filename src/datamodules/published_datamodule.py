@@ -85,8 +85,8 @@ class PublishedDataModule(ImageDataModule):
 
     def load(self) -> dict[str, Split]:
         self.prepare_data()
-        official, test = self.read()
-        train, val = split_off(*official, self.train_val_test_split[:2])
+        (images, labels), test = self.read()
+        train, val = split_off(images, labels, self.train_val_test_split[:2])
         return {"train": train, "val": val, "test": test}
 
     def _download(self, md5s: dict[str, str]) -> None:

@@ -94,8 +94,8 @@ def embed_served(net: FeatureNet, images: ImageSet) -> Embedded:
     """A split in the net's features, as the model is served it."""
     parts = []
     for indices in torch.arange(len(images)).split(EMBED_BATCH):
-        served, labels = images.__getitems__(indices.tolist())
-        parts.append(net.embed(to_pixels(served), labels))
+        served, _ = images.__getitems__(indices.tolist())
+        parts.append(net.embed(to_pixels(served), images.labels[indices]))
     return Embedded(*map(torch.cat, zip(*parts, strict=True)))
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from src.datamodules.folder_datamodule import FolderDataModule
+from src.models.prompts import LENGTH, to_codes
 from tests.conftest import build
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
@@ -94,6 +96,63 @@ def test_a_subset_and_grey_batches(original: Path) -> None:
     assert images.shape == (5, 1, 6, 6)
 
 
+# Captions
+
+
+@pytest.fixture
+def captioned(original: Path, tmp_path: Path) -> Path:
+    """The red pictures; the caption of each is its number, but for a few."""
+    folder = shutil.copytree(original / "red", tmp_path / "red")
+    texts = {f"{i:02}.png": f"Number {i}!" for i in range(40)} | {"07.png": " ?", "09.png": "é" * 200}
+    rows = [f'{{"file_name": "{name}", "text": "{text}"}}' for name, text in texts.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return folder
+
+
+def test_captions_are_served_instead_of_labels(captioned: Path, caplog: pytest.LogCaptureFixture) -> None:
+    datamodule = loaded(captioned, captions="text")
+    assert (datamodule.n_classes, list(datamodule.class_names)) == (0, [])
+    assert datamodule.train_val_test_split == [32, 4, 4]
+    assert caplog.messages == [
+        "1 of 40 captions have no letter and no digit: these pictures are trained on as if nothing were asked for"
+        f" ({captioned}/07.png)",
+        f"1 of 40 captions have more than 128 characters: the rest is left out ({captioned}/09.png)",
+    ]
+    seen = []
+    for split, data in datamodule.sets.items():
+        assert data.captions is not None and data.captions.dtype == torch.int32
+        assert data.labels.tolist() == [0] * len(data)
+        for images, codes in getattr(datamodule, f"{split}_dataloader")():
+            assert codes.dtype == torch.int64 and codes.shape == (len(images), LENGTH)
+            seen += list(zip(((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist(), codes, strict=True))
+    for number, codes in seen:
+        expected = {7: "", 9: "é" * LENGTH}.get(number, f"number {number}")
+        assert "".join(map(chr, codes[codes > 0].tolist())) == expected
+    assert {number for number, _ in seen} >= {7, 9}
+
+
+def test_captions_stay_with_their_pictures_in_a_subset_and_count_in_the_checksum(captioned: Path) -> None:
+    datamodule = loaded(captioned, captions="text", subset=6)
+    data = datamodule.sets["train"]
+    assert data.captions is not None and len(data.captions) == len(data.images) == 6
+    numbers = data.images[:, 0, 0, 0].tolist()
+    assert torch.equal(data.captions.long(), torch.from_numpy(to_codes([f"number {i}" for i in numbers])))
+    with pytest.raises(ValueError, match="subset_per_class needs classes, which these data do not have: use subset"):
+        loaded(captioned, captions="text", subset_per_class=2)
+    before = datamodule.sha256()
+    table = captioned / "metadata.jsonl"
+    table.write_text(table.read_text(encoding="utf-8").replace("Number 5!", "Number V!"), encoding="utf-8")
+    assert loaded(captioned, captions="text").sha256() != before
+
+
+def test_captions_without_any_text_are_refused(captioned: Path) -> None:
+    (captioned / "metadata.jsonl").unlink()
+    rows = "".join(f"{i:02}.png,...\n" for i in range(40))
+    (captioned / "metadata.csv").write_text(f"file_name,text\n{rows}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"captions is 'text', a column of .*red with no text in it: fill it in"):
+        loaded(captioned, captions="text")
+
+
 # What cannot be
 
 NOT_SHARES = "train_val_test_split must be a list of three shares that make 1"
@@ -110,6 +169,7 @@ NOT_SHARES = "train_val_test_split must be a list of three shares that make 1"
         ({"train_val_test_split": [1.0, 0.0, 0.0]}, NOT_SHARES),
         ({"train_val_test_split": [0.02, 0.49, 0.49]}, "no picture of 'blue' to train on: add pictures to the 10"),
         ({"subset": 57}, "subset is 57, but there are only 56 training images"),
+        ({"captions": 5}, "captions must be text or null, not 5"),
         ({"img_size": 0}, "img_size must be a whole number of at least 1, not 0"),
     ],
 )

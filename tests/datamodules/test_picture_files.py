@@ -225,8 +225,11 @@ def test_rows_and_pictures_without_each_other_are_counted(tmp_path: Path) -> Non
         ("metadata.csv", "file_name,label\nC:\\a.png,x\n", "is not in the folder of the table"),
         ("metadata.csv", "file_name,label,split\na.png,x,later\n", "line 2: split is 'later': use train, val or test"),
         ("metadata.csv", "file_name,label,split\na.png,x,train\nb.png,x,\n", "line 3: split is empty"),
-        ("metadata.csv", "file_name,text\na.png,a cat\n", "has no column 'label', but file_name, text: rename"),
-        ("metadata.csv", "name,label\na.png,x\n", "has no column 'file_name', but name, label: rename"),
+        (
+            *("metadata.csv", "file_name,text\na.png,a cat\n"),
+            "has no column 'label', but file_name, text: rename the one that is meant, or read texts with",
+        ),
+        ("metadata.csv", "name,label\na.png,x\n", "has no column 'file_name', but name, label: rename the one that"),
         ("metadata.csv", "file_name,label\n", "has no rows"),
         ("metadata.csv", "", "has no rows"),
         ("metadata.jsonl", '{"file_name": "a.png", "label": "x"}\n{"file_name"', "line 2: it is not JSON"),
@@ -242,6 +245,85 @@ def test_a_table_that_cannot_be_meant_is_named_with_its_line(tmp_path: Path, nam
         FolderDataModule(table(tmp_path, name, text))
     assert str(tmp_path / name) in str(error.value) and says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def captioned(folder: Path, text: str, name: str = "metadata.csv") -> FolderDataModule:
+    """The pictures of a folder with a table, and the texts in its column `text`."""
+    return FolderDataModule(table(folder, name, text), captions="text", batch_size=1, img_size=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", 'file_name,text\na.png,"one, two"\nx/b.png,\n'),
+        ("metadata.csv", "file_name;text\na.png;one, two\nx/b.png\n"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "one, two"}\n{"file_name": "x/b.png", "text": null}'),
+    ],
+)
+def test_a_table_says_the_captions_and_needs_no_classes(tmp_path: Path, name: str, text: str) -> None:
+    put(tmp_path / "a.png", tmp_path / "x" / "b.png", tmp_path / "x" / "new.png")
+    pictures = find_pictures(table(tmp_path, name, text), "text")
+    assert [(p.path.name, p.label, p.caption) for p in pictures.pictures] == [
+        ("a.png", "", "one, two"),
+        ("b.png", "", ""),
+    ]
+    assert pictures.class_names == []
+    assert "1 without a row in the table (1 .png: x/new.png)" in pictures.in_words()
+
+
+def test_captions_come_with_classes_and_splits_where_tables_state_them(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        put(tmp_path / split / "a.png", tmp_path / split / "b.png")
+        table(tmp_path / split, "metadata.csv", "file_name,class,text\na.png,cat,one\nb.png,dog,two\n")
+    assert [p[1:] for p in find_pictures(tmp_path, "text").pictures] == [
+        *(("cat", "test", "one"), ("cat", "train", "one"), ("dog", "test", "two"), ("dog", "train", "two")),
+    ]
+    table(tmp_path / "test", "metadata.csv", "file_name,text\na.png,one\nb.png,two\n")
+    with pytest.raises(ValueError, match="where not every split's table has classes: state them in all or in none"):
+        FolderDataModule(tmp_path, captions="text")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        (
+            "other.csv",
+            "",
+            "captions is 'text', but {folder} has no table: add a metadata.csv or .jsonl with the columns",
+        ),
+        (
+            *("metadata.csv", "file_name,title\na.png,one\n"),
+            "captions is 'text', but {folder}/metadata.csv has no such column, but file_name, title: name one of them",
+        ),
+        ("metadata.csv", "name,text\na.png,one\n", "has no column 'file_name', but name, text: rename"),
+        ("metadata.csv", "file_name,text\na.png,one, two\n", "line 2: it has more cells than the first line: put the"),
+        (
+            "metadata.csv",
+            "file_name,text\nc.png,one\n",
+            "no picture has a row in the table: file_name must be its path",
+        ),
+        ("metadata.csv", "file_name,text,label\na.png,one,x\n", "has 1 classes (x): remove the table's column of"),
+        ("metadata.csv", "file_name,text,label\na.png,one,\n", "line 2: label is empty: fill it in"),
+        ("metadata.csv", "file_name,text\na.png,one\nb.png,two\n", "no picture to train on: add pictures to the 2 in"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": "x"}\n{"file_name": "b.png"}',
+            "line 2: it has no text: add",
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png", "text": ["x", "y"]}',
+            "line 1: text is ['x', 'y'], which is not text",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": 5}', "line 1: text is 5, which is not text: write one text"),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "x}', "line 1: it is not JSON"),
+    ],
+)
+def test_captions_that_cannot_be_meant_are_named(tmp_path: Path, name: str, text: str, says: str) -> None:
+    put(tmp_path / "a.png", tmp_path / "b.png")
+    with pytest.raises(ValueError) as error:
+        captioned(tmp_path, text, name)
+    assert says.format(folder=tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_table_in_another_encoding_is_named(tmp_path: Path) -> None:
