@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from src.errors import DivergedError
 from src.models.modules.mixing import draw_between
+from src.models.prompts import Prompts
 from src.models.request import Request
 
 
@@ -25,6 +26,7 @@ class ImageModel(LightningModule):
         img_size: height and width of the images in pixels.
         noise_shape: shape of the noise of one image.
         condition_shape: shape of the condition of one image: () for a label, (LENGTH,) for a prompt.
+        prompts: what people type for its classes, where it reads text and was not trained on captions.
         drawing: how it draws, as far as that can be chosen, such as its guidance.
         has_average: whether there is a moving average of the weights.
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
@@ -44,6 +46,7 @@ class ImageModel(LightningModule):
     img_size: int
     noise_shape: tuple[int, ...]
     condition_shape: tuple[int, ...] = ()
+    prompts: Prompts | None = None
     drawing: Mapping[str, Any] = {}
     has_average: bool = False
     progress_metrics: tuple[str, ...] = ()

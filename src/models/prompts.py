@@ -38,6 +38,11 @@ def to_codes(prompts: Sequence[str]) -> np.ndarray:
     return codes
 
 
+def to_texts(codes: np.ndarray) -> list[str]:
+    """The cleaned prompts that codes int64 [N, LENGTH] stand for."""
+    return ["".join(map(chr, row[row > 0])) for row in codes]
+
+
 def check_prompts(prompts: Sequence[str]) -> None:
     """Refuses prompts that are empty or too long.
 

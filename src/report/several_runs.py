@@ -28,7 +28,10 @@ ASIDE |= {"test_after_training", "datamodule.num_workers", "datamodule.pin_memor
 ASIDE |= {"trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"}
 ASIDE |= {"trainer.profiler", "callbacks.quality.picture", "callbacks.quality.cas"}
 PATHS = {"data_dir", "work_dir", "cache_dir", "save_dir", "dirpath", "default_root_dir"}
-SHOWING = ("src.callbacks.wandb_callbacks.", "src.callbacks.progress.", "pytorch_lightning.callbacks.RichModelSummary")
+SHOWING = (
+    *("src.callbacks.wandb_callbacks.", "src.callbacks.text_callbacks.", "src.callbacks.progress."),
+    "pytorch_lightning.callbacks.RichModelSummary",
+)
 Group = tuple[str, list[int]]  # in what it differs from other groups, and the positions of its runs among all
 Cells = list[tuple[str, bool]]  # a value for each run, and whether it differs from the first run with a configuration
 

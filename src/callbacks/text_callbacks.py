@@ -1,0 +1,86 @@
+"""What a reviewer sees of a model that reads text. For other models, these callbacks do nothing."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from src.callbacks.wandb_callbacks import InARow, when_due
+from src.config.types import Count
+from src.errors import UserError
+from src.models.image_model import ImageModel
+from src.models.prompts import check_prompts, to_texts
+from src.pictures.pixels import to_grid
+from src.pictures.prompts import beside_rows
+from src.run.loggers import show
+
+ROWS = 10  # prompts that are chosen where none are given
+
+
+class LogPromptGrid(Callback):
+    """A grid of images of prompts: one row a prompt, one column a seed.
+
+    It goes to `pictures/prompt_imgs/epoch_NNNN.png` in the run folder, and as `prompt_imgs` to every logger that takes
+    pictures. The prompts stand beside the rows, as far as there is room, and in the caption.
+
+    Args:
+        prompts: what to draw; None: phrasings of classes that training never sees, or captions of validation images.
+        n_per_prompt: images a row.
+        seed: determines the noise, and which phrasings are chosen.
+
+    Raises:
+        ValueError: a prompt is empty or too long.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str] | None = None,
+        n_per_prompt: InARow = 10,
+        every_n_epochs: Count = 1,
+        seed: int = 0,
+    ) -> None:
+        check_prompts(prompts or ())
+        self.prompts = prompts
+        self.n_per_prompt = n_per_prompt
+        self.every_n_epochs = every_n_epochs
+        self.seed = seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses prompts for a model that reads none."""
+        if self.prompts and not reads_text(pl_module):
+            raise UserError(
+                "callbacks.prompt_grid.prompts are for a model that reads text, and this one does not: set"
+                " callbacks.prompt_grid.prompts=null, or train another, such as experiment=train_mnist_text2image"
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        when = when_due(trainer, self.every_n_epochs)
+        if not when or not reads_text(pl_module):
+            return
+        prompts = self.prompts or some_prompts(pl_module, trainer.datamodule, self.seed)  # type: ignore[attr-defined]
+        if not prompts:
+            return
+        noise = pl_module.draw_noise(self.n_per_prompt, torch.Generator().manual_seed(self.seed))
+        noise = noise.repeat(len(prompts), *[1] * (noise.dim() - 1))
+        condition = pl_module.encode(prompts).repeat_interleave(self.n_per_prompt, 0)
+        picture = beside_rows(to_grid(pl_module.generate(condition, noise=noise), self.n_per_prompt), prompts)
+        path = f"pictures/prompt_imgs/epoch_{trainer.current_epoch:04d}.png"
+        show(trainer, "prompt_imgs", picture, f"{when}: {'; '.join(prompts)}", path)
+
+
+def reads_text(model: Any) -> bool:
+    return isinstance(model, ImageModel) and bool(model.condition_shape)
+
+
+def some_prompts(model: ImageModel, datamodule: Any, seed: int) -> list[str]:
+    """At most `ROWS` prompts: of classes, in words that are held out where there are any, else captions; or none."""
+    if model.prompts is not None:
+        rng = random.Random(seed)
+        n = model.n_classes
+        classes = [i * n // min(n, ROWS) for i in range(min(n, ROWS))]
+        return [model.prompts.phrase(label, "held_out" if model.prompts.held_out else "seen", rng) for label in classes]
+    data = datamodule.sets["val"]
+    _, condition = data.__getitems__([i * len(data) // min(len(data), ROWS) for i in range(min(len(data), ROWS))])
+    return list(dict.fromkeys(to_texts(condition.numpy()))) if condition.dim() > 1 else []

@@ -1,0 +1,85 @@
+"""What a run of a model that reads text shows, and what others leave out."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from src.callbacks.text_callbacks import ROWS, LogPromptGrid, some_prompts
+from src.errors import UserError
+from src.models.prompts import Prompts, to_codes
+from src.train import train
+from tests.conftest import QUICK, build, compose_config, wandb_records
+
+SMALL = ["datamodule.img_size=8", "model.condition_dim=32", "model.denoiser.width=16", "model.denoiser.depth=1"]
+SMALL += ["trainer.max_epochs=2", "trainer.limit_train_batches=3", "callbacks.quality.n_val=100", *QUICK]
+TEXT = ["experiment=train_mnist_text2image", *SMALL]
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run folder, with W&B's file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        run_dir = tmp_path_factory.mktemp("run")
+        prompts = 'callbacks.prompt_grid.prompts=["a nine","show the figure three"]'
+        train(compose_config("train", *TEXT, prompts, "callbacks.prompt_grid.n_per_prompt=4", run_dir=run_dir))
+        yield run_dir
+
+
+def test_prompts_are_a_grid_an_epoch_with_their_words(text_run: Path) -> None:
+    rows = [record["history"]["item"] for record in wandb_records(text_run) if record["type"] == "history"]
+    captions = [row["prompt_imgs.captions"] for row in rows if "prompt_imgs.captions" in row]
+    assert captions == [[f"epoch {i}, batch {3 * i + 3}: a nine; show the figure three"] for i in range(2)]
+    files = sorted((text_run / "pictures" / "prompt_imgs").iterdir())
+    assert [file.name for file in files] == ["epoch_0000.png", "epoch_0001.png"]
+    first, last = (np.asarray(Image.open(file)) for file in files)
+    grid = 4 * 10 + 2  # pixels: four images of 8, with borders
+    assert first.shape[1] > grid + 50
+    assert np.array_equal(first[:, :-grid], last[:, :-grid]) and not np.array_equal(first[:, -grid:], last[:, -grid:])
+
+
+class Captioned:
+    """A validation split of captions."""
+
+    texts = ("a red bird", "a blue bird", "a red bird")
+
+    def __init__(self) -> None:
+        self.sets = {"val": self}
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitems__(self, index: list[int]) -> tuple[None, Tensor]:
+        return None, torch.from_numpy(to_codes([self.texts[i] for i in index]))
+
+
+class Reader:
+    n_classes = 20
+    prompts: Prompts | None = None
+
+
+@pytest.mark.parametrize("held_out", [["some {}"], []])
+def test_prompts_that_nobody_chose(held_out: list[str]) -> None:
+    model: Any = Reader()
+    assert some_prompts(model, Captioned(), 0) == ["a red bird", "a blue bird"]
+    model.prompts = Prompts([f"n{i}" for i in range(20)], ["a {}"], held_out)
+    word = "some" if held_out else "a"
+    assert some_prompts(model, Captioned(), 0) == [f"{word} n{2 * i}" for i in range(ROWS)]
+
+
+def test_a_model_of_classes_draws_no_prompts_and_refuses_them(train_here: Callable[..., Path]) -> None:
+    run_dir = train_here("run", *SMALL[:1], "trainer.max_epochs=1", "trainer.limit_train_batches=1", "logger=none")
+    assert not (run_dir / "pictures" / "prompt_imgs").exists()
+    with pytest.raises(UserError, match=r"callbacks.prompt_grid.prompts are for a model that reads text"):
+        train_here("other", 'callbacks.prompt_grid.prompts=["a nine"]', "logger=none")
+
+
+def test_prompts_that_say_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="'!' has no letter and no digit"):
+        build(LogPromptGrid, prompts=["a nine", "!"])
