@@ -18,13 +18,14 @@ LABELS = TableTexts(title="Labels of generated images", rows="asked for", column
 
 def about_one(run: Run) -> dict[str, Any]:
     """What `report.html` needs to know of a run. Damaged pictures are added to `run.damaged`."""
-    n_frames = sum(min(len(grids), FRAMES) for grids in (run.grids, run.raw_grids))
-    n_bytes = N_BYTES // (n_frames + 2)
-    name = "Samples with averaged weights" if run.raw_grids else "Samples"
+    name, a_class = "Samples with averaged weights" if run.raw_grids else "Samples", "one row a class"
+    all_grids = [(name, a_class, run.grids), ("The same noise without the average", a_class, run.raw_grids)]
+    all_grids.append(("Prompts", "one row a prompt", run.prompt_grids))
+    n_bytes = N_BYTES // (sum(min(len(grids), FRAMES) for _, _, grids in all_grids) + 2)
     strips = [
-        {"name": name, "alt": "Generated images, one row a class", "letter": ""}
+        {"name": name, "alt": f"Generated images, {rows}", "letter": ""}
         | {"frames": pictures_of(run, grids, FRAMES, n_bytes)}
-        for name, grids in [(name, run.grids), ("The same noise without the average", run.raw_grids)]
+        for name, rows, grids in all_grids
     ]
     real = picture_of(run, run.real, n_bytes) if run.real else None
     about = described(run, n_bytes)

@@ -107,6 +107,7 @@ class Run:
         self._read_metrics()
         self.grids = self._pictures("samples/epoch_*.png")
         self.raw_grids = self._pictures("samples/raw_*.png")  # without the moving average of the weights
+        self.prompt_grids = self._pictures("pictures/prompt_imgs/epoch_*.png")  # one row a prompt
         self.interpolations = self._pictures("pictures/interpolation/epoch_*.png")  # from class to class
         self.real = self._find("pictures/real_imgs.png")
         self.diff = UNSEEN.sub("\ufffd", self._read("diff.patch", 200_000).decode("utf-8", errors="replace"))

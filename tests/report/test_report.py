@@ -350,6 +350,7 @@ def test_a_run_says_which_alarms_it_raised(tmp_path: Path) -> None:
 def test_the_page_shows_what_a_reviewer_asks(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "my-run", model={"ema_half_life": 1000})
     (folder / "diff.patch").write_text("-old = 1\n+new = 2\n", encoding="utf-8")
+    grid(folder / "pictures" / "prompt_imgs" / "epoch_0001.png", 80)
     page = page_of(folder)
     assert page_of(folder) == page
     text = words(page)
@@ -363,6 +364,7 @@ def test_the_page_shows_what_a_reviewer_asks(tmp_path: Path) -> None:
         "the checkpoint with the best val/fd, of epoch 2",
         "real 61 39 generated 7 93",  # percent of each row of [[612, 388], [71, 929]]
         "Samples with averaged weights, epoch 2",
+        "Prompts, epoch 1",
         "Real images, for comparison",
         "From each class to the next, epoch 2",
         "Finished: the images are close to real ones. ✓ good: 98.5% of the images are of the class that was asked for",
