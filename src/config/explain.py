@@ -204,13 +204,10 @@ def explain_part(key: str, error: Exception, part: Mapping[str, Any] | None = No
         return f"{key}.{text}{_remedy(text)}"
     if cause is None:
         return f"{key}._target_: {telling(text)}"
-    best, score = key, 0
-    for name, value in (part or {}).items():
-        named = re.search(rf"\b{re.escape(name)}\b", text) is not None
-        valued = isinstance(value, str) and repr(value) in text
-        if 2 * named + valued > score:
-            best, score = f"{key}.{name}", 2 * named + valued
-    return f"{best}: {explain(cause)}"
+    named = [name for name in part or {} if re.search(rf"\b{re.escape(name)}\b", text)]
+    valued = [name for name, value in (part or {}).items() if isinstance(value, str) and repr(value) in text]
+    likely = [*(name for name in named if name in valued), *named, *valued]
+    return f"{'.'.join([key, *likely[:1]])}: {explain(cause)}"
 
 
 def begins_with_argument(text: str) -> bool:
