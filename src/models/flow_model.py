@@ -286,7 +286,7 @@ class FlowSampler(nn.Module):
 
     def follow(self, images: Tensor, vector: Tensor) -> Tensor:
         """Noise [N, C, H, W] and conditions [N, D] -> images in [-1, 1]."""
-        n = len(images)
+        n = images.shape[0]
         if self.guidance != 1:
             nothing = self.network.conditioner(self.negative[None]).expand(n, -1)
             vector = torch.cat([vector, nothing])
@@ -294,7 +294,7 @@ class FlowSampler(nn.Module):
         def velocity(at: Tensor, time: float) -> Tensor:
             if self.guidance != 1:
                 at = torch.cat([at, at])
-            predicted = self.network(at, torch.full((len(at),), time).to(at), vector).clamp(-1, 1)
+            predicted = self.network(at, torch.full_like(at[:, 0, 0, 0], time), vector).clamp(-1, 1)
             velocities = (predicted - at) / max(1 - time, LEAST_NOISE)
             if self.guidance == 1:
                 return velocities

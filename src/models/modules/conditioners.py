@@ -82,7 +82,7 @@ class TextConditioner(nn.Module):
         lengths = members.sum(2, keepdim=True)
         words = members @ self.trigrams(hashed) / lengths.clamp(min=1).sqrt()
         there = lengths[:, :, 0] > 0
-        features = torch.cat([self.summary.expand(len(words), 1, -1), words + self.positions[:n_words]], 1)
+        features = torch.cat([self.summary.expand(words.shape[0], 1, -1), words + self.positions[:n_words]], 1)
         mask = torch.cat([torch.ones_like(there[:, :1]), there], 1)[:, None, None, :]
         for layer in self.layers:
             features = layer(features, mask)
