@@ -64,13 +64,13 @@ class LogQuality(Callback):
         self.cas = cas
         self.picture = picture
         self.cache_dir = Path(cache_dir).expanduser()
-        self._evaluators: dict[str, Evaluator] = {}  # neither the model's nor the checkpoint's
+        self.evaluators: dict[str, Evaluator] = {}  # neither the model's nor the checkpoint's
         self._seen: list[str] = []  # alarms that held at the last validation, raised or not
         self._said: list[str] = []  # those of them that a warning has named already
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gets the feature net ready, by training it if need be, or refuses parts whose quality it cannot measure."""
-        if self._evaluators:
+        if self.evaluators:
             return
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         require_images("callbacks.quality", pl_module, datamodule)
@@ -82,7 +82,7 @@ class LogQuality(Callback):
                 f"callbacks.quality: {error}, or set callbacks.quality=null"
                 " callbacks.model_checkpoint.monitor=null to train without these metrics"
             ) from error
-        self._evaluators = {split: Evaluator(datamodule, references, n, device) for split, n in self.n.items()}
+        self.evaluators = {split: Evaluator(datamodule, references, n, device) for split, n in self.n.items()}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module, "val")
@@ -92,14 +92,14 @@ class LogQuality(Callback):
         # Who limits the test wants it quick, as `debug=true` does.
         whole = not trainer.fast_dev_run and trainer.limit_test_batches == 1.0  # type: ignore[attr-defined]
         if self.cas and whole:
-            evaluator = self._evaluators["test"]
+            evaluator = self.evaluators["test"]
             pixels = draw(trainer, pl_module, evaluator.cas_labels, SEEDS["cas"])  # type: ignore[arg-type]
             cas = on_rank_zero(trainer, lambda: evaluator.cas(pixels))
             logged = {"test/cas": cas, "test/cas_floor": evaluator.cas_floor}
             pl_module.log_dict(logged, batch_size=len(pixels), sync_dist=True)
 
     def _measure(self, trainer: Trainer, model: Any, split: str) -> None:
-        evaluator = self._evaluators[split]
+        evaluator = self.evaluators[split]
         quick = trainer.sanity_checking or trainer.fast_dev_run  # type: ignore[attr-defined]
         labels = evaluator.labels[:50] if quick else evaluator.labels  # a few show before training that all of it works
         pixels = draw(trainer, model, labels, SEEDS[split])
@@ -147,6 +147,12 @@ def require_images(callback: str, model: Any, datamodule: Any) -> None:
             raise UserError(
                 f"{callback} needs a {key} that is an {kind.__name__}, not a {type(part).__name__}: set {callback}=null"
             )
+
+
+def evaluator_of_test(trainer: Trainer) -> Evaluator | None:
+    """What `LogQuality` measures with after the test, for callbacks beside it; None: nothing is measured."""
+    found = (each.evaluators.get("test") for each in trainer.callbacks if isinstance(each, LogQuality))  # type: ignore[attr-defined]
+    return next(found, None)
 
 
 def on_rank_zero(trainer: Trainer, work: Callable[[], T]) -> T:

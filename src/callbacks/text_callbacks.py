@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from src.callbacks.quality import draw, evaluator_of_test
 from src.callbacks.wandb_callbacks import InARow, when_due
 from src.config.types import Count
 from src.errors import UserError
+from src.metrics.evaluator import SEEDS
+from src.metrics.scores import class_accuracy
 from src.models.image_model import ImageModel
 from src.models.prompts import check_prompts, to_texts
 from src.pictures.pixels import to_grid
@@ -70,6 +73,39 @@ class LogPromptGrid(Callback):
         show(trainer, "prompt_imgs", picture, f"{when}: {'; '.join(prompts)}", path)
 
 
+class LogPromptAccuracy(Callback):
+    """Logs after the test how often the classifier of `LogQuality` sees the class that a prompt asks for.
+
+    - `test/prompt_accuracy_seen`: phrasings that training has seen.
+    - `test/prompt_accuracy_held_out`: others.
+    - `test/prompt_accuracy_typo`: those others, with a typo in the name of the class.
+
+    Each stands beside the accuracy on real held-out images, with `_floor`. All classes count alike. Prompts and noise
+    are always the same. It leaves out models without `prompts`, and runs without `LogQuality`.
+
+    Args:
+        n: images of each kind of prompt.
+    """
+
+    def __init__(self, n: Count = 500) -> None:
+        self.n = n
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        evaluator, prompts = evaluator_of_test(trainer), getattr(pl_module, "prompts", None)
+        if evaluator is None or prompts is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        labels = torch.arange(self.n) % pl_module.n_classes
+        floor = float(class_accuracy(evaluator.floor.confusion).nanmean())
+        logged = {}
+        for kind in ("seen", "held_out", "typo") if prompts.held_out else ("seen",):
+            rng = random.Random(0)
+            condition = pl_module.encode([prompts.phrase(label, kind, rng) for label in labels.tolist()])
+            pixels = draw(trainer, pl_module, condition, SEEDS["test"])
+            logged[f"test/prompt_accuracy_{kind}"] = evaluator.net.embed(pixels, labels).accuracy
+            logged[f"test/prompt_accuracy_{kind}_floor"] = floor
+        pl_module.log_dict(logged, batch_size=self.n, sync_dist=True)  # every process has measured the same images
+
+
 def reads_text(model: Any) -> bool:
     return isinstance(model, ImageModel) and bool(model.condition_shape)
 
@@ -83,4 +119,5 @@ def some_prompts(model: ImageModel, datamodule: Any, seed: int) -> list[str]:
         return [model.prompts.phrase(label, "held_out" if model.prompts.held_out else "seen", rng) for label in classes]
     data = datamodule.sets["val"]
     _, condition = data.__getitems__([i * len(data) // min(len(data), ROWS) for i in range(min(len(data), ROWS))])
-    return list(dict.fromkeys(to_texts(condition.numpy()))) if condition.dim() > 1 else []
+    texts = to_texts(condition.numpy()) if condition.dim() > 1 else []
+    return [text for text in dict.fromkeys(texts) if text]

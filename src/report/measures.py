@@ -51,6 +51,17 @@ MEASURES = (
         "mean distance to it; far below that of real images, they are copies",
     ),
     Measure("cas", "CAS", "higher ↑", "{:.2%}", "how well a classifier that saw nothing but samples reads real images"),
+    Measure(
+        "prompt_accuracy_seen",
+        "Prompts in known words",
+        "higher ↑",
+        "{:.2%}",
+        "label accuracy of prompts in phrasings that training has seen",
+    ),
+    Measure(
+        "prompt_accuracy_held_out", "Prompts in new words", "higher ↑", "{:.2%}", "of phrasings that it has never seen"
+    ),
+    Measure("prompt_accuracy_typo", "Prompts with a typo", "higher ↑", "{:.2%}", "of those, with a typo in the name"),
     Measure("inception_fid", "Inception FID", "lower ↓", "{:.2f}", "the Fréchet distance of papers, on Inception"),
     Measure("inception_kid", "Inception KID", "lower ↓", "{:z.4f}", "the kernel distance of papers, on Inception"),
     Measure("inception_score", "Inception Score", "higher ↑", "{:.2f}", "sure of the class, and all classes there"),

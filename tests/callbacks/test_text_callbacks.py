@@ -1,20 +1,25 @@
 """What a run of a model that reads text shows, and what others leave out."""
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from src.callbacks.text_callbacks import ROWS, LogPromptGrid, some_prompts
+from src.callbacks.quality import LogQuality
+from src.callbacks.text_callbacks import ROWS, LogPromptAccuracy, LogPromptGrid, some_prompts
 from src.errors import UserError
-from src.models.prompts import Prompts, to_codes
+from src.models.prompts import LENGTH, Prompts, to_codes, to_texts
 from src.train import train
+from tests.callbacks.test_quality import Replaying
 from tests.conftest import QUICK, build, compose_config, wandb_records
+from tests.metrics.digits import CACHE_DIR, digits, references
 
 SMALL = ["datamodule.img_size=8", "model.condition_dim=32", "model.denoiser.width=16", "model.denoiser.depth=1"]
 SMALL += ["trainer.max_epochs=2", "trainer.limit_train_batches=3", "callbacks.quality.n_val=100", *QUICK]
@@ -44,10 +49,56 @@ def test_prompts_are_a_grid_an_epoch_with_their_words(text_run: Path) -> None:
     assert np.array_equal(first[:, :-grid], last[:, :-grid]) and not np.array_equal(first[:, -grid:], last[:, -grid:])
 
 
+def test_accuracy_of_prompts_stands_beside_that_of_real_images(text_run: Path) -> None:
+    metrics = json.loads((text_run / "results.json").read_text(encoding="utf-8"))["metrics"]
+    for kind in ("seen", "held_out", "typo"):
+        assert 0 <= metrics[f"test/prompt_accuracy_{kind}"] <= 1
+        assert metrics[f"test/prompt_accuracy_{kind}_floor"] == pytest.approx(1.0, abs=0.05)
+
+
+class Drawing(Replaying):
+    """Draws the digit that a prompt names in its own templates, and noughts for others."""
+
+    condition_shape = (LENGTH,)
+    names: ClassVar = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    prompts = Prompts(names, ["a {}"], ["some {}"])
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return torch.from_numpy(to_codes(prompts))
+
+    def generate(self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        if labels.dim() > 1:
+            known = {f"a {name}": label for label, name in enumerate(self.names)}
+            labels = torch.tensor([known.get(text, 0) for text in to_texts(labels.numpy())])
+        return super().generate(labels, rng)
+
+
+def after_test(model: LightningModule, *callbacks: Callback) -> dict[str, float]:
+    references()  # the feature net is in the cache
+    parts = [LogQuality(n_test=100, cas=False, picture=False, cache_dir=CACHE_DIR), *callbacks]
+    trainer = Trainer(accelerator="cpu", callbacks=parts, logger=False, enable_progress_bar=False)
+    trainer.test(model, datamodule=digits(), verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def test_what_a_prompt_names_must_be_drawn() -> None:
+    """Only in the phrasings that it knows it draws more than noughts, a tenth of what is asked for."""
+    found = after_test(Drawing("train"), LogPromptAccuracy(n=100))
+    assert found["test/prompt_accuracy_seen"] > 0.95
+    assert found["test/prompt_accuracy_held_out"] == found["test/prompt_accuracy_typo"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_all_else_is_as_without_prompts_and_nothing_without_text() -> None:
+    rates = after_test(Drawing("train"), LogPromptAccuracy(n=20))
+    alone = after_test(Drawing("train"))
+    assert {name: rates[name] for name in alone} == alone
+    assert after_test(Replaying("train"), LogPromptAccuracy(n=20)) == alone
+
+
 class Captioned:
     """A validation split of captions."""
 
-    texts = ("a red bird", "a blue bird", "a red bird")
+    texts = ("a red bird", "a blue bird", "", "a red bird")
 
     def __init__(self) -> None:
         self.sets = {"val": self}
