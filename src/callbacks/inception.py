@@ -39,6 +39,8 @@ class LogInception(Callback):
         n: images drawn; papers take 10,000 or more, as FID falls with their number.
     """
 
+    needs_classes = True  # as it draws those of the test split
+
     def __init__(self, n: Annotated[int, Field(ge=10)] = 10_000) -> None:
         self.n = n
 

@@ -52,6 +52,8 @@ class LogQuality(Callback):
         cache_dir: where classifiers and the features of real images are kept.
     """
 
+    needs_classes = True  # where the data have none, the callback is left out
+
     def __init__(
         self,
         n_val: Enough = 4_000,

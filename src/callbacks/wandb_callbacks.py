@@ -36,6 +36,8 @@ class LogSampleGrid(Callback):
         raw: whether to draw the second grid.
     """
 
+    needs_classes = True
+
     def __init__(self, n_per_class: InARow = 10, every_n_epochs: Count = 1, seed: int = 0, raw: bool = True) -> None:
         self.n_per_class = n_per_class
         self.every_n_epochs = every_n_epochs
@@ -67,6 +69,8 @@ class LogInterpolation(Callback):
         seed: determines the noise.
     """
 
+    needs_classes = True
+
     def __init__(self, steps: InARow = 10, every_n_epochs: Count = 1, seed: int = 0) -> None:
         self.steps = steps
         self.every_n_epochs = every_n_epochs
@@ -93,6 +97,8 @@ class LogRealImages(Callback):
     Args:
         n_per_class: images a row; a class that has fewer repeats them.
     """
+
+    needs_classes = True
 
     def __init__(self, n_per_class: InARow = 10) -> None:
         self.n_per_class = n_per_class

@@ -46,9 +46,11 @@ def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device
     of generated ones: served at `img_size`, rounded to uint8, resized to the net's size.
 
     Raises:
-        UserError: a split is too small, or the net's accuracy on the test split too low for its numbers to mean
-            anything.
+        UserError: there are no classes, a split is too small, or the net's accuracy on the test split too low for its
+            numbers to mean anything.
     """
+    if not data.n_classes:
+        raise UserError("datamodule has no classes, which the classifier that measures images has to tell apart")
     sets, train = data.sets | {"train": data.whole_train}, data.whole_train
     for split in ("val", "test"):
         if len(sets[split]) < LEAST:

@@ -62,7 +62,7 @@ class Prompts:
 
     Args:
         names: of each class its name, or several, the canonical one first.
-        templates: phrasings with `{}` for the name.
+        templates: phrasings with `{}` for the name; none: where training has the images' own captions.
         held_out: phrasings that training never sees.
         fillers: share of the prompts in training with random words around the name.
         typos: share of the prompts in training with a mistake in a word.

@@ -1,7 +1,10 @@
 """What no part can check by itself before the first batch: run-wide keys, and whether the parts fit each other."""
 
+import logging
 import os
+from contextlib import suppress
 
+import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -12,7 +15,15 @@ from src.datamodules.image_datamodule import ImageDataModule
 from src.errors import UserError
 from src.models.image_model import ImageModel
 from src.run.commands import is_sweep
+from src.run.ranks import is_first
 from src.run.trust import trusted_packages
+
+log = logging.getLogger(__name__)
+
+READS_NO_TEXT = (
+    "datamodule.captions is {!r}, but the model reads no text: type datamodule.captions=null to train it on classes, or"
+    " model=flow_model model/condition=captions"
+)
 
 
 def check_run_wide(config: DictConfig) -> None:
@@ -34,11 +45,38 @@ def follow_data(config: DictConfig, datamodule: LightningDataModule) -> None:
     """Sets what the model has to know of the data, such as `model.n_classes`, where it is null.
 
     From then on the configuration, and with it the checkpoint, holds plain numbers: a verb builds the model from them.
+
+    Raises:
+        UserError: the data have captions and no classes, of which a model that reads no text cannot be built.
     """
+    if isinstance(datamodule, ImageDataModule) and not datamodule.n_classes:
+        kind = None
+        with suppress(Exception):  # building the model says what is wrong with its _target_
+            kind = hydra.utils.get_object(config.model._target_)
+        if getattr(kind, "encode", None) is ImageModel.encode:
+            raise UserError(READS_NO_TEXT.format(datamodule.captions))
     for key, name in {"n_classes": "n_classes", "channels": "channels", "prompts.names": "class_names"}.items():
         part, _, last = f"model.{key}".rpartition(".")
         if last in (OmegaConf.select(config, part) or ()) and OmegaConf.select(config, f"model.{key}") is None:
             OmegaConf.update(config, f"model.{key}", getattr(datamodule, name, None))
+
+
+def leave_out_classes(config: DictConfig, datamodule: LightningDataModule) -> None:
+    """Where the data have no classes: leaves out callbacks with `needs_classes`, and chooses the best by `val/loss`."""
+    if getattr(datamodule, "n_classes", None) != 0:
+        return
+    left_out = []
+    for name, part in config.callbacks.items():
+        with suppress(Exception):  # building it says what is wrong with its _target_
+            if part is not None and getattr(hydra.utils.get_object(part._target_), "needs_classes", False):
+                config.callbacks[name] = None
+                left_out.append(f"callbacks.{name}")
+    by_loss = [part for part in config.callbacks.values() if part is not None and part.get("monitor") == "val/fd"]
+    for part in by_loss:
+        part.monitor = "val/loss"
+    chosen = ", and val/loss chooses the best checkpoint" if by_loss else ""
+    if is_first() and left_out:
+        log.info("the data have no classes: %s are left out%s", ", ".join(left_out), chosen)
 
 
 def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer: Trainer) -> None:
@@ -53,7 +91,10 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
     if found:
         raise UserError(f"{', and '.join(found)}: set {' '.join(hints)}")
     if isinstance(model, ImageModel) and isinstance(datamodule, ImageDataModule):
+        check_text(model, datamodule)
         last = torch.tensor([datamodule.n_classes - 1])
+        if model.condition_shape:
+            last = torch.zeros(1, *model.condition_shape, dtype=torch.int64)
         try:
             images = model.generate(last, torch.Generator().manual_seed(0))
         except IndexError as error:
@@ -75,4 +116,23 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
         raise UserError(
             "a sweep runs one process a job, because each further process would repeat the whole sweep: use"
             " trainer.gpus=1 or 0 and trainer.devices=1, or start the jobs one by one"
+        )
+
+
+def check_text(model: ImageModel, datamodule: ImageDataModule) -> None:
+    """Refuses captions for a model of classes, and classes for a model of text that has no prompts for them."""
+    if not model.condition_shape:
+        if datamodule.captions is not None:
+            raise UserError(READS_NO_TEXT.format(datamodule.captions))
+        return
+    prompts = getattr(model, "prompts", None)
+    if datamodule.captions is None and prompts is not None and not prompts.templates:
+        raise UserError(
+            "model.prompts.templates is empty, as the model learns from captions, but the data have classes alone: type"
+            " model/condition=text to make prompts of their names, or datamodule.captions=COLUMN"
+        )
+    if datamodule.n_classes and model.as_condition(torch.zeros(1, dtype=torch.int64)).dim() == 1:
+        raise UserError(
+            "model.prompts is null, but the data have classes, which a model of text needs prompts for: remove"
+            " model.prompts=null"
         )

@@ -89,11 +89,12 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
         kept = [override for override in typed_overrides() if override.partition("=")[0] not in replaced]
         lines.append(("resume", next_command(*kept, *(f"{key}={value}" for key, value in replaced.items()))))
 
-        a_class = min(5, int(config.model.get("n_classes", 1)) - 1)
+        a_class = max(0, min(5, int(config.model.get("n_classes", 1)) - 1))
         classes = [str(name) for name in getattr(trainer.datamodule, "class_names", [])]  # type: ignore[attr-defined]
         plain = a_class >= len(classes) or classes[a_class] == str(a_class) or not any(map(without_zeros, classes))
         label = str(a_class) if plain else f'"#{a_class}"'  # by number, as names look like other numbers
-        sample = ["task=sample", f"ckpt_path={best or checkpoint}", f"labels=[{label}]"]
+        asked = f"labels=[{label}]" if config.model.get("n_classes") != 0 else 'prompts=["what to draw"]'
+        sample = ["task=sample", f"ckpt_path={best or checkpoint}", asked]
         if missing := sorted({*strangers(config).values()} - {""}):
             trusted = [package.rstrip(".") for package in trusted_packages(config)]
             sample.append(f"trusted_packages=[{','.join([*trusted, *missing])}]")
