@@ -81,7 +81,7 @@ class LogPromptAccuracy(Callback):
     - `test/prompt_accuracy_typo`: those others, with a typo in the name of the class.
 
     Each stands beside the accuracy on real held-out images, with `_floor`. All classes count alike. Prompts and noise
-    are always the same. It leaves out models without `prompts`, and runs without `LogQuality`.
+    are always the same. It leaves out models without phrasings for classes, and runs without `LogQuality`.
 
     Args:
         n: images of each kind of prompt.
@@ -92,7 +92,7 @@ class LogPromptAccuracy(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         evaluator, prompts = evaluator_of_test(trainer), getattr(pl_module, "prompts", None)
-        if evaluator is None or prompts is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if evaluator is None or prompts is None or not prompts.templates or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         labels = torch.arange(self.n) % pl_module.n_classes
         floor = float(class_accuracy(evaluator.floor.confusion).nanmean())
@@ -112,7 +112,7 @@ def reads_text(model: Any) -> bool:
 
 def some_prompts(model: ImageModel, datamodule: Any, seed: int) -> list[str]:
     """At most `ROWS` prompts: of classes, in words that are held out where there are any, else captions; or none."""
-    if model.prompts is not None:
+    if model.prompts is not None and model.prompts.templates:  # else it learns from captions
         rng = random.Random(seed)
         n = model.n_classes
         classes = [i * n // min(n, ROWS) for i in range(min(n, ROWS))]

@@ -118,7 +118,10 @@ class Reader:
 @pytest.mark.parametrize("held_out", [["some {}"], []])
 def test_prompts_that_nobody_chose(held_out: list[str]) -> None:
     model: Any = Reader()
-    assert some_prompts(model, Captioned(), 0) == ["a red bird", "a blue bird"]
+    captions = ["a red bird", "a blue bird"]
+    assert some_prompts(model, Captioned(), 0) == captions
+    model.prompts = Prompts([f"n{i}" for i in range(20)], [])
+    assert some_prompts(model, Captioned(), 0) == captions
     model.prompts = Prompts([f"n{i}" for i in range(20)], ["a {}"], held_out)
     word = "some" if held_out else "a"
     assert some_prompts(model, Captioned(), 0) == [f"{word} n{2 * i}" for i in range(ROWS)]

@@ -97,9 +97,14 @@ def test_captions_without_classes_simply_train(
     assert (best["config"]["model"]["n_classes"], best["config"]["model"]["prompts"]["names"]) == (0, [])
 
 
-def test_a_class_is_asked_for_by_its_name_where_captions_are_learnt(captioned: Path) -> None:
+def test_a_class_is_asked_for_by_its_name_where_captions_are_learnt(train_here: Train, captioned: Path) -> None:
     model = build_model(compose_config("train", *of(captioned), *READS))
     assert torch.equal(model.as_condition(torch.tensor([1, 0])), model.encode(["light", "dark"]))
+    shares = "datamodule.train_val_test_split=[0.4,0.3,0.3]"  # what metrics need
+    typed = [*of(captioned), *READS, shares, "trainer.max_epochs=1", "logger=none"]
+    run_dir = train_here("shades", *typed, f"data_dir={captioned.parent}")
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    assert "test/label_accuracy" in results["metrics"] and "test/prompt_accuracy_seen" not in results["metrics"]
 
 
 @pytest.mark.parametrize(
