@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from src.datamodules.image_datamodule import Sizes, Split
+from src.datamodules.image_datamodule import Crop, Sizes, Split
 from src.datamodules.published_datamodule import PublishedDataModule, check_md5
 
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -23,6 +23,7 @@ class CIFAR10DataModule(PublishedDataModule):
 
     Args:
         flip: mirror each training image, left to right, in every other epoch on average.
+        crop: shift each training image at random by up to this share of its side; the border mirrors it.
         **kwargs: as in `PublishedDataModule`.
     """
 
@@ -45,9 +46,17 @@ class CIFAR10DataModule(PublishedDataModule):
         "test_batch": "40351d587109b95175f43aff81a1287e",
     }
 
-    def __init__(self, data_dir: str | Path, train_val_test_split: Sizes, flip: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        data_dir: str | Path,
+        train_val_test_split: Sizes,
+        flip: bool = True,
+        crop: Crop = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(data_dir, train_val_test_split, **kwargs)
         self.flip = flip
+        self.crop = crop
 
     def missing(self) -> dict[str, str]:
         return {} if self._unpacked() or (self.folder / ARCHIVE).is_file() else {ARCHIVE: self.archive_md5}

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.config.types import Count, Positive
-from src.datamodules.image_datamodule import SPLIT_SEED, ImageDataModule, Split
+from src.datamodules.image_datamodule import SPLIT_SEED, Crop, ImageDataModule, Split
 from src.datamodules.picture_files import Found, Picture, find_pictures, some
 from src.datamodules.picture_pixels import decode
 from src.models.prompts import LENGTH, clean, to_codes
@@ -52,6 +52,7 @@ class FolderDataModule(ImageDataModule):
             black; null: 65,535 for 16 bits, unless all of them are dark, and 1 for floats from 0 to 1.
         captions: the column of texts in the table beside the pictures, for models that read text; null: classes alone.
         flip: mirror each training image, left to right, in every other epoch on average; not for letters or digits.
+        crop: shift each training image at random by up to this share of its side; the border mirrors it.
         **kwargs: as in `ImageDataModule`.
 
     Raises:
@@ -68,6 +69,7 @@ class FolderDataModule(ImageDataModule):
         white: Positive | None = None,
         captions: str | None = None,
         flip: bool = False,
+        crop: Crop = 0.0,
         **kwargs: Any,
     ) -> None:
         if folder is None:
@@ -76,6 +78,7 @@ class FolderDataModule(ImageDataModule):
         self.white = white
         self.captions = captions
         self.flip = flip
+        self.crop = crop
         self.folder = Path(folder).expanduser()
         self.found = find_pictures(self.folder, captions)
         check_classes(self.found, captions)

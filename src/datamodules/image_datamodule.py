@@ -20,6 +20,7 @@ SPLIT_SEED = 42  # of the one split into train and val that everybody compares o
 Sizes = Annotated[
     Sequence[Count], Field(min_length=3, max_length=3, description="a list of three positive whole numbers")
 ]
+Crop = Annotated[float, Field(ge=0, le=0.5)]
 Workers = Annotated[
     int, Field(ge=0, le=1024, description="a whole number from 0 to 1024, at least 0 for no further process")
 ]
@@ -29,8 +30,8 @@ Split = tuple[Tensor, ...]  # images uint8 [N, C, H, W], labels int64 [N] and, i
 class ImageDataModule(LightningDataModule):
     """Serves a data set that fits into memory. A new one sets `channels`, `n_classes`, `source` and writes `load`.
 
-    It may also set `class_names`, one for each label, `flip`, and `captions` where its splits hold some: batches are
-    then images and captions. A data set of captions may be without classes: `n_classes` and all labels are 0.
+    It may also set `class_names`, one for each label, `flip`, `crop`, and `captions` where its splits hold some:
+    batches are then images and captions. A set of captions may be without classes: `n_classes` and all labels are 0.
 
     Args:
         train_val_test_split: how many images each split has.
@@ -38,7 +39,7 @@ class ImageDataModule(LightningDataModule):
         num_workers: processes that prepare batches; 0: none, which is fastest for images in memory.
         pin_memory: page-locked batches, which reach a GPU faster.
         img_size: height and width of the images served, in pixels.
-        seed: orders the training images, and chooses which are mirrored.
+        seed: orders the training images, and chooses which are mirrored and how they are shifted.
         subset: train on this many of the training images, as evenly from all classes as possible; null: on all.
             The same ones for every seed, and a larger subset holds the smaller ones.
         subset_per_class: train on this many images of each class instead.
@@ -55,6 +56,8 @@ class ImageDataModule(LightningDataModule):
     epoch_length: int | None = None  # training images an epoch has, in repeated passes; None: each once
     # Mirror each training image, left to right, in every other epoch on average. Not for digits and letters.
     flip = False
+    # Shift each training image, up or down and left or right, by up to this share of its side; the border mirrors it.
+    crop = 0.0
 
     def __init__(
         self,
@@ -108,7 +111,7 @@ class ImageDataModule(LightningDataModule):
         splits = self.load()
         # Metrics compare with all training images, whatever part of them a run trains on.
         self.whole_train = self._serve(splits["train"])
-        labels = splits["train"][1]
+        images, labels = splits["train"][:2]
         if self.subset_per_class:
             counts = labels.bincount(minlength=self.n_classes)
             if (least := int(counts.min())) < self.subset_per_class:
@@ -120,10 +123,10 @@ class ImageDataModule(LightningDataModule):
             chosen = by_turns(labels)[: self.pass_length]
             splits["train"] = tuple(each[chosen] for each in splits["train"])
         self.sets = {name: self._serve(split) for name, split in splits.items()}
+        self.sets["train"].most_shift = round(self.crop * min(images.shape[-2:]))
 
     def _serve(self, split: Split) -> ImageSet:
-        images, labels, *captions = split
-        return ImageSet(images, labels, self.img_size, *captions)
+        return ImageSet(split[0], split[1], self.img_size, captions=split[2] if len(split) > 2 else None)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # A sampler for several processes: Lightning does not replace it by one of its own.

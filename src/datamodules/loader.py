@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 Batch = tuple[Tensor, Tensor]
@@ -21,9 +21,15 @@ class ImageSet(Dataset[Batch]):
     labels: Tensor  # int64 [N]
     img_size: int  # height and width to serve, in pixels
     captions: Tensor | None = None  # int32 [N, LENGTH], as `to_codes` makes them; served instead of the labels
+    most_shift: int = 0  # stored pixels by which an image may be asked for shifted, up, down, left and right
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def n_places(self) -> int:
+        """In how many places an image may be asked for; place 0 is where it is."""
+        return (2 * self.most_shift + 1) ** 2
 
     def __getitem__(self, index: int) -> Batch:
         images, conditions = self.__getitems__([index])
@@ -33,12 +39,15 @@ class ImageSet(Dataset[Batch]):
         """Images float32 [B, C, img_size, img_size] in [-1, 1], and labels int64 [B] or captions int64 [B, LENGTH].
 
         Args:
-            indices: i, or ~i for image i mirrored left to right.
+            indices: i + k * N for image i in place k, or ~ of that for the same mirrored left to right.
         """
         index = torch.as_tensor(indices)
         mirrored = index < 0
         index = torch.where(mirrored, ~index, index)
+        place, index = index // len(self), index % len(self)
         images = self.images[index].float()
+        if place.any():
+            images = self._shifted(images, place)
         if mirrored.any():
             images[mirrored] = images[mirrored].flip(-1)
         size, wanted = images.shape[-2:], (self.img_size, self.img_size)
@@ -48,14 +57,22 @@ class ImageSet(Dataset[Batch]):
         conditions = self.labels[index] if self.captions is None else self.captions[index].long()
         return images.div_(127.5).sub_(1), conditions
 
+    def _shifted(self, images: Tensor, place: Tensor) -> Tensor:
+        """Images [B, C, H, W] cut out in places [B] of themselves with a border that mirrors them."""
+        most, (height, width) = self.most_shift, images.shape[-2:]
+        side = 2 * most + 1
+        top, left = (place // side + most) % side, (place + most) % side
+        windows = pad(images, [most] * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
+        return windows[torch.arange(len(images)), :, top, left]
+
 
 class EpochSampler(DistributedSampler):
     """Serves images in a new random order each pass, shared out among the processes.
 
     The passes follow each other as one endless stream, and an epoch is the next `length` images of it; by default that
     is one pass. The order follows from the seed and the number of the pass alone, so that worker processes and resumed
-    runs see the same one. With `flip` so does the coin that is tossed for each image: index i becomes ~i, which asks
-    for the image mirrored.
+    runs see the same one. With `flip` so does the coin that is tossed for each image, and where the data may be shifted
+    so does its place: an index says both, as `ImageSet` reads it.
     """
 
     start = 0  # images of the next epoch to leave out
@@ -64,6 +81,7 @@ class EpochSampler(DistributedSampler):
         self, data: ImageSet, num_replicas: int, rank: int, seed: int, flip: bool = False, length: int | None = None
     ) -> None:
         super().__init__(data, num_replicas=num_replicas, rank=rank, seed=seed)
+        self.n_places = data.n_places
         self.flip = flip
         self.length = length or len(data)
         self.num_samples = -(-self.length // num_replicas)  # the same for all; the last few begin the next epoch, too
@@ -76,10 +94,13 @@ class EpochSampler(DistributedSampler):
         stream: list[int] = []
         for number in range(first // n, -(-(first + self.total_size) // n)):
             order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + number)).numpy()
+            asked = np.arange(n)
+            if self.n_places > 1:
+                asked += n * np.random.default_rng((self.seed, number, 1)).integers(self.n_places, size=n)
             if self.flip:
                 coins = np.random.default_rng((self.seed, number)).integers(2, size=n)
-                order = np.where(coins[order], ~order, order)
-            stream += order.tolist()
+                asked = np.where(coins, ~asked, asked)
+            stream += asked[order].tolist()
         skipped = first % n
         return iter(stream[skipped + self.rank : skipped + self.total_size : self.num_replicas][start:])
 

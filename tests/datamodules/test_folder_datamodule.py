@@ -169,6 +169,7 @@ NOT_SHARES = "train_val_test_split must be a list of three shares that make 1"
         ({"train_val_test_split": [1.0, 0.0, 0.0]}, NOT_SHARES),
         ({"train_val_test_split": [0.02, 0.49, 0.49]}, "no picture of 'blue' to train on: add pictures to the 10"),
         ({"subset": 57}, "subset is 57, but there are only 56 training images"),
+        ({"crop": 0.6}, "crop must be a number from 0 to 0.5, not 0.6"),
         ({"captions": 5}, "captions must be text or null, not 5"),
         ({"img_size": 0}, "img_size must be a whole number of at least 1, not 0"),
     ],

@@ -110,6 +110,31 @@ def test_training_images_are_mirrored_and_no_others() -> None:
     assert as_stored("val") == as_stored("test") == 1
 
 
+def test_training_images_are_shifted_by_a_share_of_their_side_and_no_others() -> None:
+    class Shifted(Uneven):
+        crop = 0.25
+
+        def load(self) -> dict[str, Split]:
+            image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+            image[0, 4, 4] = 255
+            images, labels = image.expand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+            return {
+                name: (images[:n], labels[:n]) for name, n in zip(["train", "val", "test"], [20, 4, 6], strict=True)
+            }
+
+    datamodule = Shifted([20, 4, 6], batch_size=5, img_size=8)
+    datamodule.setup()
+
+    def where(split: str) -> set[tuple[int, int]]:
+        served = torch.cat([images for images, _ in getattr(datamodule, f"{split}_dataloader")()])
+        return {(int(y), int(x)) for _, _, y, x in (served == 1).nonzero()}
+
+    drawn = where("train")
+    assert len(drawn) > 5 and all(2 <= at <= 6 for place in drawn for at in place)
+    assert where("val") == where("test") == {(4, 4)}
+    assert datamodule.whole_train.n_places == 1
+
+
 @pytest.mark.parametrize("kind", [DigitsDataModule, MNISTDataModule])
 def test_digits_cannot_be_mirrored(kind: type[ImageDataModule]) -> None:
     with pytest.raises(UserError, match=f"flip is not an option of {kind.__name__}: remove it"):

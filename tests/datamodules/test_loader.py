@@ -16,14 +16,16 @@ from tests.conftest import assert_same
 N, BATCH = 20, 4
 
 
-def image_set(size: int = 8, img_size: int = 8, n: int = N) -> ImageSet:
+def image_set(size: int = 8, img_size: int = 8, n: int = N, most_shift: int = 0) -> ImageSet:
     """The label of an image is its number."""
-    rng = torch.Generator().manual_seed(0)
-    return ImageSet(torch.randint(256, (n, 1, size, size), generator=rng).byte(), torch.arange(n), img_size)
+    images = torch.randint(256, (n, 1, size, size), generator=torch.Generator().manual_seed(0)).byte()
+    return ImageSet(images, torch.arange(n), img_size, most_shift=most_shift)
 
 
-def make_loader(num_workers: int = 0, flip: bool = False, length: int | None = None) -> ResumableDataLoader:
-    data = image_set()
+def make_loader(
+    num_workers: int = 0, flip: bool = False, length: int | None = None, most_shift: int = 0
+) -> ResumableDataLoader:
+    data = image_set(most_shift=most_shift)
     return ResumableDataLoader(
         data,
         batch_size=BATCH,
@@ -80,11 +82,28 @@ def test_a_complemented_index_asks_for_the_image_mirrored() -> None:
     assert not torch.equal(images[0], images[1])
 
 
+def test_a_larger_index_asks_for_the_image_in_another_place() -> None:
+    data, whole = image_set(size=6, img_size=6, most_shift=2), image_set(size=6, img_size=6)
+    assert data.n_places == 25
+    padded = np.pad(data.images[3, 0].numpy(), 2, mode="reflect")
+    places = [torch.from_numpy(padded[y : y + 6, x : x + 6].copy()) for y in range(5) for x in range(5)]
+    images, labels = data.__getitems__([3 + N * place for place in range(25)])
+    assert labels.tolist() == [3] * 25
+    assert torch.equal(images[0], whole[3][0])  # it stays where it is, as for those who ask for it by its number
+    served = {((image[0] + 1) * 127.5).round().byte().numpy().tobytes() for image in images}
+    assert served == {place.numpy().tobytes() for place in places}
+    assert torch.equal(data[~(3 + N * 7)][0], images[7].flip(-1))
+    enlarged = image_set(size=6, img_size=12, most_shift=2)[3 + N * 7][0]
+    torch.testing.assert_close(
+        enlarged[None], interpolate(images[7][None], (12, 12), mode="bilinear", align_corners=False)
+    )
+
+
 # Order
 
 
-def order(seed: int, epoch: int, ranks: int = 1, rank: int = 0, n: int = N, **kwargs) -> list[int]:
-    sampler = EpochSampler(image_set(n=n), ranks, rank, seed, **kwargs)
+def order(seed: int, epoch: int, ranks: int = 1, rank: int = 0, n: int = N, most_shift: int = 0, **kwargs) -> list[int]:
+    sampler = EpochSampler(image_set(n=n, most_shift=most_shift), ranks, rank, seed, **kwargs)
     sampler.set_epoch(epoch)
     return list(sampler)
 
@@ -125,11 +144,27 @@ def test_coins_are_tossed_for_each_image_and_epoch() -> None:
     assert order(seed=1, epoch=0, n=n, flip=True) != order(seed=2, epoch=0, n=n, flip=True)
 
 
+def test_places_are_drawn_for_each_image_and_epoch() -> None:
+    n, epochs, places = 500, 10, 9
+    drawn = torch.zeros(epochs, n, dtype=torch.int64)
+    for epoch in range(epochs):
+        shifted = torch.tensor(order(seed=1, epoch=epoch, n=n, most_shift=1))
+        # The order is that without shifts, and flips are the same.
+        assert (shifted % n).tolist() == order(seed=1, epoch=epoch, n=n)
+        both = order(seed=1, epoch=epoch, n=n, most_shift=1, flip=True)
+        assert [i if i >= 0 else ~i for i in both] == shifted.tolist()
+        assert [i < 0 for i in both] == [i < 0 for i in order(seed=1, epoch=epoch, n=n, flip=True)]
+        drawn[epoch, shifted % n] = shifted // n
+    assert (drawn.flatten().bincount() / drawn.numel() - 1 / places).abs().max() < 4 * (0.1 / drawn.numel()) ** 0.5
+    again = (drawn[1:] == drawn[:-1]).float().mean()
+    assert abs(again - 1 / places) < 4 * (0.1 / drawn[1:].numel()) ** 0.5
+
+
 @pytest.mark.parametrize("length", [7, 20, 33, 50])
-@pytest.mark.parametrize("flip", [False, True])
-def test_epochs_of_any_length_follow_each_other_through_the_passes(length: int, flip: bool) -> None:
-    passes = [i for number in range(6) for i in order(seed=1, epoch=number, flip=flip)]
-    epochs = [i for epoch in range(5) for i in order(seed=1, epoch=epoch, flip=flip, length=length)]
+@pytest.mark.parametrize("changes", [{}, {"flip": True}, {"flip": True, "most_shift": 2}])
+def test_epochs_of_any_length_follow_each_other_through_the_passes(length: int, changes: dict[str, int]) -> None:
+    passes = [i for number in range(6) for i in order(seed=1, epoch=number, **changes)]
+    epochs = [i for epoch in range(5) for i in order(seed=1, epoch=epoch, length=length, **changes)]
     n = min(len(passes), len(epochs))
     assert epochs[:n] == passes[:n]
     assert len(epochs) == 5 * length
@@ -142,8 +177,9 @@ def test_epochs_of_any_length_follow_each_other_through_the_passes(length: int, 
 @pytest.mark.parametrize(("flip", "length", "stop"), [(False, None, 2), (True, None, 2), (False, 50, 8)])
 def test_the_remaining_batches_follow_exactly(num_workers: int, flip: bool, length: int | None, stop: int) -> None:
     """However often a run stops in an epoch, or at its end."""
-    whole = batches_of(make_loader(0, flip, length), epoch=6)
-    loader, served = make_loader(num_workers, flip, length), 0
+    made = flip, length, 2 * flip  # the largest shift
+    whole = batches_of(make_loader(0, *made), epoch=6)
+    loader, served = make_loader(num_workers, *made), 0
     for n in (stop, 1):
         loader.sampler.set_epoch(6)
         batches = iter(loader)
@@ -151,15 +187,15 @@ def test_the_remaining_batches_follow_exactly(num_workers: int, flip: bool, leng
         served += n
         state = loader.state_dict()
         assert state == {"epoch": 6, "images": served * BATCH}
-        loader = make_loader(num_workers, flip, length)
+        loader = make_loader(num_workers, *made)
         loader.load_state_dict(state)
     assert_same(batches_of(loader, epoch=6), whole[served:])
     ended = loader.state_dict()
     assert ended == {"epoch": 6, "images": length or N}
-    after = make_loader(num_workers, flip, length)
+    after = make_loader(num_workers, *made)
     after.load_state_dict(ended)
     for each in (loader, after):
-        assert_same(batches_of(each, epoch=7), batches_of(make_loader(0, flip, length), epoch=7))
+        assert_same(batches_of(each, epoch=7), batches_of(make_loader(0, *made), epoch=7))
 
 
 # What a data module hands to Lightning
