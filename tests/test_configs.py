@@ -22,7 +22,7 @@ from src.run import trainer as trainer_module
 from src.run.recorded import name_run
 from src.train import train
 from tests.conftest import ROOT, build_model, compose_config, load
-from tests.datamodules.conftest import HAS_CIFAR10, HAS_FASHION, HAS_MNIST
+from tests.datamodules.conftest import HAS_CIFAR10, HAS_FASHION, HAS_FLOWERS, HAS_MNIST
 
 EXTRAS = r"pip install -r requirements-extras\.txt"
 OPTIONS = sorted((file.parent.name, file.stem) for file in (ROOT / "configs").glob("*/*.yaml"))
@@ -143,7 +143,7 @@ def test_datamodules(name: str, tmp_path: Path) -> None:
     assert isinstance(datamodule, LightningDataModule)
     assert (datamodule.img_size, datamodule.seed) == (config.model.img_size, 7)
     kind = (datamodule.channels, datamodule.n_classes)
-    assert kind == {"cifar10": (3, 10), "folder": (3, 3)}.get(name, (1, 10))
+    assert kind == {"cifar10": (3, 10), "flowers": (3, 102), "folder": (3, 3)}.get(name, (1, 10))
     assert len(set(datamodule.class_names)) == datamodule.n_classes
     assert getattr(datamodule, "data_dir", tmp_path) == tmp_path
 
@@ -180,7 +180,8 @@ def test_experiments_train_and_test(name: str, tmp_path: Path) -> None:
     few = [f"trainer.limit_{split}_batches=2" for split in ("train", "val", "test")]
     loss = "test/g_loss" if name.endswith("gan") else "test/loss"
     quick = ["trainer.max_epochs=1", "trainer.enable_model_summary=false", f"optimized_metric={loss}"]
-    has_data = {"cifar10": HAS_CIFAR10, "fashion": HAS_FASHION}.get(name.split("_")[1], HAS_MNIST)
+    known = {"cifar10": HAS_CIFAR10, "fashion": HAS_FASHION, "flowers": HAS_FLOWERS}
+    has_data = known.get(name.split("_")[1], HAS_MNIST)
     data = [] if has_data else ["datamodule=digits"]
     if name != "train_mnist_gan":  # one feature net of real size is enough, and they take a minute each
         quick += ["callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]

@@ -168,9 +168,14 @@ class ImageDataModule(LightningDataModule):
         return hashed.hexdigest()
 
 
-def split_off(images: Tensor, labels: Tensor, sizes: Sequence[int]) -> list[Split]:
-    """Random parts of these sizes, without overlap; always the same ones."""
+def split_off(images: Tensor, labels: Tensor, sizes: Sequence[int], by_class: bool = False) -> list[Split]:
+    """Random parts of these sizes, without overlap; always the same ones.
+
+    Args:
+        by_class: each with as many images of each class, as far as there are that many.
+    """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    order = by_turns(labels) if by_class else order
     return [(images[part], labels[part]) for part in order[: sum(sizes)].split(list(sizes))]
 
 

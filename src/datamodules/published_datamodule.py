@@ -42,6 +42,7 @@ class PublishedDataModule(ImageDataModule):
     mirrors: Sequence[str]  # addresses to append a file's name to
     n_train: int
     n_test: int
+    by_class = False  # whether training and validation images have as many of each class
 
     def __init__(self, data_dir: str | Path, train_val_test_split: Sizes, **kwargs: Any) -> None:
         train, val, test = split = list(train_val_test_split)
@@ -86,7 +87,7 @@ class PublishedDataModule(ImageDataModule):
     def load(self) -> dict[str, Split]:
         self.prepare_data()
         (images, labels), test = self.read()
-        train, val = split_off(images, labels, self.train_val_test_split[:2])
+        train, val = split_off(images, labels, self.train_val_test_split[:2], self.by_class)
         return {"train": train, "val": val, "test": test}
 
     def _download(self, md5s: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ import pytest
 from src.datamodules import published_datamodule
 from src.datamodules.cifar10_datamodule import ARCHIVE, PICKLES, CIFAR10DataModule
 from src.datamodules.fashion_mnist_datamodule import FashionMNISTDataModule
+from src.datamodules.flowers_datamodule import PACKED
 from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.datamodules.published_datamodule import PublishedDataModule
 
@@ -109,6 +110,7 @@ def is_there(kind: type[PublishedDataModule]) -> bool:
     return all((DATA_DIR / folder_of(kind) / name).is_file() for name in kind.files)  # type: ignore[attr-defined]
 
 
+HAS_FLOWERS = (DATA_DIR / PACKED).is_file()
 HAS_MNIST, HAS_FASHION, HAS_CIFAR10 = map(is_there, (MNISTDataModule, FashionMNISTDataModule, CIFAR10DataModule))
 
 
