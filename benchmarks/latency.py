@@ -65,7 +65,7 @@ def main() -> None:
         figures["int8_most"], figures["int8_mean"] = quantise(made["onnx"], made["int8"], CALIBRATION, 0, {})
         figures["torch_difference"] = export_program(sampler.model, made["torch"], sampler.about)
         ways = ways_to_draw(sampler, made, compiled=True)
-        found = latencies(ways, sampler.about.noise_shape, sampler.about.n_classes, args.seconds)
+        found = latencies(ways, sampler.about, args.seconds)
         sizes = {f"{each}_bytes": path.stat().st_size for each, path in made.items()}
     lines = [titles(), ["---"] * len(titles()), *rows(found)]
     eager, onnx, int8 = (next(found[name] for name in ways if word in name) for word in ("eager", "float32", "int8"))

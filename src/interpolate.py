@@ -15,14 +15,14 @@ from src.run.commands import find_checkpoint, next_command, typed_overrides
 from src.run.console import plain_console
 from src.run.files import atomic_write
 from src.run.trust import trusted_packages
-from src.sampling.options import open_sampler, out_folder, wanted_labels
+from src.sampling.options import check_truncation, drawing_options, open_sampler, out_folder, wanted
 from src.sampling.sampler import Noise, Sampler
 
 FRAME_MS = 80  # how long an animation shows a frame
 
 
 def interpolate(config: DictConfig) -> None:
-    """Writes, of the classes asked for and of `n_noises` noises:
+    """Writes, of the classes or prompts asked for and of `n_noises` noises:
 
     - `table.png`: one row a noise, one column a class. What a row has in common is what the noise says, whatever the
       class.
@@ -32,19 +32,22 @@ def interpolate(config: DictConfig) -> None:
       class and back to the first. A class alone has none.
 
     Raises:
-        UserError: the checkpoint cannot be used, or a label names no class.
+        UserError: the checkpoint cannot be used, a label names no class, or a prompt cannot be drawn.
     """
     out = out_folder(config.out)
     path = find_checkpoint(config.ckpt_path, config.work_dir)
-    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config))
-    labels = wanted_labels(config.labels, sampler.about)
+    drawing = drawing_options(config, "guidance", "negative")  # `steps` are those from one image to the next
+    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config), drawing=drawing)
+    check_truncation(config.truncation, sampler.about)
+    chosen = wanted(config, sampler.about)
+    labels = chosen.condition
     if not sampler.can_interpolate and len(labels) > 1:
         raise UserError(f"ckpt_path={path} cannot draw between classes: name the checkpoint that it was exported from")
     noises = Noise(sampler.about.noise_shape, config.seed, config.truncation)(config.n_noises)
     weights = np.linspace(0, 1, config.steps, dtype=np.float32)
     console = plain_console()
     made = []
-    cells = sampler.draw(Request(noises.repeat(len(labels), axis=0), np.tile(labels, len(noises))))
+    cells = sampler.draw(Request(noises.repeat(len(labels), axis=0), np.concatenate([labels] * len(noises))))
     made.append(save([grid(cells, len(labels))], out / "table.png"))
 
     ways = list(zip(noises, np.roll(noises, -1, axis=0), strict=True))
@@ -57,7 +60,7 @@ def interpolate(config: DictConfig) -> None:
         frames += [grid(cells, columns_for(len(cells))) for cells in np.stack(of_label, axis=1)]
     made.append(save(frames, out / "noises.gif"))
 
-    pairs = list(zip(labels, np.roll(labels, -1), strict=True)) if len(labels) > 1 else []
+    pairs = list(zip(labels, np.roll(labels, -1, axis=0), strict=True)) if len(labels) > 1 else []
     if pairs:
         rows = [between_classes(sampler, a, b, noises[:1], weights)[:, 0] for a, b in pairs]
         made.append(save([grid(np.concatenate(rows), len(weights))], out / "classes.png"))
@@ -67,8 +70,8 @@ def interpolate(config: DictConfig) -> None:
             frames += [grid(cells, columns_for(len(cells))) for cells in between]
         made.append(save(frames, out / "classes.gif"))
 
-    what = f"{len(labels)} classes and {len(noises)} noises of {path} ({sampler.about.weights} weights)"
-    console.print(what)
+    what = f"{len(chosen)} {chosen.kind} and {len(noises)} noises of {path} ({sampler.about.in_words()})"
+    console.print(what, highlight=False, markup=False)
     for each in made:
         console.print(f"{each.stem:<11} {each}")
     typed = [o for o in typed_overrides() or ["task=interpolate"] if o.partition("=")[0] not in ("seed", "ckpt_path")]
@@ -76,17 +79,21 @@ def interpolate(config: DictConfig) -> None:
     console.print(f"{'others':<11} {other}")
 
 
-def between_noises(sampler: Sampler, label: int, a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def between_noises(
+    sampler: Sampler, label: np.ndarray, a: np.ndarray, b: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """Images uint8 [len(weights), H, W, C] of a class from noise `a` (weight 0) to noise `b` (1)."""
     noises = np.stack([slerp(a, b, weight) for weight in weights])
-    return sampler.draw(Request(noises, np.full(len(weights), label)))
+    return sampler.draw(Request(noises, np.stack([label] * len(weights))))
 
 
-def between_classes(sampler: Sampler, a: int, b: int, noises: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def between_classes(
+    sampler: Sampler, a: np.ndarray, b: np.ndarray, noises: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """Images uint8 [len(weights), len(noises), H, W, C] from class `a` (weight 0) to class `b` (1)."""
     n = len(weights) * len(noises)
     every_noise = np.concatenate([noises] * len(weights))
-    drawn = sampler.draw(Request(every_noise, np.full(n, a), np.full(n, b), weights.repeat(len(noises))))
+    drawn = sampler.draw(Request(every_noise, np.stack([a] * n), np.stack([b] * n), weights.repeat(len(noises))))
     return drawn.reshape(len(weights), len(noises), *drawn.shape[1:])
 
 

@@ -16,7 +16,15 @@ from src.run.console import plain_console
 from src.run.files import atomic_write
 from src.run.trust import trusted_packages
 from src.sampling.labels import folder_names, metadata_row
-from src.sampling.options import open_sampler, out_folder, out_is_full, wanted_labels
+from src.sampling.options import (
+    Wanted,
+    check_truncation,
+    drawing_options,
+    open_sampler,
+    out_folder,
+    out_is_full,
+    wanted,
+)
 from src.sampling.sampler import BLOCK, About, Noise, Sampler
 from src.sampling.samples_file import write_samples
 
@@ -26,19 +34,24 @@ COLUMNS = 16  # of the grid, at most
 def sample(config: DictConfig) -> None:
     """Writes `samples.npz` (`images` uint8 [N, H, W, C], `labels` int64 [N]) and `grid.png`, one row a class.
 
+    Where prompts were typed, a row is a prompt, and `prompts`, text [N], takes the place of `labels`.
+
     Raises:
-        UserError: the checkpoint cannot be used, or a label names no class.
+        UserError: the checkpoint cannot be used, a label names no class, or a prompt cannot be drawn.
     """
     out = out_folder(config.out)
     path = find_checkpoint(config.ckpt_path, config.work_dir)
-    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config))
+    drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config), drawing=drawing)
     about = sampler.about
-    labels, n = wanted_labels(config.labels, about), config.n_per_label
-    total = len(labels) * n
+    check_truncation(config.truncation, about)
+    rows, n = wanted(config, about), config.n_per_label
+    texts = rows.condition if rows.prompts is None else np.array(rows.prompts)
+    total = len(rows) * n
     console = plain_console()
     # The grid shows a row a class, or a square of one class alone, which shows more than a row.
-    shown = min(n, COLUMNS**2 if len(labels) == 1 else COLUMNS)
-    n_columns = math.ceil(math.sqrt(shown)) if len(labels) == 1 else shown
+    shown = min(n, COLUMNS**2 if len(rows) == 1 else COLUMNS)
+    n_columns = math.ceil(math.sqrt(shown)) if len(rows) == 1 else shown
     cells: list[np.ndarray] = []
     columns = "drawing", BarColumn(), MofNCompleteColumn(), "images", TimeRemainingColumn()
     try:
@@ -46,20 +59,21 @@ def sample(config: DictConfig) -> None:
             bar = progress.add_task("", total=total)
 
             def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-                for start, images, its_labels in draw_all(sampler, config, labels):
+                for start, images, its_rows in draw_all(sampler, config, rows):
                     cells.extend(images[np.arange(start, start + len(images)) % n < shown])
                     if config.png:
-                        save_pngs(images, its_labels, start, about, out / "png")
-                    yield images, its_labels
+                        save_pngs(images, its_rows, start, rows, about, out / "png")
+                    yield images, texts[its_rows]
                     progress.advance(bar, len(images))
 
-            write_samples(out / "samples.npz", (total, about.img_size, about.img_size, about.channels), parts())
+            shape = (total, about.img_size, about.img_size, about.channels)
+            write_samples(out / "samples.npz", shape, parts(), prompts=rows.prompts is not None)
         with atomic_write(out / "grid.png") as file:
             Image.fromarray(grid(np.stack(cells), n_columns)).save(file)
     except OSError as error:
         raise out_is_full(error) from error
 
-    console.print(f"{total:,} images from {path} ({about.weights} weights)")
+    console.print(f"{total:,} images from {path} ({about.in_words()})", highlight=False, markup=False)
     made = [("samples", out / "samples.npz"), ("grid", out / "grid.png")] + [("pngs", out / "png")] * config.png
     for label, each in made:
         console.print(f"{label:<11} {each}")
@@ -71,24 +85,28 @@ def sample(config: DictConfig) -> None:
         console.print(f"{label:<11} {command}")
 
 
-def draw_all(sampler: Sampler, config: DictConfig, labels: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Draws `config.n_per_label` images of each label in turn; yields the first's index, images, and their labels."""
+def draw_all(sampler: Sampler, config: DictConfig, rows: Wanted) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Draws `config.n_per_label` images of each row in turn; yields the first's index, images, and their rows."""
     noise = Noise(sampler.about.noise_shape, config.seed, config.truncation)
-    total = len(labels) * config.n_per_label
+    total = len(rows) * config.n_per_label
     # Whole blocks: see `Sampler.draw`.
     step = -(-config.batch_size // BLOCK) * BLOCK
     for start in range(0, total, step):
-        its_labels = labels[np.arange(start, min(start + step, total)) // config.n_per_label]
-        yield start, sampler.draw(Request(noise(len(its_labels)), its_labels)), its_labels
+        its_rows = np.arange(start, min(start + step, total)) // config.n_per_label
+        yield start, sampler.draw(Request(noise(len(its_rows)), rows.condition[its_rows])), its_rows
 
 
-def save_pngs(images: np.ndarray, labels: np.ndarray, start: int, about: About, folder: Path) -> None:
-    """Saves each image as `CLASS/NUMBER.png`, and its class in `metadata.jsonl`; `datamodule=folder` reads them."""
-    names = folder_names(about.class_names)
+def save_pngs(images: np.ndarray, its_rows: np.ndarray, start: int, rows: Wanted, about: About, folder: Path) -> None:
+    """Saves each image as `CLASS/NUMBER.png`, and its class in `metadata.jsonl`; `datamodule=folder` reads them.
+
+    Prompts have folders of their own, and are captions there.
+    """
+    texts = [about.class_names[label] for label in rows.condition] if rows.prompts is None else rows.prompts
+    names = folder_names(texts)
     folder.mkdir(exist_ok=True)
     with open(folder / "metadata.jsonl", "a" if start else "w", encoding="utf-8") as table:
-        for number, (image, label) in enumerate(zip(images, labels, strict=True), start):
-            name = f"{names[label]}/{number:05}.png"
-            (folder / names[label]).mkdir(exist_ok=True)
+        for number, (image, row) in enumerate(zip(images, its_rows, strict=True), start):
+            name = f"{names[row]}/{number:05}.png"
+            (folder / names[row]).mkdir(exist_ok=True)
             Image.fromarray(image.squeeze(-1) if about.channels == 1 else image).save(folder / name)
-            table.write(metadata_row(name, about.class_names[label]))
+            table.write(metadata_row(name, texts[row], is_prompt=rows.prompts is not None))

@@ -65,6 +65,14 @@ if "DATA_DIR" not in os.environ:
 QUICK = ["datamodule=digits", "print_config=false", "trainer.enable_model_summary=false"]
 QUICK += ["callbacks.quality.cas=false"]
 
+SMALL_TEXT_MODEL = [
+    "model=flow_model",
+    "model/condition=digits",
+    "datamodule.img_size=8",
+    "model.denoiser.width=16",
+    "model.denoiser.depth=1",
+    "model.condition_dim=32",
+]
 needs_onnx = pytest.mark.extras(*REQUIRED)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -207,22 +215,33 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[t
             lock.write("made")
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of two epochs on the digits, with a moving average, for what is done with a trained model."""
+def trained_once(tmp_path_factory: pytest.TempPathFactory, name: str, *typed: str) -> Path:
+    """The last checkpoint of a run that is trained once for all workers."""
     from src.train import train
 
-    with made_once(tmp_path_factory, "checkpoint") as (folder, made):
+    with made_once(tmp_path_factory, name) as (folder, made):
         run_dir = folder / "logs" / "runs" / "today" / "trained"
         if not made:
             run_dir.mkdir(parents=True, exist_ok=True)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("WANDB_MODE", "offline")
-                typed = [*QUICK, "logger=none", "model.ema_half_life=500", "trainer.max_epochs=2", "name=trained"]
-                train(compose_config("train", *typed, f"work_dir={folder}", run_dir=run_dir))
+                every = [*QUICK, "logger=none", "model.ema_half_life=500", "trainer.max_epochs=2", "name=trained"]
+                train(compose_config("train", *every, *typed, f"work_dir={folder}", run_dir=run_dir))
             GlobalHydra.instance().clear()
             HydraConfig.instance().cfg = None
     return run_dir / "ckpts" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two epochs on the digits, with a moving average, for what is done with a trained model."""
+    return trained_once(tmp_path_factory, "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a model that reads text."""
+    return trained_once(tmp_path_factory, "text_checkpoint", *SMALL_TEXT_MODEL)
 
 
 @pytest.fixture(scope="module")

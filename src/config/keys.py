@@ -23,6 +23,12 @@ SITES = "a list of sites such as origins=[https://example.com,http://localhost:3
 ANY_VERB: dict[str, Any] = {"task": str, "work_dir": Path}
 WITH_MODEL = ANY_VERB | {"ckpt_path": Checkpoint, "weights": Literal["ema", "raw"], "trusted_packages": Packages}
 DRAWING = WITH_MODEL | {"seed": Seed, "out": Folder}
+PROMPTS = Annotated[str | list[str] | None, Field(description="text, or a list such as prompts='[\"a nine\"]'")]
+GUIDED: dict[str, Any] = {"guidance": Annotated[float, Field(ge=0, le=100)] | None, "negative": str | None}
+SOLVED: dict[str, Any] = GUIDED | {
+    "steps": Annotated[int, Field(ge=1, le=1000)] | None,
+    "solver": Literal["euler", "heun"] | None,
+}
 
 KEYS: dict[str, dict[str, Any]] = {
     "train": ANY_VERB
@@ -41,11 +47,24 @@ KEYS: dict[str, dict[str, Any]] = {
         "ignore_warnings": bool,
         "trusted_packages": Packages,
     },
-    "sample": DRAWING | {"labels": Labels, "n_per_label": Count, "truncation": Share, "batch_size": Count, "png": bool},
-    "interpolate": DRAWING | {"labels": Labels, "n_noises": Several, "steps": Several, "truncation": Share},
+    "sample": DRAWING
+    | SOLVED
+    | {
+        "labels": Labels,
+        "prompts": PROMPTS,
+        "n_per_label": Count,
+        "truncation": Share,
+        "batch_size": Count,
+        "png": bool,
+    },
+    "interpolate": DRAWING
+    | GUIDED
+    | {"labels": Labels, "prompts": PROMPTS, "n_noises": Several, "steps": Several, "truncation": Share},
     "evaluate": DRAWING
+    | SOLVED
     | {"ckpt_path": Checkpoint | list[Path], "n": Annotated[int, Field(ge=10)], "cas": bool, "data_dir": Path},
     "export": DRAWING
+    | SOLVED
     | {
         "formats": Annotated[
             Format | Annotated[list[Format], Field(min_length=1)] | None,
@@ -57,6 +76,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "compile": bool,
     },
     "serve": WITH_MODEL
+    | SOLVED
     | {
         "host": Annotated[str, Field(min_length=1, description="an address of this machine such as 127.0.0.1")],
         "port": Annotated[

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from src.evaluate.copies import draw_neighbours
 from src.evaluate.data import load_data
-from src.evaluate.inputs import open_inputs
+from src.evaluate.inputs import ModelInput, open_inputs
 from src.evaluate.measure import SURE, Result, compare, measure, measure_real
 from src.pictures.confusion import draw_confusion
 from src.run.commands import a_list, next_command, typed_overrides
@@ -24,7 +24,7 @@ from src.run.files import atomic_write
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.run.provenance import provenance
 from src.run.trust import trusted_packages
-from src.sampling.options import out_folder
+from src.sampling.options import drawing_options, out_folder
 
 
 def evaluate(config: DictConfig) -> None:
@@ -38,7 +38,8 @@ def evaluate(config: DictConfig) -> None:
     origin = provenance()
     console = Console(soft_wrap=True, emoji=False)
     out = out_folder(config.out)
-    inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights, trusted_packages(config))
+    drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights, trusted_packages(config), drawing)
     data = load_data(inputs, config.get("datamodule"), config.data_dir)
     datamodule = next(iter(data.values()))
     known = [counts for each in inputs if (counts := each.available(datamodule)) is not None]
@@ -107,6 +108,9 @@ def print_table(results: Sequence[Result], differences: dict[str, dict[str, Any]
     elif len(results) > 1:
         console.print("images of several sizes: compare each with the real images of its size")
     for result in results:
+        if isinstance(result.source, ModelInput):
+            said = f"{result.source.name}: {result.source.sampler.about.in_words()}"
+            console.print(said, highlight=False, markup=False)
         for text in result.alarms.values():
             console.print(f"warning: {result.source.name}: {text}", style="yellow", highlight=False, markup=False)
 

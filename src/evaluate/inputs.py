@@ -202,10 +202,16 @@ def _blamed_on(path: Path) -> Iterator[None]:
         raise UserError(f"ckpt_path={path}: {error}") from error
 
 
-def open_inputs(ckpt_path: Any, work_dir: str, weights: str, trusted: Sequence[str] = ()) -> list[Input]:
+def open_inputs(
+    ckpt_path: Any,
+    work_dir: str,
+    weights: str,
+    trusted: Sequence[str] = (),
+    drawing: Mapping[str, Any] | None = None,
+) -> list[Input]:
     """Opens what `ckpt_path` names, each once: checkpoints, ONNX files, `samples.npz` and folders of pictures.
 
-    The newest run is looked for in `work_dir`; `weights` and `trusted` are those of `open_sampler`.
+    The newest run is looked for in `work_dir`; `weights`, `trusted` and `drawing` are those of `open_sampler`.
 
     Raises:
         UserError: one of them cannot be used, or there are too many.
@@ -228,7 +234,7 @@ def open_inputs(ckpt_path: Any, work_dir: str, weights: str, trusted: Sequence[s
         elif path.suffix == ".npz":
             inputs.append(FileInput(path))
         else:
-            inputs.append(ModelInput(path, open_sampler(path, weights, trusted=trusted)))
+            inputs.append(ModelInput(path, open_sampler(path, weights, trusted=trusted, drawing=drawing)))
         inputs[-1].name = name
     return inputs
 

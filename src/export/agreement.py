@@ -17,10 +17,15 @@ EXACT, COARSE = 1e-4, 5e-2
 
 
 def examples(model: ImageModel) -> list[Request[Tensor]]:
-    """Float32 inputs on the CPU: one request of classes, and one between classes."""
+    """Float32 inputs on the CPU: one request of conditions, and one between conditions."""
     rng = torch.Generator().manual_seed(0)
-    noise, labels = model.draw_noise(N_CHECKED, rng).float(), torch.arange(N_CHECKED) % model.n_classes
-    return [Request(noise, labels), Request(noise, labels, labels.flip(0), torch.rand(N_CHECKED, generator=rng))]
+    noise = model.draw_noise(N_CHECKED, rng).float()
+    if model.n_classes:
+        condition = model.as_condition(torch.arange(N_CHECKED) % model.n_classes)
+    else:
+        condition = model.encode([f"picture {i}" for i in range(N_CHECKED)])
+    others, weight = condition.flip(0), torch.rand(N_CHECKED, generator=rng)
+    return [Request(noise, condition), Request(noise, condition, others, weight)]
 
 
 def check_agreement(

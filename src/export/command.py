@@ -22,7 +22,7 @@ from src.run.commands import a_list, find_checkpoint, next_command
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
 from src.sampling.checkpoint_sampler import CheckpointSampler
-from src.sampling.options import open_sampler, out_folder, out_is_full
+from src.sampling.options import drawing_options, open_sampler, out_folder, out_is_full
 from src.sampling.sampler import Noise
 
 FILES = {
@@ -46,10 +46,11 @@ def export(config: DictConfig) -> None:
     chosen = [config.formats] if isinstance(config.formats, str) else config.formats or USUAL
     formats = [each for each in FILES if each in chosen]
     path = find_checkpoint(config.ckpt_path, config.work_dir)
-    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config))
+    drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    sampler = open_sampler(path, config.weights, trusted=trusted_packages(config), drawing=drawing)
     if not isinstance(sampler, CheckpointSampler):
         raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
-    images = sampler.run(Request(Noise(sampler.about.noise_shape, 0)(1), np.zeros(1, np.int64)))
+    images = sampler.run(Request(Noise(sampler.about.noise_shape, 0)(1), sampler.about.examples(1)))
     if not np.isfinite(images).all():
         raise UserError(
             f"ckpt_path={path} draws images that are not finite, as its training has diverged: choose another"
@@ -65,7 +66,7 @@ def export(config: DictConfig) -> None:
     console = plain_console()
     about = sampler.about
     alone = ", as there is no moving average" if config.weights == "ema" and about.weights == "raw" else ""
-    console.print(f"{path} of {about.run}: {about.weights} weights{alone}")
+    console.print(f"{path} of {about.run}: {about.in_words()}{alone}")
     if missing:
         formats = ["torch"]
         console.print(f"left out    onnx and int8, which need {', '.join(missing)}: {EXTRAS}")
@@ -77,7 +78,7 @@ def export(config: DictConfig) -> None:
     if config.latency:
         with console.status("timing"):
             ways = ways_to_draw(sampler, made, config.compile)
-            found = latencies(ways, about.noise_shape, about.n_classes, TIMED_S)
+            found = latencies(ways, about, TIMED_S)
         console.print(to_table(found, f"median of a batch, {threads()}"))
     ours = [str(made[each]) for each in ("onnx", "int8") if each in made] or [str(path)]
     console.print(f"sample      {next_command('task=sample', f'ckpt_path={ours[0]}')}")

@@ -17,7 +17,7 @@ from src.export.to_torch import drawing, program_run
 from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.onnx_sampler import OnnxSampler
-from src.sampling.sampler import Noise
+from src.sampling.sampler import About, Noise
 
 BATCHES = (1, 16, 256)
 ROUNDS = 5
@@ -40,7 +40,7 @@ def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled:
     if compiled:
         way = ways["torch compiled"] = drawing(torch.compile(network, dynamic=False))
         try:
-            way(Request(Noise(sampler.about.noise_shape, 0)(1), np.zeros(1, np.int64)))
+            way(request_for(sampler.about, 1))
         except Exception as error:  # of many kinds, and long
             reason = telling(str(error))
             raise UserError(
@@ -58,15 +58,17 @@ def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled:
     return ways
 
 
-def latencies(
-    ways: Mapping[str, Draw], noise_shape: tuple[int, ...], n_classes: int, seconds: float
-) -> dict[str, dict[int, float]]:
+def request_for(about: About, n: int) -> Request[np.ndarray]:
+    """A request of n images, as a network reads it."""
+    return Request(Noise(about.noise_shape, 0)(n), about.condition(about.examples(n)))
+
+
+def latencies(ways: Mapping[str, Draw], about: About, seconds: float) -> dict[str, dict[int, float]]:
     """Times each way of drawing, all in turn and several times over, so that a busy machine hits all alike.
 
     Args:
         ways: what draws, by name.
-        noise_shape: shape of the noise of one image.
-        n_classes: labels are 0 to n_classes - 1.
+        about: the model that they draw with.
         seconds: for each way and batch size, at least.
 
     Returns:
@@ -74,7 +76,7 @@ def latencies(
     """
     found: dict[str, dict[int, float]] = {name: {} for name in ways}
     for batch in BATCHES:
-        request = Request(Noise(noise_shape, 0)(batch), np.arange(batch) % n_classes)
+        request = request_for(about, batch)
         timers = {
             name: Timer(
                 "draw(request)", globals={"draw": draw, "request": request}, num_threads=torch.get_num_threads()

@@ -52,9 +52,7 @@ def quantise(source: Path, path: Path, images: int, seed: int, more: Mapping[str
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     exact = OnnxSampler(source)
-    request = Request(
-        Noise(exact.about.noise_shape, seed + 1)(N_COMPARED), np.arange(N_COMPARED) % exact.about.n_classes
-    )
+    request = Request(Noise(exact.about.noise_shape, seed + 1)(N_COMPARED), exact.about.examples(N_COMPARED))
     expected = exact.run(request)
     model = onnx.load_model(source)
     metadata = {each.key: each.value for each in model.metadata_props} | dict(more)
@@ -103,12 +101,13 @@ class Calibration:
     """
 
     def __init__(self, sampler: Sampler, images: int, seed: int) -> None:
-        self._labels = np.arange(images) % sampler.about.n_classes
-        self._noise = Noise(sampler.about.noise_shape, seed)(images)
+        about = sampler.about
+        self._inputs = {"prompts" if about.reads_text else "labels": about.condition(about.examples(images))}
+        self._inputs["noise"] = Noise(about.noise_shape, seed)(images)
         self._blocks: Iterator[int] = iter(())
 
     def __len__(self) -> int:
-        return math.ceil(len(self._labels) / BLOCK)
+        return math.ceil(len(self._inputs["noise"]) / BLOCK)
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Which blocks come next."""
@@ -118,5 +117,5 @@ class Calibration:
         """The next block's inputs; None: there are no more."""
         for block in self._blocks:
             part = slice(block * BLOCK, (block + 1) * BLOCK)
-            return {"noise": self._noise[part], "labels": self._labels[part]}
+            return {name: values[part] for name, values in self._inputs.items()}
         return None

@@ -25,9 +25,9 @@ REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[str, str] | None = None) -> float:
     """Writes a model's sampler to a file, and tries the file.
 
-    Its inputs are `noise`, float32 [N, ...], standard normal, and `labels`, int64 [N]; its output is `images`, float32
-    [N, C, H, W] in [-1, 1]. N is free. Two more inputs may be left out: `others`, int64 [N], classes to go to, and
-    `weight`, float32 [N], how far, from 0 to 1. The model is left as it is.
+    Its inputs are `noise`, float32 [N, ...], standard normal, and `labels`, int64 [N], or `prompts`, int64 [N, LENGTH],
+    as `to_codes` makes them; its output is `images`, float32 [N, C, H, W] in [-1, 1]. N is free. Two more inputs may be
+    left out: `others`, what to go to, and `weight`, float32 [N], how far, from 0 to 1. The model is left as it is.
 
     Args:
         model: trained.
@@ -56,21 +56,25 @@ def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[
             Interpolating(plain_copy(model.sampler(average))),
             (inputs.noise, inputs.condition, inputs.others, inputs.weight),
             dynamo=True,
-            input_names=["noise", "labels", "others", "weight"],
+            input_names=["noise", "prompts" if about.reads_text else "labels", "others", "weight"],
             output_names=["images"],
             dynamic_shapes=(batch,) * 4,
             verbose=False,
         )
     assert program is not None
     graph = program.model.graph
-    optional: dict[str, Any] = {"others": np.zeros(1, np.int64), "weight": np.zeros(1, np.float32)}
+    nothing = np.zeros((1, *model.condition_shape), np.int64)
+    optional: dict[str, Any] = {"others": nothing, "weight": np.zeros(1, np.float32)}
     for value, (name, default) in zip(graph.inputs[2:], optional.items(), strict=True):
         # An input with a value may be left out: that one value then stands for every image.
-        value.shape = onnx_ir.Shape(["batch_or_1"])
+        value.shape = onnx_ir.Shape(["batch_or_1", *default.shape[1:]])
         value.const_value = onnx_ir.tensor(default, name=name)
         graph.initializers[name] = value
     for node in graph:
         node.metadata_props.clear()  # where in the sources it comes from, with paths of this machine
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = None  # torch takes `others` to have N rows
     program.model.metadata_props.update(about.to_metadata() | {"range": "[-1, 1]"} | dict(more or {}))
     program.save(path, external_data=False)  # one file, weights and all
 
@@ -79,15 +83,15 @@ def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[
 
 
 class Interpolating(nn.Module):
-    """A generator with two more inputs: the classes to go to, and how far."""
+    """A sampler with two more inputs: what to go to, and how far."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, noise: Tensor, labels: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-        """Noise [N, ...], labels and others int64 [N], weight [N] -> images [N, C, H, W]."""
-        return draw_between(self.network, noise, labels, others, weight)
+    def forward(self, noise: Tensor, condition: Tensor, others: Tensor, weight: Tensor) -> Tensor:
+        """Noise [N, ...], condition and others int64 [N, ...], weight [N] -> images [N, C, H, W]."""
+        return draw_between(self.network, noise, condition, others, weight)
 
 
 def plain_copy(network: nn.Module) -> nn.Module:

@@ -67,7 +67,8 @@ def build_engine(source: Path, path: Path, model: ImageModel, about: About) -> f
     if not parser.parse(graph.SerializeToString()):
         raise ValueError(f"TensorRT cannot read the generator: {parser.get_error(0)}")
     profile = builder.create_optimization_profile()
-    for name, rest in (("noise", about.noise_shape), ("labels", ())):
+    condition = ("prompts", model.condition_shape) if about.reads_text else ("labels", ())
+    for name, rest in (("noise", about.noise_shape), condition):
         profile.set_shape(name, *((n, *rest) for n in (SMALLEST, USUAL, LARGEST)))
     config = builder.create_builder_config()
     config.add_optimization_profile(profile)
@@ -90,7 +91,7 @@ def engine_run(path: Path) -> Draw:
     def run(request: Request[np.ndarray]) -> np.ndarray:
         tensors = {
             "noise": torch.from_numpy(request.noise).cuda(),
-            "labels": torch.from_numpy(request.condition).cuda(),
+            ("prompts" if request.condition.ndim > 1 else "labels"): torch.from_numpy(request.condition).cuda(),
         }
         for name, tensor in tensors.items():
             context.set_input_shape(name, tuple(tensor.shape))

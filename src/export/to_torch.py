@@ -19,8 +19,9 @@ from src.sampling.sampler import About
 def export_program(model: ImageModel, path: Path, about: About, more: Mapping[str, str] | None = None) -> float:
     """Writes a model's sampler to a file, and tries the file.
 
-    `torch.export.load(path).module()` takes noise, float32 [N, ...], and labels, int64 [N], and returns images, float32
-    [N, C, H, W] in [-1, 1]. N is free. What is known of the generator is JSON under the name `metadata.json`:
+    `torch.export.load(path).module()` takes noise, float32 [N, ...], and labels, int64 [N], or prompts, int64
+    [N, LENGTH], and returns images, float32 [N, C, H, W] in [-1, 1]. N is free. What is known of the generator is JSON
+    under the name `metadata.json`:
     `torch.export.load(path, extra_files=found)` puts it into the dictionary `found` where that has the name as a key.
 
     The format is torch's own: another version may not read it, and reading may unpickle, so that only files of people

@@ -98,8 +98,8 @@ class FlowModel(ScheduledModel):
         ema_half_life: Positive | None = 50_000,
         schedule: Schedule | None = None,
         schedule_batches: Count | None = None,
-        time_mean: float = -0.4,
-        time_std: Positive = 1.0,
+        time_mean: float = -0.8,
+        time_std: Positive = 0.8,
         condition_dropout: Share = 0.1,
         clip_grad_norm: Positive | None = None,
         guidance: Guidance = 1.5,
@@ -124,19 +124,24 @@ class FlowModel(ScheduledModel):
         self.condition_dropout = condition_dropout
         self.clip_grad_norm = clip_grad_norm
         self.drawing: dict[str, Any] = {"guidance": guidance, "steps": steps, "solver": solver}
+        if self.condition_shape:
+            self.drawing["negative"] = ""
         self.ema = None if ema_half_life is None else EMA(self.network, ema_half_life)
         self.has_average = self.ema is not None
         self.canonical: Tensor | None
         self.register_buffer("canonical", None, persistent=False)
         if prompts is not None:
-            self.canonical = self.encode(prompts.canonical())
+            self.prompts_of_classes = prompts.canonical()
+            self.canonical = self.encode(self.prompts_of_classes)
         self.configure_optimizers()  # would otherwise be refused only after the data is loaded
 
     # What others ask of it
 
     def sampler(self, average: bool) -> nn.Module:
         network: Any = self.ema.network if average and self.ema is not None else self.network
-        return FlowSampler(network, **self.drawing)
+        options = dict(self.drawing)
+        negative = options.pop("negative", "")
+        return FlowSampler(network, **options, negative=self.encode([negative])[0] if negative else None)
 
     def start_average(self) -> None:
         if self.ema is not None:
@@ -147,6 +152,14 @@ class FlowModel(ScheduledModel):
             return super().encode(prompts)
         check_prompts(prompts)
         return torch.from_numpy(to_codes(prompts)).to(self.device)
+
+    def draw_with(self, options: Mapping[str, Any]) -> None:
+        super().draw_with(options)
+        if negative := self.drawing.get("negative"):
+            try:
+                check_prompts([negative])
+            except ValueError as error:
+                raise ValueError(f"negative: {error}") from error
 
     def as_condition(self, labels: Tensor) -> Tensor:
         return self.canonical[labels] if self.canonical is not None and labels.dim() == 1 else labels

@@ -27,7 +27,8 @@ class ImageModel(LightningModule):
         noise_shape: shape of the noise of one image.
         condition_shape: shape of the condition of one image: () for a label, (LENGTH,) for a prompt.
         prompts: what people type for its classes, where it reads text and was not trained on captions.
-        drawing: how it draws, as far as that can be chosen, such as its guidance.
+        drawing: how it draws, as far as that can be chosen, such as its guidance: plain values.
+        prompts_of_classes: what stands for each class where the model reads text.
         has_average: whether there is a moving average of the weights.
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
         confusions: of the last validation or test, by a name in `tables`: int64 [N, N], how often the model took
@@ -48,6 +49,7 @@ class ImageModel(LightningModule):
     condition_shape: tuple[int, ...] = ()
     prompts: Prompts | None = None
     drawing: Mapping[str, Any] = {}
+    prompts_of_classes: Sequence[str] = ()
     has_average: bool = False
     progress_metrics: tuple[str, ...] = ()
     confusions: Mapping[str, Tensor] = {}
@@ -86,6 +88,18 @@ class ImageModel(LightningModule):
             ValueError: the model reads no text, or a prompt is empty or too long.
         """
         raise ValueError("this model draws classes and reads no text")
+
+    def draw_with(self, options: Mapping[str, Any]) -> None:
+        """Draws in another way from now on; `options` are some of `drawing`.
+
+        Raises:
+            ValueError: the model cannot be told one of them.
+        """
+        for name, value in options.items():
+            if name not in self.drawing:
+                others = f"choose among {', '.join(self.drawing)}" if self.drawing else "it has no such options"
+                raise ValueError(f"{name}={value} is not an option of a {type(self).__name__}: leave it out ({others})")
+        self.drawing = {**self.drawing, **options}
 
     def as_condition(self, labels: Tensor) -> Tensor:
         """What the sampler reads, int64 [N, *condition_shape], for labels int64 [N]; anything else stays."""

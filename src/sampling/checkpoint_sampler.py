@@ -23,18 +23,29 @@ class CheckpointSampler(Sampler):
         path: the checkpoint.
         weights: `ema`: the moving average of the weights where there is one; `raw`: the weights themselves.
         trusted: packages other than ours whose classes it may name, each with a dot at its end.
+        drawing: how to draw, where another way than the model's own is wanted, by the keys of `ImageModel.drawing`.
 
     Raises:
-        UserError: the checkpoint cannot be used, or its model draws no images of classes.
+        UserError: the checkpoint cannot be used, its model draws no images of classes, or it cannot draw that way.
     """
 
-    def __init__(self, path: Path, weights: str = "ema", trusted: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        weights: str = "ema",
+        trusted: Sequence[str] = (),
+        drawing: Mapping[str, Any] | None = None,
+    ) -> None:
         checkpoint = read_checkpoint(path)
         model: Any = build_model(checkpoint, path, trusted)
         if not isinstance(model, ImageModel):
             raise UserError(
                 f"ckpt_path={path} holds a {type(model).__name__}, which draws no images of classes: choose another one"
             )
+        try:
+            model.draw_with(drawing or {})
+        except ValueError as error:
+            raise UserError(f"{error}, or choose another ckpt_path") from error
         self.model = model
         self.trusted = trusted
         # As the file has it, not to be trusted: how the data were served, and which they were.
@@ -76,6 +87,9 @@ def about_model(model: ImageModel, weights: str, run: Any, data: Any, commit: An
         channels=model.channels,
         img_size=model.img_size,
         noise_shape=model.noise_shape,
+        reads_text=bool(model.condition_shape),
+        prompts=tuple(model.prompts_of_classes),
+        drawing=dict(model.drawing),
         weights="ema" if weights == "ema" and model.has_average else "raw",
         run=str(run),
         data=str(data.get("source") or ""),

@@ -109,6 +109,9 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
     return names
 
 
-def metadata_row(file_name: str, class_name: str) -> str:
-    """A line of `metadata.jsonl`, Hugging Face's convention for folders of pictures; `datamodule=folder` reads it."""
-    return json.dumps({"file_name": file_name, "label": class_name}, ensure_ascii=False) + "\n"
+def metadata_row(file_name: str, text: str, is_prompt: bool = False) -> str:
+    """A line of `metadata.jsonl`, Hugging Face's convention for folders of pictures; `datamodule=folder` reads it.
+
+    `text` is the name of the picture's class, or with `is_prompt` what it was drawn from.
+    """
+    return json.dumps({"file_name": file_name, "text" if is_prompt else "label": text}, ensure_ascii=False) + "\n"

@@ -8,6 +8,7 @@ import numpy as np
 
 from src.config.explain import EXTRAS
 from src.errors import UserError
+from src.models.prompts import LENGTH
 from src.models.request import Request
 from src.sampling.sampler import About, Sampler
 
@@ -46,7 +47,9 @@ class OnnxSampler(Sampler):
         shapes = {each.name: each.shape for each in self.session.get_inputs()}
         try:
             self.about = About.from_metadata(self.session.get_modelmeta().custom_metadata_map)
-            if list(shapes["noise"][1:]) != list(self.about.noise_shape) or len(shapes["labels"]) != 1:
+            self._input = "prompts" if self.about.reads_text else "labels"
+            rest = [LENGTH] if self.about.reads_text else []
+            if [list(shapes[name][1:]) for name in ("noise", self._input)] != [list(self.about.noise_shape), rest]:
                 raise ValueError("the inputs do not fit what is said of them")
         except (KeyError, ValueError) as error:
             raise UserError(
@@ -55,7 +58,7 @@ class OnnxSampler(Sampler):
         self.can_interpolate = "others" in {each.name for each in self.session.get_overridable_initializers()}
 
     def run(self, request: Request[np.ndarray]) -> np.ndarray:
-        inputs = {"noise": request.noise, "labels": request.condition}
+        inputs = {"noise": request.noise, self._input: self.about.condition(request.condition)}
         if request.others is not None and request.weight is not None:
-            inputs |= {"others": request.others, "weight": request.weight}
+            inputs |= {"others": self.about.condition(request.others), "weight": request.weight}
         return self.session.run(["images"], inputs)[0]

@@ -3,12 +3,14 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from src.config.types import Count
+from src.models.prompts import to_codes
 from src.models.request import Request
 from src.pictures.grid import to_uint8
 
@@ -31,9 +33,12 @@ class About:
         commit: the code that trained it.
         checkpoint: the name of the checkpoint's file.
         checkpoint_sha256: that file's checksum, in hexadecimal.
+        reads_text: whether it draws prompts; else classes alone.
+        prompts: of a model that reads text, what stands for each class, if anything does.
+        drawing: how it draws, as far as that can be chosen: `guidance`, `steps`, `solver`, `negative`.
     """
 
-    n_classes: Count
+    n_classes: Annotated[int, Field(ge=0)]
     class_names: tuple[str, ...]
     channels: Count
     img_size: Count
@@ -44,6 +49,9 @@ class About:
     commit: str
     checkpoint: str
     checkpoint_sha256: str
+    reads_text: bool = False
+    prompts: tuple[str, ...] = ()
+    drawing: Mapping[str, int | float | str] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
         """Metadata as strings; other values as JSON."""
@@ -59,9 +67,28 @@ class About:
         """
         values = {f.name: known[f.name] if f.type is str else json.loads(known[f.name]) for f in fields(cls)}
         about = TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
-        if len(about.class_names) != about.n_classes:
-            raise ValueError("there must be a name for each class")
+        if len(about.class_names) != about.n_classes or len(about.prompts) not in (0, about.n_classes):
+            raise ValueError("there must be a name for each class, and a prompt for each or none")
+        if not about.n_classes and not about.reads_text:
+            raise ValueError("there must be something to draw")
+        if isinstance(about.drawing.get("guidance"), str):
+            raise ValueError("guidance must be a number")
         return about
+
+    def condition(self, labels: np.ndarray) -> np.ndarray:
+        """What the model reads for labels int64 [N]: these, or prompts int64 [N, LENGTH]; prompts stay as they are."""
+        return to_codes(self.prompts)[labels] if self.reads_text and labels.ndim == 1 else labels
+
+    def examples(self, n: int) -> np.ndarray:
+        """What to try a model with, int64 [n] or [n, LENGTH]: its classes in turn, or any text."""
+        if self.reads_text and not self.prompts:
+            return to_codes([f"picture {i}" for i in range(n)])
+        return np.arange(n) % self.n_classes
+
+    def in_words(self) -> str:
+        """Which weights draw, and how."""
+        said = [f"{name} {value}" for name, value in self.drawing.items() if value != ""]
+        return ", ".join([f"{self.weights} weights", *said])
 
 
 class Sampler(ABC):

@@ -21,10 +21,13 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # all that NumPy writes
 TO_UINT8 = "save ((images + 1) * 127.5).round().astype('uint8') where they are in [-1, 1], or images * 255 of [0, 1]"
 
 
-def write_samples(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+def write_samples(
+    path: Path, shape: tuple[int, ...], parts: Iterable[tuple[np.ndarray, np.ndarray]], prompts: bool = False
+) -> None:
     """Writes `images` uint8 [N, H, W, C] and `labels` int64 [N] to a `.npz` part by part, in bounded memory.
 
     The same images and labels are the same bytes, whatever the parts. The file appears under its name when it is whole.
+    With `prompts`, what belongs to the images is text, all of one dtype, and is called `prompts`.
 
     Args:
         path: the file.
@@ -34,17 +37,18 @@ def write_samples(path: Path, shape: tuple[int, ...], parts: Iterable[tuple[np.n
     Raises:
         UserError: they cannot be written; what was there before stays.
     """
-    labels = []
+    texts = []
     with atomic_write(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         with archive.open("images.npy", "w", force_zip64=True) as member:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             npy.write_array_header_1_0(member, header)
-            for images, its_labels in parts:
+            for images, its_texts in parts:
                 member.write(images.tobytes())
-                labels.append(its_labels.astype(np.int64))
-        with archive.open("labels.npy", "w", force_zip64=True) as member:
-            npy.write_array_header_1_0(member, {"descr": "<i8", "fortran_order": False, "shape": shape[:1]})
-            for each in labels:
+                texts.append(its_texts if prompts else its_texts.astype(np.int64))
+        with archive.open("prompts.npy" if prompts else "labels.npy", "w", force_zip64=True) as member:
+            header = {"descr": texts[0].dtype.str, "fortran_order": False, "shape": shape[:1]}
+            npy.write_array_header_1_0(member, header)
+            for each in texts:
                 member.write(each.tobytes())
 
 

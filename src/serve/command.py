@@ -9,9 +9,10 @@ import os
 import shlex
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -23,7 +24,7 @@ from src.models.request import Request
 from src.run.commands import find_checkpoint
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
-from src.sampling.options import open_sampler
+from src.sampling.options import drawing_options, open_sampler
 from src.sampling.sampler import Noise, Sampler
 
 KEY = "SERVE_API_KEY"  # the environment variable
@@ -56,7 +57,8 @@ def serve(config: DictConfig) -> None:
         from src.serve.server import Server
     except ImportError as error:
         raise UserError(f"task=serve needs {error.name}: pip install -r requirements-serve.txt") from error
-    sampler = open_for_serving(path, config.weights, trusted_packages(config))
+    drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    sampler = open_for_serving(path, config.weights, trusted_packages(config), drawing)
     about = sampler.about
 
     registry = CollectorRegistry()
@@ -125,13 +127,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def open_for_serving(path: Path, weights: str, trusted: Sequence[str]) -> Sampler:
+def open_for_serving(path: Path, weights: str, trusted: Sequence[str], drawing: Mapping[str, Any]) -> Sampler:
     """Opens a checkpoint or ONNX file with ONNX Runtime, and draws two images with it.
 
     A checkpoint is exported by a process of its own: torch takes ten times the memory of serving.
     """
     if path.suffix == ".onnx":
-        sampler = open_sampler(path, weights, threads=1)
+        sampler = open_sampler(path, weights, threads=1, drawing=drawing)
     else:
         with (
             plain_console().status(f"exporting {path.name} for ONNX Runtime"),
@@ -140,7 +142,7 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str]) -> Sample
         ):
             file = Path(folder) / "generator.onnx"
             try:
-                process.submit(export_checkpoint, path, weights, file, trusted).result()
+                process.submit(export_checkpoint, path, weights, file, trusted, drawing).result()
             except ImportError as error:
                 raise UserError(
                     f"ckpt_path={path} needs {error.name} to be exported: {EXTRAS}, or serve the generator.onnx that"
@@ -152,7 +154,7 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str]) -> Sample
     if about.channels not in (1, 3) or about.img_size > 2048:  # a file can claim anything
         raise UserError(f"ckpt_path={path} claims images of {shape[1:]}, which cannot be served: choose another one")
     try:
-        images = sampler.run(Request(Noise(about.noise_shape, 0)(2), np.zeros(2, np.int64)))
+        images = sampler.run(Request(Noise(about.noise_shape, 0)(2), about.examples(2)))
     except Exception as error:  # onnxruntime's kinds share no base
         raise UserError(f"ckpt_path={path} cannot draw ({str(error)[:200]}): choose another one") from error
     if images.shape != shape or images.dtype != np.float32 or not np.isfinite(images).all():
@@ -160,9 +162,9 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str]) -> Sample
     return sampler
 
 
-def export_checkpoint(path: Path, weights: str, out: Path, trusted: Sequence[str]) -> None:
+def export_checkpoint(path: Path, weights: str, out: Path, trusted: Sequence[str], drawing: Mapping[str, Any]) -> None:
     from src.export.to_onnx import export_generator
     from src.sampling.checkpoint_sampler import CheckpointSampler
 
-    sampler = CheckpointSampler(path, weights, trusted)
+    sampler = CheckpointSampler(path, weights, trusted, drawing)
     export_generator(sampler.model, out, sampler.about)

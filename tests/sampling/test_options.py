@@ -12,7 +12,8 @@ TWELVE = [str(i) for i in range(1, 13)]
 
 
 def typed(labels: Any, names: list[str]) -> list[int]:
-    return wanted_labels(labels, SimpleNamespace(class_names=names, n_classes=len(names))).tolist()  # type: ignore[arg-type]
+    about = SimpleNamespace(reads_text=False, class_names=names, n_classes=len(names))
+    return wanted_labels(labels, about).tolist()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

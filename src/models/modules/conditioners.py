@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, one_hot, scaled_dot_product_attention
+from torch.nn.functional import gelu, one_hot, pad, scaled_dot_product_attention
 
 from src.config.types import Count
 from src.models.prompts import LENGTH
@@ -59,8 +59,7 @@ class TextConditioner(nn.Module):
         self.nothing: Tensor
         self.register_buffer("nothing", torch.zeros(LENGTH, dtype=torch.int64), persistent=False)
         self.trigrams = nn.Embedding(n_buckets, dim)
-        self.summary = nn.Parameter(torch.randn(dim) * 0.5)
-        self.positions = nn.Parameter(torch.randn(n_words, dim) * 0.1)
+        self.positions = nn.Parameter(torch.randn(n_words + 1, dim) * 0.1)  # the first is the summary's
         self.layers = nn.ModuleList(EncoderLayer(dim, n_heads) for _ in range(n_layers))
         self.norm = nn.LayerNorm(dim)
 
@@ -68,9 +67,9 @@ class TextConditioner(nn.Module):
         """Code points int64 [N, LENGTH] as `to_codes` makes them, all 0 for no text -> [N, dim]."""
         if self.training:  # where nobody compares bytes, padding that no text of the batch needs is left out
             condition = condition[:, : int((condition > 0).sum(1).max()) + 1]
-        before, after = torch.zeros_like(condition[:, :1]) + SPACE, torch.zeros_like(condition[:, :1])
+        # No shape enters the sums: in an exported file, one row may stand for all.
         codes = torch.where(condition == 0, SPACE, condition)
-        previous, following = torch.cat([before, codes[:, :-1]], 1), torch.cat([codes[:, 1:], after + SPACE], 1)
+        previous, following = pad(codes[:, :-1], (1, 0), value=SPACE), pad(codes[:, 1:], (0, 1), value=SPACE)
         hashed = ((previous * FACTOR + codes) * FACTOR + following) % self.trigrams.num_embeddings
         is_letter = codes != SPACE
         starts = is_letter & (previous == SPACE)
@@ -82,8 +81,8 @@ class TextConditioner(nn.Module):
         lengths = members.sum(2, keepdim=True)
         words = members @ self.trigrams(hashed) / lengths.clamp(min=1).sqrt()
         there = lengths[:, :, 0] > 0
-        features = torch.cat([self.summary.expand(words.shape[0], 1, -1), words + self.positions[:n_words]], 1)
-        mask = torch.cat([torch.ones_like(there[:, :1]), there], 1)[:, None, None, :]
+        features = pad(words, (0, 0, 1, 0)) + self.positions[: n_words + 1]
+        mask = pad(there, (1, 0), value=True)[:, None, None, :]
         for layer in self.layers:
             features = layer(features, mask)
         return self.norm(features[:, 0])
