@@ -91,9 +91,7 @@ class LogQuality(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module, "test")
-        # Who limits the test wants it quick, as `debug=true` does.
-        whole = not trainer.fast_dev_run and trainer.limit_test_batches == 1.0  # type: ignore[attr-defined]
-        if self.cas and whole:
+        if self.cas and is_whole(trainer):
             evaluator = self.evaluators["test"]
             pixels = draw(trainer, pl_module, evaluator.cas_labels, SEEDS["cas"])  # type: ignore[arg-type]
             cas = on_rank_zero(trainer, lambda: evaluator.cas(pixels))
@@ -155,6 +153,12 @@ def evaluator_of_test(trainer: Trainer) -> Evaluator | None:
     """What `LogQuality` measures with after the test, for callbacks beside it; None: nothing is measured."""
     found = (each.evaluators.get("test") for each in trainer.callbacks if isinstance(each, LogQuality))  # type: ignore[attr-defined]
     return next(found, None)
+
+
+def is_whole(trainer: Trainer) -> bool:
+    """Whether the test is not cut short: who limits it wants it quick, as `debug=true` does."""
+    limit = trainer.limit_test_batches
+    return isinstance(limit, float) and limit == 1  # as a whole number, 1 is one batch
 
 
 def on_rank_zero(trainer: Trainer, work: Callable[[], T]) -> T:
