@@ -30,7 +30,7 @@ ASIDE |= {"trainer.profiler", "callbacks.quality.picture", "callbacks.quality.ca
 PATHS = {"data_dir", "work_dir", "cache_dir", "save_dir", "dirpath", "default_root_dir"}
 SHOWING = (
     *("src.callbacks.wandb_callbacks.", "src.callbacks.text_callbacks.", "src.callbacks.progress."),
-    "pytorch_lightning.callbacks.RichModelSummary",
+    *("src.callbacks.guidance.", "pytorch_lightning.callbacks.RichModelSummary"),
 )
 Group = tuple[str, list[int]]  # in what it differs from other groups, and the positions of its runs among all
 Cells = list[tuple[str, bool]]  # a value for each run, and whether it differs from the first run with a configuration

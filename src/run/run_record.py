@@ -109,7 +109,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def log_record(trainer: Trainer, name: str, value: list[Any] | str) -> None:
-    """Adds a table of counts or a sentence, which other loggers do not keep, to the run's record."""
+    """Adds a table or a sentence, which other loggers do not keep, to the run's record."""
     for logger in trainer.loggers:
         if isinstance(logger, RunRecord):
             logger.add({name: value}, step_of(trainer))

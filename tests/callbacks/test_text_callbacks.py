@@ -1,7 +1,7 @@
 """What a run of a model that reads text shows, and what others leave out."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,10 +12,14 @@ from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from src.callbacks.guidance import MEASURED, LogGuidance
 from src.callbacks.quality import LogQuality
 from src.callbacks.text_callbacks import ROWS, LogPromptAccuracy, LogPromptGrid, some_prompts
 from src.errors import UserError
 from src.models.prompts import LENGTH, Prompts, to_codes, to_texts
+from src.report.curves import AGAINST, draw_curves
+from src.report.run_folder import Run
+from src.run.run_record import RunRecord, read_rows
 from src.train import train
 from tests.callbacks.test_quality import Replaying
 from tests.conftest import QUICK, build, compose_config, wandb_records
@@ -32,8 +36,10 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         run_dir = tmp_path_factory.mktemp("run")
-        prompts = 'callbacks.prompt_grid.prompts=["a nine","show the figure three"]'
-        train(compose_config("train", *TEXT, prompts, "callbacks.prompt_grid.n_per_prompt=4", run_dir=run_dir))
+        chosen = ['callbacks.prompt_grid.prompts=["a nine","show the figure three"]']
+        chosen += ["callbacks.prompt_grid.n_per_prompt=4", "callbacks.guidance.n=20"]
+        chosen += ["callbacks.guidance.guidances=[2,1]", "callbacks.guidance.steps=[1,4]"]
+        train(compose_config("train", *TEXT, *chosen, run_dir=run_dir))
         yield run_dir
 
 
@@ -56,6 +62,25 @@ def test_accuracy_of_prompts_stands_beside_that_of_real_images(text_run: Path) -
         assert metrics[f"test/prompt_accuracy_{kind}_floor"] == pytest.approx(1.0, abs=0.05)
 
 
+def test_quality_against_guidance_and_steps_is_recorded_and_shown(text_run: Path) -> None:
+    recorded = {name: value for row in read_rows(text_run / "metrics.jsonl") for name, value in row.items()}
+    rows = [record["history"]["item"] for record in wandb_records(text_run) if record["type"] == "history"]
+    for option, values in (("guidance", [1, 2]), ("steps", [1, 4])):
+        table = recorded[f"by_{option}"]
+        assert [row[option] for row in table] == values
+        assert set(table[0]) == {option, "seconds", *(f"{name}{end}" for name in MEASURED for end in ("", "_floor"))}
+        (file,) = [row[f"by_{option}.path"] for row in rows if f"by_{option}.path" in row]
+        (written,) = text_run.glob(f"wandb/offline-run-*/files/{file}")
+        table_of_wandb = json.loads(written.read_text(encoding="utf-8"))
+        assert table_of_wandb == {"columns": [*table[0]], "data": [[*row.values()] for row in table]} | table_of_wandb
+        (caption,) = next(row[f"{option}.captions"] for row in rows if f"{option}.captions" in row)
+        usual = {"guidance": "steps 4, solver heun", "steps": "guidance 1.5, solver heun"}
+        assert caption == f"the test, 20 images a point: {usual[option]}"
+        assert (text_run / "pictures" / f"{option}.png").exists()
+    titles = {panel.title for panel, _ in draw_curves([Run(text_run)], [0], [""])}
+    assert {panel.title for panel in AGAINST} <= titles
+
+
 class Drawing(Replaying):
     """Draws the digit that a prompt names in its own templates, and noughts for others."""
 
@@ -73,10 +98,15 @@ class Drawing(Replaying):
         return super().generate(labels, rng)
 
 
-def after_test(model: LightningModule, *callbacks: Callback) -> dict[str, float]:
+def after_test(
+    model: LightningModule, *callbacks: Callback, folder: Path | None = None, **options: Any
+) -> dict[str, float]:
+    """What is logged after the test of a model on the embedded digits; in a folder, with the record of a run."""
     references()  # the feature net is in the cache
     parts = [LogQuality(n_test=100, cas=False, picture=False, cache_dir=CACHE_DIR), *callbacks]
-    trainer = Trainer(accelerator="cpu", callbacks=parts, logger=False, enable_progress_bar=False)
+    logger = RunRecord(folder, {}) if folder else False
+    options |= {"default_root_dir": folder, "logger": logger, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", callbacks=parts, **options)
     trainer.test(model, datamodule=digits(), verbose=False)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -93,6 +123,65 @@ def test_all_else_is_as_without_prompts_and_nothing_without_text() -> None:
     alone = after_test(Drawing("train"))
     assert {name: rates[name] for name in alone} == alone
     assert after_test(Replaying("train"), LogPromptAccuracy(n=20)) == alone
+
+
+class Guided(Replaying):
+    """Draws the right digit up to a guidance of 2 and beyond it noughts, and copies of one image in a single step."""
+
+    drawing: Mapping[str, Any] = {"guidance": 1.5, "steps": 4, "solver": "heun"}
+
+    def __init__(self) -> None:
+        super().__init__("train")
+        self.asked: list[tuple[float, int, int]] = []
+
+    def generate(self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        self.asked.append((self.drawing["guidance"], self.drawing["steps"], len(labels)))
+        images = super().generate(labels if self.drawing["guidance"] <= 2 else torch.zeros_like(labels), rng)
+        return images if self.drawing["steps"] > 1 else images[:1].expand_as(images)
+
+
+def by(option: str, folder: Path) -> dict[float, dict[str, float]]:
+    """What is recorded of each value of an option."""
+    (table,) = [row[f"by_{option}"] for row in read_rows(folder / "metrics.jsonl") if f"by_{option}" in row]
+    return {row[option]: row for row in table}
+
+
+def test_each_way_to_draw_is_measured_once_and_the_model_draws_as_before(tmp_path: Path) -> None:
+    model = Guided()
+    torch.manual_seed(0)
+    alone, state = after_test(Guided()), torch.get_rng_state()
+    torch.manual_seed(0)
+    guidance = LogGuidance(guidances=[3, 1.5], steps=[1, 4], n=50)
+    assert after_test(model, guidance, folder=tmp_path) == alone
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.drawing is Guided.drawing
+    each = [[(*setting, 50), (*setting, 64), (*setting, 64)] for setting in ((1.5, 4), (3, 4), (1.5, 1))]
+    assert model.asked[1:] == [draw for draws in each for draw in draws]
+
+    found = by("guidance", tmp_path)
+    assert found[1.5]["label_accuracy"] > 0.95 and found[3]["label_accuracy"] < 0.3
+    assert found[1.5]["label_accuracy_floor"] > 0.95 and found[1.5]["fd"] < found[3]["fd"]
+    found = by("steps", tmp_path)
+    assert found[4]["recall"] > 0.5 and found[1]["recall"] == 0
+
+
+def test_the_model_draws_as_before_where_measuring_fails(tmp_path: Path) -> None:
+    class Failing(Guided):
+        def generate(self, labels: Tensor, rng: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+            if self.drawing["steps"] == 2:
+                raise MemoryError
+            return super().generate(labels, rng)
+
+    model = Failing()
+    with pytest.raises(MemoryError):
+        after_test(model, LogGuidance(steps=[2], n=50), folder=tmp_path)
+    assert model.drawing is Guided.drawing
+
+
+@pytest.mark.parametrize(("model", "limit"), [(Replaying("train"), 1.0), (Guided(), 1)])
+def test_guidance_is_left_out_without_any_and_in_a_short_test(tmp_path: Path, model: Replaying, limit: float) -> None:
+    after_test(model, LogGuidance(n=50), folder=tmp_path, limit_test_batches=limit)
+    assert "by_guidance" not in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
 
 
 class Captioned:
