@@ -55,6 +55,51 @@ SPEED = Panel(
     lines={"train/images_per_s": "training"},
     compare=True,
 )
+
+
+class AgainstOption(Panel, strict=True):
+    """Curves over the values of an option of how a model draws: of `Run.against`."""
+
+    option: str
+
+
+AGAINST = [
+    panel
+    for option, meaning in [("guidance", "More: more typical, and less varied."), ("steps", "More cost more time.")]
+    for panel in (
+        AgainstOption(
+            title=f"Distance against {option}",
+            note=f"After the test. {meaning} Lower is better. {REAL}",
+            unit="FD, no unit",
+            lines={f"{option}/fd": "FD"},
+            log=True,
+            compare=True,
+            option=option,
+        ),
+        AgainstOption(
+            title=f"Labels and variety against {option}",
+            note=f"After the test. Higher is better. {REAL}",
+            unit="share of images",
+            lines={
+                f"{option}/recall": "recall",
+                f"{option}/precision": "precision",
+                f"{option}/label_accuracy": "labels",
+            },
+            percent=True,
+            option=option,
+        ),
+    )
+]
+AGAINST.append(
+    AgainstOption(
+        title="Time against steps",
+        note="For 64 images in one request, on the machine of the run.",
+        unit="seconds",
+        lines={"steps/seconds": "seconds"},
+        compare=True,
+        option="steps",
+    )
+)
 STRETCHES = 60  # a curve of many points is drawn as the means of so many stretches
 INK, GRID = "#0a0b01", "#0a0b02"  # stand for colours that the page sets
 COLOURS = [f"#0a0c{i:02x}" for i in range(5)]  # people who do not see all colours can tell five apart
@@ -91,7 +136,7 @@ def draw_curves(runs: Sequence[Run], styles: Sequence[int], letters: Sequence[st
     `styles` are the numbers of the runs' colours and dashes. `letters` stand at the ends of their lines; "": the names
     of the lines do. A panel for which there are no values is left out.
     """
-    panels = [*QUALITY, *(panel for run in runs for panel in run.about.curves), SPEED]
+    panels = [*QUALITY, *(panel for run in runs for panel in run.about.curves), SPEED, *AGAINST]
     if len(runs) > 1:
         by_metric = {}
         for panel in panels:
@@ -103,18 +148,23 @@ def draw_curves(runs: Sequence[Run], styles: Sequence[int], letters: Sequence[st
     for number, panel in enumerate(panels):
         first = next(iter(panel.lines))
         by_epoch = first.startswith("val/")
+        option = panel.option if isinstance(panel, AgainstOption) else ""
         lines: list[Line] = []
         for run, style, letter in zip(runs, styles, letters, strict=True):
             for i, (metric, label) in enumerate(panel.lines.items()):
-                if curve := run.curves.get(metric):
+                if option and metric in run.against:
+                    lines.append((*run.against[metric], letter or label, style + i))
+                elif not option and (curve := run.curves.get(metric)):
                     x = curve.epochs if by_epoch else curve.steps
                     kept = np.isfinite(x)
                     if np.isfinite(curve.values[kept]).any():
                         lines.append((x[kept], curve.values[kept], letter or label, style + i))
-        floors = [run.metrics[f"{first}_floor"] for run in runs if f"{first}_floor" in run.metrics]
+        floor = f"{first}_floor"
+        floors = [run.metrics[floor] for run in runs if floor in run.metrics]
+        floors += [float(run.against[floor][1][-1]) for run in runs if floor in run.against]
         levels = panel.levels | ({"real": float(np.mean(floors))} if floors else {})
         if lines:
-            x_label = "epoch, from 0" if by_epoch else "batches"
+            x_label = option or ("epoch, from 0" if by_epoch else "batches")
             figures.append((panel, _draw(panel, x_label, lines, levels, number, bands=len(runs) == 1)))
     return figures
 
@@ -137,8 +187,14 @@ def _draw(
         axes = drawing.add_axes((0.125, 0.165, 0.69, 0.72))
         axes.set_title(panel.unit, pad=7, x=-0.12)
         axes.set_xlabel(x_label)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if isinstance(panel, AgainstOption):  # its values double, or nearly so
+            measured = sorted({float(each) for x, _, _, _ in lines for each in x})
+            axes.set_xscale("symlog", base=2, linthresh=1)
+            axes.set_xticks(measured[:20], [f"{each:g}" for each in measured[:20]])
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if panel.log and heights.min() > 0 and heights.max() > 5 * heights.min():
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if heights.max() < 500 * heights.min() else (1,)))
@@ -150,7 +206,7 @@ def _draw(
         coarse = any(len(x) > 150 for x, _, _, _ in lines)
         for x, y, label, style in lines:
             known = np.isfinite(y)
-            start, end = (f"{y[known][i]:.3g} at {x[known][i]:,.0f}" for i in (0, -1))
+            start, end = (f"{y[known][i]:.3g} at {x[known][i]:,.10g}" for i in (0, -1))
             words.append(f"{label}: from {start} to {end} ({x_label})")
             colour, dash = COLOURS[style % len(COLOURS)], DASHES[style // len(COLOURS) % len(DASHES)]
             if coarse and len(x) > STRETCHES:

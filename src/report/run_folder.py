@@ -16,6 +16,9 @@ from pydantic import BaseModel, Field, ValidationError
 # More than any run writes. Whatever is beyond is left out, and the page says so.
 TEXT = 10_000  # letters
 N_CLASSES = 1_000
+# How a model draws, against which a run measures what that makes of its images.
+OPTIONS = {"by_guidance": "guidance", "by_steps": "steps"}
+MEASURED = ("fd", "label_accuracy", "precision", "recall")
 # Letters that would not be shown, or would turn the text around them.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
@@ -101,6 +104,9 @@ class Run:
         self.flat = dict(flatten(self.about.config))  # values by their dotted keys; a list is one value
         self.metrics: dict[str, float] = {}  # the last value of each, where that is a finite number
         self.curves: dict[str, Curve] = {}  # by metric; those of the test have one point
+        self.against: dict[
+            str, tuple[np.ndarray, np.ndarray]
+        ] = {}  # an option, and as `guidance/fd` what it makes of it
         self.tables: dict[str, tuple[list[list[int]], int]] = {}  # last counts [N, N], with their epoch
         self.last_alarm = ""  # what the run warned of last
         self.last_logged: float | None = None  # seconds from its start
@@ -190,6 +196,8 @@ class Run:
             for name, value in row.items():
                 if name == "alarm" and isinstance(value, str):
                     self.last_alarm = value
+                elif name in OPTIONS and isinstance(value, list):
+                    self._read_against(OPTIONS[name], value[:100])
                 elif isinstance(value, list):
                     fits = 0 < len(value) <= N_CLASSES and all(type(x) is list and len(x) == len(value) for x in value)
                     if fits and all(type(n) is int and 0 <= n < 2**53 for counts in value for n in counts):
@@ -208,6 +216,15 @@ class Run:
             self.curves[name] = Curve(*table.T)
             if np.isfinite(table[-1, 2]):
                 self.metrics[name] = float(table[-1, 2])
+
+    def _read_against(self, option: str, rows: list[Any]) -> None:
+        """What was measured for each value of an option."""
+        for name in ("seconds", *(f"{metric}{end}" for metric in MEASURED for end in ("", "_floor"))):
+            pairs = [(row.get(option), row.get(name)) for row in rows if isinstance(row, dict)]
+            points = sorted({x: y for x, y in pairs if type(x) in NUMBER and type(y) in NUMBER}.items())
+            if points:
+                x, y = np.array(points, dtype=np.float64).T
+                self.against[f"{option}/{name}"] = x, y
 
 
 def is_run(folder: Path) -> bool:

@@ -381,6 +381,25 @@ def test_the_page_shows_what_a_reviewer_asks(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_quality_against_guidance_and_steps_is_drawn(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    damaged = [
+        "x",
+        {"guidance": "2", "fd": 1.0},
+        {"guidance": 3, "fd": None},
+        {"guidance": True, "fd": 0.1},
+        {"fd": 1.0},
+    ]
+    rows = [{"guidance": value, "fd": fd, "fd_floor": 0.25, "recall": 0.5} for value, fd in ((1.25, 0.5), (4, 2.0))]
+    append(folder, {"step": 40, "by_guidance": [*rows, *damaged], "by_steps": [[1]]})
+    run = Run(folder)
+    assert [axis.tolist() for axis in run.against["guidance/fd"]] == [[1.25, 4], [0.5, 2.0]]
+    assert not [name for name in run.against if name.startswith("steps")]
+    text = words(page_of(folder))
+    assert "FD: from 0.5 at 1.25 to 2 at 4 (guidance); real: 0.25." in text
+    assert "recall: from 0.5 at 1.25 to 0.5 at 4 (guidance)." in text
+
+
 def test_a_matrix_of_many_classes_shows_the_worst(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", data={"source": "many", "classes": [f"class{i}" for i in range(30)]})
     table = [[0] * 30 for _ in range(30)]
