@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from tests.callbacks.test_quality import LOGGED
-from tests.conftest import QUICK, ROOT, assert_same, load, wandb_run
+from tests.conftest import QUICK, ROOT, SMALL_TEXT_MODEL, assert_same, load, wandb_run
 from tests.forked import run_forked, start_forked
 from tests.test_stop import start
 
@@ -71,6 +71,10 @@ def test_two_processes_train_and_measure_one_model(tmp_path: Path) -> None:
 
 def test_two_processes_train_one_model_with_every_trick(tmp_path: Path) -> None:
     train_two_processes(tmp_path, 3, *TRICKS)
+
+
+def test_two_processes_train_one_text_model(tmp_path: Path) -> None:
+    train_two_processes(tmp_path, 3, *SMALL_TEXT_MODEL, "callbacks.sample_grid.raw=false", "trainer.limit_train_batches=3")
 
 
 def test_a_sweep_over_several_processes_is_refused(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 import src.train
 from src.train import train
-from tests.conftest import QUICK, Train, assert_same, compose_config, load, wandb_records, wandb_run
+from tests.conftest import QUICK, SMALL_TEXT_MODEL, Train, assert_same, compose_config, load, wandb_records, wandb_run
 
 EMA = "model.ema_half_life=500"
 SUBSET = "datamodule.subset=384"  # an epoch has 6 batches
@@ -86,6 +86,19 @@ def test_a_run_stopped_inside_an_epoch(
 
     assert_same_training(four_epochs, rest)
     assert record(rest) == record(four_epochs)
+
+
+def test_a_text_model_stopped_inside_an_epoch(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompts, times and dropped conditions come from the generators that a checkpoint restores."""
+    typed = [*FOUR, *SMALL_TEXT_MODEL, "model/schedule=cosine", "trainer.precision=bf16-mixed"]
+    whole = train_here("whole", *typed)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 8, "")
+        with pytest.raises(SystemExit):
+            train_here("first", *typed)
+    assert_same_training(whole, train_here("rest", *typed, "ckpt_path=last"))
 
 
 def interrupt_after(patch: pytest.MonkeyPatch, batch: int, validation: str) -> None:
