@@ -74,7 +74,9 @@ def test_two_processes_train_one_model_with_every_trick(tmp_path: Path) -> None:
 
 
 def test_two_processes_train_one_text_model(tmp_path: Path) -> None:
-    train_two_processes(tmp_path, 3, *SMALL_TEXT_MODEL, "callbacks.sample_grid.raw=false", "trainer.limit_train_batches=3")
+    train_two_processes(
+        tmp_path, 3, *SMALL_TEXT_MODEL, "callbacks.sample_grid.raw=false", "trainer.limit_train_batches=3"
+    )
 
 
 def test_a_sweep_over_several_processes_is_refused(tmp_path: Path) -> None:
