@@ -81,8 +81,8 @@ class LogGuidance(Callback):
                 if isinstance(logger, WandbLogger):
                     data = [list(row.values()) for row in rows]
                     logger.log_table(f"by_{option}", [*rows[0]], data, step=step_of(trainer))
-            rest = ", ".join(f"{key} {value}" for key, value in usual.items() if key != option)
-            caption = f"the test, {len(held_out):,} images a point: {rest}"
+            said = [f"{key} {value}" for key, value in usual.items() if key != option and value not in ("", None)]
+            caption = f"the test, {len(held_out):,} images a point: {', '.join(said)}"
             show(trainer, option, draw_trade_off(option, rows), caption, f"pictures/{option}.png")
 
     def _measure(self, trainer: Trainer, model: ImageModel, evaluator: Evaluator) -> dict[str, float]:
