@@ -23,7 +23,7 @@ def about_one(run: Run) -> dict[str, Any]:
     all_grids.append(("Prompts", "one row a prompt", run.prompt_grids))
     n_bytes = N_BYTES // (sum(min(len(grids), FRAMES) for _, _, grids in all_grids) + 2)
     strips = [
-        {"name": name, "alt": f"Generated images, {rows}", "letter": ""}
+        {"name": name, "alt": f"Generated images, {rows}", "letter": "", "wide": grids is run.prompt_grids}
         | {"frames": pictures_of(run, grids, FRAMES, n_bytes)}
         for name, rows, grids in all_grids
     ]
