@@ -58,6 +58,26 @@ def test_classes_of_other_names_begin_anew(checkpoint: Path) -> None:
         assert torch.equal(model.state_dict()[name], weight)
 
 
+def test_a_flow_model_takes_classes_by_name_and_no_class_as_it_is() -> None:
+    flow = ["model=flow_model", "model.denoiser.width=16", "model.denoiser.depth=1"]
+    theirs, ours = model_of(*flow), model_of(*flow, "seed=2")
+    conditioner = theirs.network.conditioner
+    torch.nn.init.normal_(conditioner.of_nothing)
+    before = {"state_dict": theirs.state_dict(), "data": {"classes": TEN}}
+    take_weights(before, ours, TEN[::-1], "a.ckpt")
+    assert torch.equal(ours.network.conditioner.embedding.weight, conditioner.embedding.weight.flip(0))
+    assert torch.equal(ours.network.conditioner.of_nothing, conditioner.of_nothing)
+
+
+@pytest.mark.parametrize("data", ["digits", {"classes": 10}, {}, None])
+def test_a_file_may_say_anything_about_its_data(checkpoint: Path, data: Any) -> None:
+    before = read_checkpoint(checkpoint) | {"data": data}
+    model = model_of()
+    take_weights(before, model, TEN, checkpoint)
+    name = "generator.model.0.weight"
+    assert torch.equal(model.state_dict()[name], before["state_dict"][name])
+
+
 def test_what_is_of_another_size_begins_anew(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     model, before = model_of("datamodule.img_size=16"), read_checkpoint(checkpoint)

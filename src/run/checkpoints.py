@@ -106,7 +106,9 @@ def take_weights(checkpoint: dict[str, Any], model: LightningModule, classes: Se
     are known. A moving average begins from the copied weights, and counts from 0.
     """
     ours, theirs = model.state_dict(), checkpoint["state_dict"]
-    names = [str(name) for name in checkpoint.get("data", {}).get("classes", [])]
+    data = checkpoint.get("data")  # as the file has it
+    said_names = data.get("classes") if isinstance(data, dict) else None
+    names = [str(name) for name in said_names] if isinstance(said_names, list) else []
     if len(set(names)) != len(names):
         names = []
     modules = dict(model.named_modules())

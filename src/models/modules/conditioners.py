@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, one_hot, pad, scaled_dot_product_attention
+from torch.nn.functional import embedding, gelu, one_hot, pad, scaled_dot_product_attention
 
 from src.config.types import Count
 from src.models.prompts import LENGTH
@@ -26,11 +26,12 @@ class LabelConditioner(nn.Module):
         self.dim = dim
         self.nothing: Tensor
         self.register_buffer("nothing", torch.tensor(n_classes), persistent=False)
-        self.embedding = nn.Embedding(n_classes + 1, dim)
+        self.embedding = nn.Embedding(n_classes, dim)
+        self.of_nothing = nn.Parameter(torch.randn(1, dim))
 
     def forward(self, condition: Tensor) -> Tensor:
         """Labels int64 [N], `nothing` for no class -> [N, dim]."""
-        return self.embedding(condition)
+        return embedding(condition, torch.cat([self.embedding.weight, self.of_nothing]))
 
 
 class TextConditioner(nn.Module):
