@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from src.callbacks.quality import draw, evaluator_of_test
+from src.callbacks.quality import draw, evaluator_of_test, is_whole
 from src.callbacks.wandb_callbacks import InARow, when_due
 from src.config.types import Count
 from src.errors import UserError
@@ -81,7 +81,8 @@ class LogPromptAccuracy(Callback):
     - `test/prompt_accuracy_typo`: those others, with a typo in the name of the class.
 
     Each stands beside the accuracy on real held-out images, with `_floor`. All classes count alike. Prompts and noise
-    are always the same. It leaves out models without phrasings for classes, and runs without `LogQuality`.
+    are always the same. It leaves out models without phrasings for classes, runs without `LogQuality`, and
+    tests that `trainer.limit_test_batches` shortens.
 
     Args:
         n: images of each kind of prompt.
@@ -92,7 +93,7 @@ class LogPromptAccuracy(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         evaluator, prompts = evaluator_of_test(trainer), getattr(pl_module, "prompts", None)
-        if evaluator is None or prompts is None or not prompts.templates or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if evaluator is None or prompts is None or not prompts.templates or not is_whole(trainer):
             return
         labels = torch.arange(self.n) % pl_module.n_classes
         floor = float(class_accuracy(evaluator.floor.confusion).nanmean())
