@@ -87,11 +87,15 @@ def check_truncation(truncation: float, about: About) -> None:
     Such a model was trained on noise of one strength; what makes its images more typical is guidance.
     """
     if truncation != 1 and "guidance" in about.drawing:
-        more = max(2.0, 2 * float(about.drawing["guidance"]))
         raise UserError(
-            f"truncation={truncation:g} suits GANs alone: type guidance={more:g} for images that are more typical and"
-            " vary less"
+            f"truncation={truncation:g} suits GANs alone: type guidance={stronger_guidance(about):g} for images that"
+            " are more typical and vary less"
         )
+
+
+def stronger_guidance(about: About) -> float:
+    """What to offer who would have truncated."""
+    return max(2.0, 2 * float(about.drawing["guidance"]))
 
 
 def wanted(config: DictConfig, about: About) -> Wanted:

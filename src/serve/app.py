@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from pydantic import BaseModel, Field
 
+from src.models.prompts import LENGTH
 from src.sampling.sampler import Sampler
 from src.serve.body import read_body, request_model
 from src.serve.encode import FORMATS, encode
@@ -54,7 +55,7 @@ def make_app(
     `key` is what clients must send as `Authorization: Bearer KEY`; None: nothing. `registry` holds the metrics.
     """
     about = sampler.about
-    model = request_model(about.class_names, max_images)
+    model = request_model(about, max_images)
     app = FastAPI(
         title=f"Images of {about.data}",
         description=f"Drawn by the generator of the run {about.run}, from the checkpoint {about.checkpoint}.",
@@ -86,15 +87,16 @@ def make_app(
     )
     async def generate(request: Request) -> Response:
         kind = request.headers.get("content-type", "")
-        images, asked = read_body(model, sampler, max_images, kind, await request.body())
+        images, prompts, asked = read_body(model, sampler, max_images, kind, await request.body())
         if engine.stopping:
             raise HTTPException(503, "the service is stopping: ask another one, or later", {"Retry-After": "5"})
         if engine.held + len(images) > engine.limit:
             raise HTTPException(503, "too many images wait already: ask again in 1 s", {"Retry-After": "1"})
         engine.hold(len(images))
         request.state.sent.callback(engine.hold, -len(images))  # called by the guard when the answer is sent
-        labels, names = images.condition, about.class_names
-        finish = functools.partial(encode, asked.format, labels=labels, n=asked.n, class_names=names)
+        finish = functools.partial(
+            encode, asked.format, labels=images.condition, n=asked.n, class_names=about.class_names, prompts=prompts
+        )
         content = await engine.draw(images, finish)
         name, media = FORMATS[asked.format]
         headers = {"cache-control": "no-store"}
@@ -104,7 +106,8 @@ def make_app(
 
     @app.get("/about", dependencies=keyed, responses=guarded, summary="The model")
     async def describe() -> dict[str, Any]:
-        return asdict(about) | {"can_interpolate": sampler.can_interpolate, "max_images": max_images}
+        limits = {"max_images": max_images} | ({"max_prompt_length": LENGTH} if about.reads_text else {})
+        return asdict(about) | {"can_interpolate": sampler.can_interpolate} | limits
 
     @app.get("/health", summary="Whether the process lives")
     async def health() -> dict[str, str]:

@@ -20,6 +20,7 @@ from pydantic import AnyUrl
 
 from src.config.explain import EXTRAS
 from src.errors import UserError
+from src.models.prompts import LENGTH
 from src.models.request import Request
 from src.run.commands import find_checkpoint
 from src.run.console import plain_console
@@ -65,8 +66,10 @@ def serve(config: DictConfig) -> None:
     ProcessCollector(registry=registry)
     engine = Engine(sampler, config.batch, config.threads or os.cpu_count() or 1, config.queue, registry)
     app = make_app(sampler, engine, config.max_images, registry, key)
-    longest = max(len(json.dumps(name)) for name in about.class_names)
-    max_body = 1024 + max(64, 2 * (longest + 4)) * config.max_images  # two lists of classes with some air
+    longest = max((len(json.dumps(name)) for name in about.class_names), default=0)
+    if about.reads_text:
+        longest = max(longest, 2 + 12 * LENGTH)  # quotes, and two escapes of six bytes for a rare character
+    max_body = 1024 + max(64, 2 * (longest + 4)) * config.max_images  # two lists with some air
     guard = Guard(app, engine, config.rate, max_body, config.timeout, registry)
     outer = guard if config.origins is None else Origins(guard, list(config.origins))
     proxies = None if config.proxies is None else list(config.proxies)
@@ -77,7 +80,9 @@ def serve(config: DictConfig) -> None:
     name = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     url = f"http://{name}:{port}"
     shown = f' -H "Authorization: Bearer ${KEY}"' if key else ""
-    body = json.dumps({"labels": [about.class_names[-1]], "n": 16, "seed": 0}, ensure_ascii=False)
+    example = about.prompts[-1] if about.prompts else "what to draw"
+    what = {"prompts": [example]} if about.reads_text else {"labels": [about.class_names[-1]]}
+    body = json.dumps(what | {"n": 16, "seed": 0}, ensure_ascii=False)
     console = plain_console()
     console.print(f"serving     {about.run} ({about.data}, {path})")
     console.print(f"page        {url}/")

@@ -105,11 +105,12 @@ class Engine:
 
     def _draw(self, orders: list[Order]) -> list[bytes]:
         requests = [order.request for order in orders]
+        read = self._sampler.about.condition  # labels and prompts that are drawn together are all prompts
         noise = np.concatenate([each.noise for each in requests])
-        request = Request(noise, np.concatenate([each.condition for each in requests]))
+        request = Request(noise, np.concatenate([read(each.condition) for each in requests]))
         if any(each.others is not None for each in requests):
             # Those without others move nowhere: towards their own classes.
-            others = [each.condition if each.others is None else each.others for each in requests]
+            others = [read(each.condition if each.others is None else each.others) for each in requests]
             weight = [np.zeros(len(each), np.float32) if each.weight is None else each.weight for each in requests]
             request = replace(request, others=np.concatenate(others), weight=np.concatenate(weight))
         parts = []
