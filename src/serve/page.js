@@ -21,38 +21,46 @@ async function ask(path, body) {
   throw new Refused(response, error || "The service answers with " + response.status + ".");
 }
 
+function label() {
+  return Number(document.querySelector("#classes input:checked").value);
+}
+
+// What is drawn, and what it can be turned into: prompts as they are typed, or classes by name, as a number could be the
+// name of another class.
+function ends() {
+  if (about.reads_text) return [$("prompt").value, $("to-prompt").value];
+  return [about.class_names[label()], about.class_names[$("to").value]];
+}
+
 function chosen() {
-  const label = Number(document.querySelector("#classes input:checked").value);
-  const choice = { labels: label, n: N, seed: Number($("seed").value), truncation: $("truncation").value / 100 };
-  const weight = $("weight").value / 100;
-  return weight ? { ...choice, others: Number($("to").value), weight } : choice;
+  const [what, other] = ends(), weight = $("weight").value / 100;
+  const choice = { [about.reads_text ? "prompts" : "labels"]: what, n: N, seed: Number($("seed").value) };
+  if (!("guidance" in about.drawing)) choice.truncation = $("truncation").value / 100;
+  return weight && other !== "" ? { ...choice, others: other, weight } : choice;
 }
 
-// Classes by name: a number could be the name of another class.
-function asRequest(choice) {
-  const body = { ...choice, labels: about.class_names[choice.labels] };
-  return "others" in choice ? { ...body, others: about.class_names[choice.others] } : body;
-}
-
-function inWords({ labels, seed, truncation, others, weight }) {
-  const name = (label) => about.class_names[label];
-  const way = weight ? `, ${Math.round(weight * 100)} % of the way to ${name(others)}` : "";
-  return `Sixteen times ${name(labels)}${way}: seed ${seed}, truncation ${truncation}`;
+function inWords({ prompts, labels, seed, truncation, others, weight }) {
+  const called = (what) => about.reads_text ? `“${what}”` : what;
+  const way = weight ? `, ${Math.round(weight * 100)} % of the way to ${called(others)}` : "";
+  const how = truncation === undefined ? "" : `, truncation ${truncation}`;
+  return `Sixteen times ${called(prompts ?? labels)}${way}: seed ${seed}${how}`;
 }
 
 function showChoice() {
-  const choice = chosen();
-  $("from").textContent = about.class_names[choice.labels];
+  const choice = chosen(), [what, other] = ends();
+  $("from").textContent = what;
+  for (const button of $("suggestions").children) button.setAttribute("aria-pressed", button.textContent === what);
+  $("weight").disabled = other === "";
   $("seed-value").textContent = choice.seed;
-  $("truncation-value").textContent = choice.truncation.toFixed(2);
-  $("weight").setAttribute("aria-valuetext", `${$("weight").value} % of the way to ${about.class_names[$("to").value]}`);
+  $("truncation-value").textContent = ($("truncation").value / 100).toFixed(2);
+  $("weight").setAttribute("aria-valuetext", `${$("weight").value} % of the way to ${other}`);
   const shown = key ? ' -H "Authorization: Bearer $SERVE_API_KEY"' : "";
-  const body = JSON.stringify(asRequest(choice)).replaceAll("'", "'\\''");
+  const body = JSON.stringify(choice).replaceAll("'", "'\\''");
   $("command").textContent = `curl ${new URL("generate", location)}${shown} --json '${body}' -o images.png`;
 }
 
 async function draw(choice) {
-  const blob = await (await ask("generate", asRequest(choice))).blob();
+  const blob = await (await ask("generate", choice)).blob();
   const whole = await createImageBitmap(blob);
   const size = about.img_size, step = size + BORDER;
   canvas.width = canvas.height = COLUMNS * step - BORDER;
@@ -70,6 +78,7 @@ async function draw(choice) {
 let drawing = false, changed = false;
 async function redraw() {
   showChoice();
+  if (ends()[0] === "") return; // a prompt that is not yet typed
   changed = true;
   if (drawing) return;
   drawing = true;
@@ -120,8 +129,7 @@ function save(blob, name) {
 }
 
 function fileName(extension) {
-  const { labels, seed } = chosen();
-  return `${about.class_names[labels].replace(/[^\p{L}\p{N}]+/gu, "-")}-seed${seed}.${extension}`;
+  return `${ends()[0].replace(/[^\p{L}\p{N}]+/gu, "-")}-seed${chosen().seed}.${extension}`;
 }
 
 function build() {
@@ -138,12 +146,16 @@ function build() {
   $("classes").classList.toggle("few", names.length <= 10 && names.every((name) => name.length <= 2));
   $("to").replaceChildren(...names.map((name, i) => new Option(name, i)));
   $("to").value = names.length > 1 ? 1 : 0;
-  $("morph").hidden = !about.can_interpolate || names.length < 2;
+  $("morph").hidden = !about.can_interpolate || (names.length < 2 && !about.reads_text);
+  if (about.reads_text) buildPrompts();
+  $("truncate").hidden = "guidance" in about.drawing;
   for (const id of ["seed", "weight"]) $(id).value = 0; // browsers keep them over a reload
   $("truncation").value = 100;
+  const drawn = Object.entries(about.drawing).filter(([, value]) => value !== "");
   const facts = [
     ["Run", about.run], ["Trained on", about.data], ["Checkpoint", about.checkpoint],
     ["Weights", about.weights === "ema" ? "moving average (ema)" : "raw"],
+    ...drawn.length ? [["Drawn with", drawn.map(([name, value]) => `${name} ${value}`).join(", ")]] : [],
     ["Images", `${about.img_size} × ${about.img_size} pixels, ${about.channels === 1 ? "grey" : "colour"}`],
     ["Commit", about.commit, "code"], ["SHA-256 of the checkpoint", about.checkpoint_sha256, "code long"],
   ];
@@ -156,6 +168,31 @@ function build() {
     pair.append(dt, dd);
     return pair;
   }));
+}
+
+function buildPrompts() {
+  const [one = "", two = ""] = about.prompts;
+  $("caption").textContent = one ? "" : "Type what to draw.";
+  $("morph").classList.add("between-prompts");
+  $("by-class").hidden = $("to").hidden = $("from").hidden = true;
+  $("by-prompt").hidden = $("to-prompt").hidden = false;
+  for (const each of document.querySelectorAll(".kind")) each.textContent = "prompt";
+  for (const [id, value] of [["prompt", one], ["to-prompt", two]]) Object.assign($(id), { value, maxLength: about.max_prompt_length });
+  $("suggestions").replaceChildren(...about.prompts.map((text) => {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", textContent: text });
+    button.addEventListener("click", () => {
+      $("prompt").value = text;
+      drawPrompt();
+    });
+    return button;
+  }));
+}
+
+// Another prompt begins with itself.
+function drawPrompt() {
+  $("weight").value = 0;
+  redraw();
 }
 
 async function begin() {
@@ -176,11 +213,15 @@ async function begin() {
 
 $("classes").addEventListener("change", () => {
   // Another class begins with itself, and may be turned into the next one.
-  const label = chosen().labels;
-  if (Number($("to").value) === label) $("to").value = (label + 1) % about.n_classes;
+  if (Number($("to").value) === label()) $("to").value = (label() + 1) % about.n_classes;
   $("weight").value = 0;
   redraw();
 });
+$("by-prompt").addEventListener("submit", (event) => {
+  event.preventDefault();
+  drawPrompt();
+});
+$("to-prompt").addEventListener("change", redraw);
 for (const id of ["seed", "truncation", "weight", "to"]) $(id).addEventListener("input", redraw);
 $("another").addEventListener("click", () => {
   $("seed").value = (Number($("seed").value) + 1 + Math.floor(Math.random() * 999)) % 1000; // never the same
@@ -189,7 +230,7 @@ $("another").addEventListener("click", () => {
 $("save-png").addEventListener("click", () => picture && save(picture, fileName("png")));
 $("save-npz").addEventListener("click", async () => {
   try {
-    save(await (await ask("generate", { ...asRequest(chosen()), format: "npz" })).blob(), fileName("npz"));
+    save(await (await ask("generate", { ...chosen(), format: "npz" })).blob(), fileName("npz"));
   } catch (error) {
     say(error instanceof Refused ? error.message : "The service does not answer: try again.");
   }

@@ -19,7 +19,7 @@ from src.models.prompts import LENGTH, to_codes
 from src.models.request import Request
 from src.pictures.grid import grid
 from src.sampling.sampler import Noise
-from tests.serve.test_serve import NEEDED, Service, arrays, lie, serving
+from tests.serve.test_serve import NEEDED, Service, arrays, lie, opened, serving, shown
 
 pytestmark = pytest.mark.extras(*NEEDED)
 
@@ -167,3 +167,54 @@ def test_a_model_of_captions_draws_no_classes(without_classes: Service, generato
     assert status == 422 and said.startswith("there is no field 'labels': the fields are prompts, n, seed")
     status, said = without_classes.refusal("/generate", {"n": 4})
     assert status == 422 and said.startswith("prompts is missing: send a text of up to 128")
+
+
+def test_the_page_draws_what_is_typed(browser: Any, service: Service, generator: Path) -> None:
+    with opened(browser, service) as page:
+        assert np.array_equal(shown(page, "Sixteen times “zero”: seed 0"), expected(generator, ["zero"] * 16)[..., 0])
+        box = page.get_by_label("Prompt", exact=True)
+        box.fill("it's a <b>nine</b>")
+        box.press("Enter")
+        found = shown(page, "Sixteen times “it's a <b>nine</b>”: seed 0")
+        assert np.array_equal(found, expected(generator, ["it s a b nine b"] * 16)[..., 0])
+        page.get_by_text("The same from a terminal").click()
+        command = shlex.split(page.locator("#command").inner_text())
+        assert json.loads(command[command.index("--json") + 1]) == {"prompts": "it's a <b>nine</b>", "n": 16, "seed": 0}
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="Save arrays").click()
+        assert saved.value.suggested_filename == "it-s-a-b-nine-b--seed0.npz"
+        assert np.load(saved.value.path())["prompts"].tolist() == ["it's a <b>nine</b>"] * 16
+
+        page.get_by_role("button", name="seven", exact=True).click()
+        shown(page, "Sixteen times “seven”: seed 0")
+        assert box.input_value() == "seven"
+        assert box.get_attribute("maxlength") == str(LENGTH)
+        box.fill("?!")
+        box.press("Enter")
+        page.get_by_text("'?!' has no letter and no digit: write what to draw").wait_for()
+        page.problems[:] = [each for each in page.problems if "422" not in each]  # the browser's own note
+        assert page.get_by_label("Truncation").is_hidden() and page.get_by_role("radio").count() == 0
+        assert "guidance 1.5, steps 2, solver heun" in page.locator("#about").inner_text()
+
+
+def test_one_prompt_is_turned_into_another(browser: Any, service: Service, generator: Path) -> None:
+    with opened(browser, service) as page:
+        other = page.get_by_label("The other prompt", exact=True)
+        other.fill("a two")
+        other.press("Enter")
+        page.get_by_label("How far to the other prompt").fill("30")
+        found = shown(page, "Sixteen times “zero”, 30 % of the way to “a two”: seed 0")
+        way = {"others": to_codes(["a two"] * 16), "weight": np.full(16, 0.3, np.float32)}
+        assert np.array_equal(found, expected(generator, ["zero"] * 16, **way)[..., 0])
+        page.get_by_role("button", name="seven", exact=True).click()
+        shown(page, "Sixteen times “seven”: seed 0")  # another prompt begins with itself
+
+
+def test_the_page_waits_for_a_prompt_where_it_knows_none(browser: Any, without_classes: Service) -> None:
+    with opened(browser, without_classes, 320) as page:
+        page.get_by_text("Type what to draw.").wait_for()
+        assert page.get_by_label("How far to the other prompt").is_disabled()
+        page.get_by_label("Prompt", exact=True).fill("something")
+        page.get_by_role("button", name="Draw").click()
+        shown(page, "Sixteen times “something”: seed 0")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
