@@ -139,6 +139,14 @@ def test_max_steps_may_end_inside_an_epoch(train_here: Train) -> None:
     assert [row["step"] for row in table(rest) if "train/g_loss" in row] == [5, 11, 17]
 
 
+def test_the_average_of_a_text_model_has_seen_the_batch_that_max_steps_ends_with(train_here: Train) -> None:
+    typed = [*SMALL_TEXT_MODEL, SUBSET, "logger=none", "callbacks=checkpoint"]
+    whole = train_here("whole", *typed, "trainer.max_epochs=2")
+    train_here("first", *typed, "trainer.max_steps=8")
+    rest = train_here("rest", *typed, "trainer.max_epochs=2", "ckpt_path=last")
+    assert_same(load(whole)["state_dict"], load(rest)["state_dict"])
+
+
 TIMED = ("seconds", "train/images_per_s", "val/seconds")  # no two runs have the same
 
 

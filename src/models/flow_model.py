@@ -213,6 +213,7 @@ class FlowModel(ScheduledModel):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, loss = self.step(batch, batch_idx)
+        self._n_images = len(batch[0])
         self._log_due({f"train/{name}": value for name, value in losses.items()}, len(batch[0]))
         return loss
 
@@ -224,9 +225,10 @@ class FlowModel(ScheduledModel):
             norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         self._log_due({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}, 1)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.ema is not None:
-            self.ema.update(self.network, len(batch[0]) * self.trainer.world_size)
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:  # here, as callbacks that write checkpoints come before `on_train_batch_end`
+            self.ema.update(self.network, self._n_images * self.trainer.world_size)
 
     def _log_due(self, metrics: Mapping[str, Tensor | float], batch_size: int) -> None:
         """Logs where Lightning writes it down: reading numbers out costs time."""
