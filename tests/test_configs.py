@@ -192,8 +192,7 @@ def test_experiments_train_and_test(name: str, tmp_path: Path) -> None:
     else:
         quick += ["callbacks.quality.cas=false"]
     if name.startswith("train_flowers"):  # a grid of 102 classes, at the end of the only epoch
-        quick += ["callbacks.sample_grid.n_per_class=1", "callbacks.sample_grid.every_n_epochs=1", "model.guidance=1"]
-        quick += ["model.steps=1", "datamodule.batch_size=8"]
+        quick += ["callbacks.sample_grid.every_n_epochs=1", "datamodule.batch_size=8"]
     config = compose_config(
         "train", f"experiment={name}", *few, *quick, *data, f"work_dir={tmp_path}", run_dir=tmp_path
     )

@@ -50,7 +50,10 @@ def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device
             numbers to mean anything.
     """
     if not data.n_classes:
-        raise UserError("datamodule has no classes, which the classifier that measures images has to tell apart")
+        raise UserError(
+            "datamodule has no classes, and images are measured by a classifier of them: add a column label to the"
+            " table beside the pictures"
+        )
     sets, train = data.sets | {"train": data.whole_train}, data.whole_train
     for split in ("val", "test"):
         if len(sets[split]) < LEAST:
