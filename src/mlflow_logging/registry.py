@@ -1,5 +1,6 @@
 """Trained generators in MLflow's model registry, and the alias that the best of them carries."""
 
+import json
 import math
 import os
 import re
@@ -18,6 +19,7 @@ from src.export.to_onnx import export_generator
 from src.models.image_model import ImageModel
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.sampling.checkpoint_sampler import about_model
+from src.sampling.sampler import About
 
 Name = Annotated[
     str,
@@ -93,11 +95,15 @@ class ModelRegistry:
         with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, MLFLOW_TRACKING_URI=client.tracking_uri):
             onnx = Path(folder) / "generator.onnx"
             export_generator(model, onnx, about)
-            version = log_model(name, run_id, model, onnx, tags, step)
+            version = log_model(name, run_id, about, onnx, tags, step)
+        what, example = "of a class", '{"labels": [5, 5, 3]}'
+        if about.reads_text:
+            few = {"prompts": example_of(about)["prompts"][:3]}
+            what, example = "of what a text asks for", json.dumps(few, ensure_ascii=False)
         client.update_registered_model(
             name,
-            "Draws images of a class. Load it with mlflow.pyfunc.load_model(uri), and draw with"
-            ' .predict({"labels": [5, 5, 3]}, params={"seed": 0}): images uint8 [N, H, W, C].',
+            f"Draws images {what}. Load it with mlflow.pyfunc.load_model(uri), and draw with"
+            f' .predict({example}, params={{"seed": 0}}): images uint8 [N, H, W, C].',
         )
         real = f" (real images {metrics[floor]:.4g})" if floor in metrics else ""
         client.update_model_version(name, version, f"{run}: {self.judged_by} {metrics[self.judged_by]:.4g}{real}")
@@ -138,14 +144,26 @@ class ModelRegistry:
         return is_better, f"{self.judged_by} {score:.4g} is {'' if is_better else 'not '}better than {best:.4g}"
 
 
-def log_model(name: str, run_id: str, model: ImageModel, onnx: Path, tags: dict[str, str], step: int) -> str:
+def example_of(about: About) -> dict[str, Any]:
+    """What to try a version with."""
+    if about.reads_text:
+        return {"prompts": list(about.prompts) or ["what to draw"]}
+    return {"labels": np.arange(about.n_classes)}
+
+
+def log_model(name: str, run_id: str, about: About, onnx: Path, tags: dict[str, str], step: int) -> str:
     """Uploads the ONNX file, the code that draws with it, signature and example; returns the version's number."""
     import mlflow
     import onnxruntime
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
     code = Path(__file__).with_name("registered_model.py")
-    image = TensorSpec(np.dtype("uint8"), (-1, model.img_size, model.img_size, model.channels), "images")
+    image = TensorSpec(np.dtype("uint8"), (-1, about.img_size, about.img_size, about.channels), "images")
+    # MLflow refuses other types and missing columns. Where a version takes prompts or labels, neither is required:
+    # its own code refuses both and none.
+    prompts: Any = ColSpec(DataType.string, "prompts", required=not about.prompts)
+    labels: Any = ColSpec(DataType.long, "labels", required=not about.reads_text)
+    columns = [prompts, labels] if about.prompts else [prompts if about.reads_text else labels]
     mlflow.start_run(run_id=run_id)
     try:
         logged = mlflow.pyfunc.log_model(
@@ -154,11 +172,11 @@ def log_model(name: str, run_id: str, model: ImageModel, onnx: Path, tags: dict[
             python_model=str(shutil.copy(code, onnx.parent)),  # MLflow records where it was
             artifacts={"generator": str(onnx)},
             signature=mlflow.models.ModelSignature(
-                inputs=Schema([ColSpec(DataType.long, "labels")]),
+                inputs=Schema(columns),
                 outputs=Schema([image]),
                 params=ParamSchema([ParamSpec("seed", DataType.long, 0)]),
             ),
-            input_example=({"labels": np.arange(model.n_classes)}, {"seed": 0}),
+            input_example=(example_of(about), {"seed": 0}),
             pip_requirements=[f"{package.__name__}=={package.__version__}" for package in (mlflow, np, onnxruntime)],
             registered_model_name=name,
             tags=tags,
