@@ -7,6 +7,7 @@ import shlex
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from src.export.to_onnx import export_generator
 from src.models.prompts import LENGTH, to_codes
 from src.models.request import Request
 from src.pictures.grid import grid
-from src.sampling.sampler import Noise
+from src.sampling.sampler import About, Noise
 from tests.serve.test_serve import NEEDED, Service, arrays, lie, opened, serving, shown
 
 pytestmark = pytest.mark.extras(*NEEDED)
@@ -218,3 +219,12 @@ def test_the_page_waits_for_a_prompt_where_it_knows_none(browser: Any, without_c
         page.get_by_role("button", name="Draw").click()
         shown(page, "Sixteen times “something”: seed 0")
         assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_a_guided_model_of_classes_has_neither_prompts_nor_truncation() -> None:
+    from src.serve.body import request_model
+
+    about = About(2, ("dog", "cat"), 1, 8, (1, 8, 8), "ema", "a run", "pets", "0123", "last.ckpt", "ab" * 32)
+    gan, guided = (request_model(replace(about, drawing=each), 8).model_fields for each in ({}, {"guidance": 1.5}))
+    assert [*gan] == ["labels", "n", "seed", "truncation", "others", "weight", "format"]
+    assert gan.keys() - guided.keys() == {"truncation"}
