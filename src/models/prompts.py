@@ -11,12 +11,29 @@ from src.config.types import Share
 
 LENGTH = 128  # characters of a prompt, at most
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# Words around what is asked for: a model that never sees any takes each new one for a sign.
+# Words around what is asked for. A model takes a word that it has never seen for a name with a typo: see, for seven.
 FILLERS = """
-and any are as at be big bit bright by can clear come could dark do each find for from get give good great
-have here how i im in is it its just kind like little look make me more much my need new nice now of old on
-our out perfect please quick quite really show simple small so some style take than that the there this to too
-typical under us very want was we well what which will with would you your
+a about above after again against all almost alone along already also always am among an and another any anyone are
+around art as ask at away back bad be beautiful because become been before begin behind being believe below best
+better between big bit black blue book both bottom bright bring brown but by call came can card careful case change
+clean clear close cold color come common complete corner could course create cut dark day deep depict describe did
+different display do does done down drawn each early easy edge else empty end enough even ever every everyone exactly
+example eye face fact fall far fast few field figure fill find fine fire flat follow for form found free fresh friend
+from front full funny gave generate gentle get give go gold good got gray great green ground had half hand hang happy
+hard has have he head hear heavy help her here hero high him his hold home hot hour house how huge i idea if im image
+imagine in inside into is it its ivory just keep kind know large last late lay lead least leave left less let life
+light like line little live lone long look lot love low made main make man many maybe me mean might mine model modern
+moment more morning most mouth move much must my name near neat need never new next nice night no noble none normal
+north not note nothing now object of off often oh old on once only open or orange order other our out outside over own
+page paint pale paper part past people perfect person piece pink place plain play please point portrait possible
+present pretty print produce put question quick quite rather read ready real really red render right rough round same
+sample saw say scan see seem seen send sentence serious set several shade shadow shape sharp she short should show
+side sign silver similar simple since sit size sketch slow small smooth so soft some something somewhat sort space
+stand start still stone street strong studio style such sun sure take tall tell texture than that the their them then
+there these they thin thing think this those though through thus tight time tiny to together told tone too took tree
+true try turn type typical ugly under until up upon us usual very view vivid wait walk wall want warm was water way we
+wear weight well went were what when where which while white who whole whose why wide will wine wish with within
+without wonder wood word work world would write wrong year yellow yes yet you young your
 """.split()  # noqa: SIM905
 
 
@@ -120,7 +137,7 @@ class Prompts:
         return " ".join(words)
 
     def _filler(self, rng: random.Random) -> str:
-        if rng.random() < 0.5:
+        if rng.random() < 0.8:
             return rng.choice(self._fillers)
         return "".join(rng.choices(LETTERS, k=rng.randint(2, 9)))
 

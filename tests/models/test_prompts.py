@@ -42,7 +42,7 @@ def test_training_never_sees_held_out_phrasings() -> None:
     assert not any("look at this" in each for each in drawn)
     assert all("seven" in a or "7" in a for a in drawn[::2]) and all("nine" in b for b in drawn[1::2])
     with_more = [each for each in drawn[1::2] if each not in ("a nine", "the digit nine")]
-    assert 0.3 < len(with_more) / 500 < 0.5  # some of the prompts with fillers get none
+    assert 0.4 < len(with_more) / 500 < 0.57  # some of the prompts with fillers get none
     held_out = {prompts.phrase(1, "held_out", random.Random(i)) for i in range(20)}
     assert held_out == {"look at this nine"}
 
