@@ -31,7 +31,7 @@ def labels_model(**options: object) -> FlowModel:
 
 
 def text_model(**options: object) -> FlowModel:
-    conditioner, prompts = TextConditioner(DIM, n_heads=2), Prompts(NAMES, ["a {}"], ["some {}"])
+    conditioner, prompts = TextConditioner(DIM, width=16, n_heads=2), Prompts(NAMES, ["a {}"], ["some {}"])
     return FlowModel(denoiser(), conditioner, prompts, n_classes=3, img_size=8, **options).eval()  # type: ignore[arg-type]
 
 
@@ -175,11 +175,17 @@ def test_refuses_conditions(condition: Tensor, said: str) -> None:
 
 def test_names_and_classes_must_fit() -> None:
     with pytest.raises(ValueError, match="names has 3 classes, but n_classes is 2"):
-        FlowModel(FoldedUNet(1, 8, DIM, 16), TextConditioner(DIM, n_heads=2), Prompts(NAMES), n_classes=2, img_size=8)
+        FlowModel(
+            FoldedUNet(1, 8, DIM, 16),
+            TextConditioner(DIM, width=16, n_heads=2),
+            Prompts(NAMES),
+            n_classes=2,
+            img_size=8,
+        )
 
 
 def test_text_means_the_same_with_and_without_padding() -> None:
-    conditioner = TextConditioner(DIM, n_heads=2)
+    conditioner = TextConditioner(DIM, width=16, n_heads=2)
     codes = torch.from_numpy(to_codes(["seven", "a handwritten two on black", ""]))
     whole = conditioner.eval()(codes)
     assert torch.allclose(conditioner.train()(codes), whole, atol=1e-5)
@@ -187,14 +193,14 @@ def test_text_means_the_same_with_and_without_padding() -> None:
 
 
 def test_order_and_spelling_count() -> None:
-    conditioner = TextConditioner(64).eval()
+    conditioner = TextConditioner(64, width=64).eval()
     vectors = conditioner(torch.from_numpy(to_codes(["handwritten nine", "handwriten nine", "nine handwritten"])))
     typo, order = (vectors[1:] - vectors[0]).norm(dim=1)
     assert typo > 0 and order > 0
 
 
 def test_more_words_than_it_reads() -> None:
-    conditioner = TextConditioner(DIM, n_heads=2, n_words=3).eval()
+    conditioner = TextConditioner(DIM, width=16, n_heads=2, n_words=3).eval()
     a, b, c = conditioner(torch.from_numpy(to_codes(["a b c", "a b c d e", "a b d"])))
     assert torch.allclose(a, b, atol=1e-6) and not torch.allclose(a, c, atol=1e-4)
 

@@ -43,6 +43,7 @@ class TextConditioner(nn.Module):
 
     Args:
         dim: length of the vector.
+        width: length of the vector of a word, inside.
         n_layers: layers of the transformer.
         n_heads: heads of its attention.
         n_buckets: embeddings that trigrams share.
@@ -52,17 +53,24 @@ class TextConditioner(nn.Module):
     condition_shape = (LENGTH,)
 
     def __init__(
-        self, dim: Count = 128, n_layers: Count = 2, n_heads: Count = 4, n_buckets: Count = 4093, n_words: Count = 24
+        self,
+        dim: Count = 128,
+        width: Count = 64,
+        n_layers: Count = 2,
+        n_heads: Count = 4,
+        n_buckets: Count = 4093,
+        n_words: Count = 24,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.n_words = n_words
         self.nothing: Tensor
         self.register_buffer("nothing", torch.zeros(LENGTH, dtype=torch.int64), persistent=False)
-        self.trigrams = nn.Embedding(n_buckets, dim)
-        self.positions = nn.Parameter(torch.randn(n_words + 1, dim) * 0.1)  # the first is the summary's
-        self.layers = nn.ModuleList(EncoderLayer(dim, n_heads) for _ in range(n_layers))
-        self.norm = nn.LayerNorm(dim)
+        self.trigrams = nn.Embedding(n_buckets, width)
+        self.positions = nn.Parameter(torch.randn(n_words + 1, width) * 0.1)  # the first is the summary's
+        self.layers = nn.ModuleList(EncoderLayer(width, n_heads) for _ in range(n_layers))
+        self.norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, dim)
 
     def forward(self, condition: Tensor) -> Tensor:
         """Code points int64 [N, LENGTH] as `to_codes` makes them, all 0 for no text -> [N, dim]."""
@@ -86,7 +94,7 @@ class TextConditioner(nn.Module):
         mask = pad(there, (1, 0), value=True)[:, None, None, :]
         for layer in self.layers:
             features = layer(features, mask)
-        return self.norm(features[:, 0])
+        return self.out(self.norm(features[:, 0]))
 
 
 class EncoderLayer(nn.Module):
