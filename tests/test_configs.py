@@ -183,6 +183,7 @@ def test_experiments_train_and_test(name: str, tmp_path: Path) -> None:
     quick = ["trainer.max_epochs=1", "trainer.enable_model_summary=false", f"optimized_metric={loss}"]
     if not name.endswith("gan"):
         quick += ["model.steps=1", "callbacks.sample_grid.n_per_class=1", "callbacks.guidance=null"]
+        quick += ["callbacks.sample_grid.every_n_epochs=1"]
         quick += ["model.denoiser.width=32"]
     known = {"cifar10": HAS_CIFAR10, "fashion": HAS_FASHION, "flowers": HAS_FLOWERS}
     has_data = known.get(name.split("_")[1], HAS_MNIST)

@@ -27,7 +27,7 @@ from tests.metrics.digits import CACHE_DIR, digits, references
 
 SMALL = ["datamodule.img_size=8", "model.condition_dim=32", "model.denoiser.width=16", "model.denoiser.depth=1"]
 SMALL += ["trainer.max_epochs=2", "trainer.limit_train_batches=3", "callbacks.quality.n_val=100", *QUICK]
-TEXT = ["experiment=train_mnist_text2image", *SMALL]
+TEXT = ["experiment=train_mnist_text2image", *SMALL, "callbacks.prompt_grid.every_n_epochs=1", "model.guidance=1.5"]
 
 
 @pytest.fixture(scope="module")

@@ -13,13 +13,14 @@ from src.config.instantiate import instantiate
 from src.errors import UserError
 from src.models.losses import NonSaturatingLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, MNISTGANModel
-from tests.conftest import ROOT, assert_same, build_model, compose_config, load
+from tests.conftest import ROOT, SMALL_TEXT_MODEL, assert_same, build_model, compose_config, load
 from tests.models.test_mnist_gan_model import BATCH, BATCHES, Spy, loader, make_batch, make_model, quiet_trainer
 
 R1 = "model.penalties.r1={_target_: src.models.penalties.R1, gamma: 1.0, every: 1}"
 NOISE = "model.augment.instance_noise={_target_: src.models.augment.InstanceNoise, std: 0.2, until: 0.8}"
 SHIFT = "model.augment.diffaugment={_target_: src.models.augment.DiffAugment, translation: 0.125}"
 PENALTY = "model.penalties.gradient_penalty={_target_: src.models.penalties.GradientPenalty, weight: 10.0, every: 1}"
+FLOW = " ".join([*SMALL_TEXT_MODEL, "model.ema_half_life=null"])
 # What is composed, and what is then changed; both are trained for five batches.
 FLIPS = [
     ("", "model.latent_dim=50"),
@@ -66,15 +67,40 @@ FLIPS = [
     ("model.schedule=linear", "model.schedule_batches=2"),
     ("", "model.ema_half_life=100"),
     ("model.ema_half_life=100", "model.ema_half_life=1"),
+    *(
+        (FLOW, f"model.{changed}")
+        for changed in (
+            "optimizer.lr=1e-2",
+            "optimizer.betas=[0.5,0.9]",
+            "optimizer.weight_decay=0.5",
+            "denoiser.width=32",
+            "denoiser.depth=2",
+            "condition_dim=16",
+            "conditioner.width=32",
+            "conditioner.n_layers=1",
+            "condition=label",
+            "prompts.names=[a,b,c,d,e,f,g,h,i,j]",
+            "prompts.templates=['a {}']",
+            "prompts.fillers=0.0",
+            "prompts.typos=1.0",
+            "time_mean=0.5",
+            "time_std=0.1",
+            "condition_dropout=0.9",
+            "guidance=4.0",
+            "steps=1",
+            "solver=euler",
+        )
+    ),
 ]
 
 
 def composed(*overrides: str) -> DictConfig:
     """With the groups of the model written as its keys are."""
-    groups = ("networks", "objective", "schedule")
+    groups = ("networks", "objective", "schedule", "condition")
     typed = [
         f"model/{o.removeprefix('model.')}" if o.startswith(tuple(f"model.{g}=" for g in groups)) else o
-        for o in overrides
+        for each in overrides
+        for o in (each.split(" ") if each == FLOW else [each])
         if o
     ]
     return compose_config("train", "datamodule=digits", *typed)
@@ -111,14 +137,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_option_is_flipped() -> None:
     """A key in configs/model/ that no line above changes might silently do nothing."""
     flipped = {part.partition("=")[0].lstrip("+").replace("model/", "model.") for _, part in FLIPS}
-    ours_elsewhere = {"n_classes", "channels", "img_size"}  # they follow the data, see tests/test_configs.py
+    # These follow the data, see tests/test_configs.py, or are there to measure with.
+    ours_elsewhere = {"n_classes", "channels", "img_size", "held_out"}
     for file in (ROOT / "configs" / "model").rglob("*.yaml"):
         content = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(content, dict)
         for key in leaves({k: v for k, v in content.items() if k != "defaults"}):
             under_schedule = file.parent.name == "schedule" and not key.startswith("schedule")
             name = f"model.{'schedule.' if under_schedule else ''}{key}"
-            if key.rpartition(".")[2] in ours_elsewhere | {"_target_", "_partial_", "fused", "latent_dim"}:
+            if key.rpartition(".")[2] in ours_elsewhere | {
+                "_target_",
+                "_partial_",
+                "fused",
+                "latent_dim",
+                "dim",
+                "condition_dim",
+            }:
                 continue
             assert name in flipped or any(f.startswith(f"{name}.") for f in flipped) or is_swept(name), name
 

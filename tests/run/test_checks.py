@@ -70,7 +70,9 @@ def captioned(tmp_path: Path) -> Path:
 def without_classes(folder: Path) -> Path:
     table = folder / "metadata.jsonl"
     rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()]
-    table.write_text("\n".join(json.dumps({key: row[key] for key in ("file_name", "text")}) for row in rows))
+    table.write_text(
+        "\n".join(json.dumps({key: row[key] for key in ("file_name", "text")}) for row in rows), encoding="utf-8"
+    )
     return folder
 
 
