@@ -73,8 +73,8 @@ def export_generator(model: ImageModel, path: Path, about: About, more: Mapping[
     for node in graph:
         node.metadata_props.clear()  # where in the sources it comes from, with paths of this machine
         for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = None  # torch takes `others` to have N rows
+            if model.condition_shape and not value.is_graph_output():
+                value.shape = None  # torch takes `others` to have N rows, and ONNX Runtime would believe it
     program.model.metadata_props.update(about.to_metadata() | {"range": "[-1, 1]"} | dict(more or {}))
     program.save(path, external_data=False)  # one file, weights and all
 
