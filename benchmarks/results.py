@@ -92,6 +92,10 @@ def section(experiment: str, runs: list[dict]) -> str:
         accuracies = [run["metrics"]["test/label_accuracy"] for run in runs]
         lines += ["", f"Label accuracy over {len(runs)} seeds: {min(accuracies):.2%} to {max(accuracies):.2%}, median"]
         lines[-1] += f" {statistics.median(accuracies):.2%}."
+    kinds = {"seen": "known phrasings", "held_out": "phrasings that training never saw", "typo": "these with a typo"}
+    shares = [(text, cell(first["metrics"], f"prompt_accuracy_{kind}", "{:.1%}")) for kind, text in kinds.items()]
+    if all(share for _, share in shares):
+        lines += ["", f"Images show what prompts say: {', '.join(f'{share} for {text}' for text, share in shares)}."]
     lines += [
         "",
         "The first run's validations:",
