@@ -23,9 +23,9 @@ from src.errors import UserError
 EXTRAS = "pip install -r requirements-extras.txt"
 # Keys that people know from older templates and Lightning 1.x, and what to do instead.
 RENAMED = {
-    "model.lr": "use model.optimizer_g.lr and model.optimizer_d.lr",
-    "model.b1": "use model.optimizer_g.betas and model.optimizer_d.betas",
-    "model.b2": "use model.optimizer_g.betas and model.optimizer_d.betas",
+    "model.lr": "use model.optimizer_g.lr and model.optimizer_d.lr, or model.optimizer.lr of model=flow_model",
+    "model.b1": "use model.optimizer_g.betas and model.optimizer_d.betas, or model.optimizer.betas of model=flow_model",
+    "model.b2": "use model.optimizer_g.betas and model.optimizer_d.betas, or model.optimizer.betas of model=flow_model",
     "trainer.resume_from_checkpoint": "use ckpt_path",
     "trainer.progress_bar_refresh_rate": "use callbacks.progress_bar.refresh_rate",
     "trainer.weights_summary": "use trainer.enable_model_summary",

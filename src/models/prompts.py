@@ -11,7 +11,7 @@ from src.config.types import Share
 
 LENGTH = 128  # characters of a prompt, at most
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-# Words around what is asked for. A model takes a word that it has never seen for a name with a typo: see, for seven.
+# Words around what is asked for. A model mistakes a word that it has never seen for a misspelt name: see for seven.
 FILLERS = """
 a about above after again against all almost alone along already also always am among an and another any anyone are
 around art as ask at away back bad be beautiful because become been before begin behind being believe below best
@@ -124,7 +124,7 @@ class Prompts:
         name = rng.choice(self.names[label])
         if kind == "typo":
             name = misspell(name, rng)
-        return rng.choice(self.templates if kind == "seen" else self.held_out).format(name)
+        return rng.choice(self.templates if kind == "seen" else self.held_out).replace("{}", name)
 
     def _vary(self, prompt: str, rng: random.Random) -> str:
         words = prompt.split()

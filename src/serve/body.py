@@ -27,7 +27,7 @@ def request_model(about: About, max_images: int) -> type[BaseModel]:
     others: Any = None
     kinds, goals = [], []
     if about.reads_text:
-        # Cleaning takes long for a text of any length.
+        # Cleaning a text takes time that grows with the square of its length.
         text = Annotated[str, Field(min_length=1, max_length=MOST)]
         others = texts = text | Annotated[list[text], Field(min_length=1)]
         said = f"a text of up to {LENGTH} letters, digits and spaces that says what to draw, or a list of texts"

@@ -47,6 +47,11 @@ def test_training_never_sees_held_out_phrasings() -> None:
     assert held_out == {"look at this nine"}
 
 
+def test_braces_in_a_template_mean_themselves() -> None:
+    prompts = Prompts(DIGITS, ["{x} a {} {0}"])
+    assert prompts.phrase(1, "seen", random.Random(0)) == "{x} a nine {0}"
+
+
 def test_typos() -> None:
     prompts = Prompts(DIGITS, ["{}"], fillers=0.0, typos=0.4)
     drawn = prompts.draw([1] * 1000, random.Random(0))
