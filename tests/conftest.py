@@ -124,7 +124,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key, no home, no leftovers of Hydra: a test behaves the same on every machine."""
+    """No key, no home, no leftovers of Hydra, one seed: a test behaves the same on every machine, each time."""
+    torch.manual_seed(0)
     theirs = [name for name in os.environ if name.startswith("WANDB_")]
     for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", *theirs):
         monkeypatch.delenv(name, raising=False)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parametrize
 
+from src.export.agreement import EXACT
 from src.export.to_onnx import export_generator, plain_copy
 from src.models.image_model import ImageModel
 from src.models.mnist_gan_model import MNISTGANModel
@@ -106,7 +107,8 @@ def test_the_weights_without_their_average_can_be_exported(tmp_path: Path) -> No
 
     noise, labels = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3)
     theirs = draw_with(path, Request(noise, labels))
-    torch.testing.assert_close(theirs, model.generate(labels, noise=noise, average=False), atol=1e-5, rtol=0)
+    # Doubled in every layer, rounding grows with the images: 1e-5 is what it comes to.
+    torch.testing.assert_close(theirs, model.generate(labels, noise=noise, average=False), atol=EXACT, rtol=0)
     assert (theirs - model.generate(labels, noise=noise)).abs().max() > 0.1
 
 
