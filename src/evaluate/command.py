@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from src.evaluate.copies import draw_neighbours
 from src.evaluate.data import load_data
 from src.evaluate.inputs import ModelInput, open_inputs
 from src.evaluate.measure import SURE, Result, compare, measure, measure_real
+from src.evaluate.neighbours import draw_neighbours
 from src.pictures.confusion import draw_confusion
 from src.run.commands import a_list, next_command, typed_overrides
 from src.run.files import atomic_write
@@ -120,7 +120,9 @@ def write_pictures(result: Result, out: Path, several: bool) -> dict[str, Any]:
     source, confusion = result.source, result.quality.confusion
     drawn = {
         "confusion": draw_confusion(confusion.numpy(), result.real.evaluator.datamodule.class_names),
-        "neighbours": draw_neighbours(result.pixels, result.nearest, result.real.nearest, result.real.evaluator),
+        "neighbours": draw_neighbours(
+            result.pixels, result.embedded.features, result.quality.nearest, result.real.evaluator
+        ),
     }
     ending = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)}" if several else ""
     files = {"confusion": f"label_confusion{ending}.png", "neighbours": f"neighbours{ending}.png"}

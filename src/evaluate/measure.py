@@ -16,15 +16,14 @@ from torch import Tensor
 
 from src.datamodules.image_datamodule import ImageDataModule
 from src.errors import UserError
-from src.evaluate.copies import Nearest, copied, nearest_training_images
 from src.evaluate.inputs import Input
 from src.metrics.alarms import Quality
-from src.metrics.evaluator import N_NEAREST, Evaluator
+from src.metrics.copies import N_NEAREST
+from src.metrics.evaluator import Evaluator
 from src.metrics.feature_net import Embedded
 from src.metrics.references import LEAST, load_references
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
-COPIES, FEW = 0.05, 5  # an alarm is raised above this share of copies and this many more images
 GROUPS = 10  # each of which is left out once
 SURE = 2  # standard errors that a difference must exceed to be called one
 
@@ -35,7 +34,6 @@ class Real:
 
     evaluator: Evaluator
     sha256: str  # of the data
-    nearest: Nearest  # of the first 1,000 of the evaluator's held-out images
     floors: dict[str, float]
 
 
@@ -48,7 +46,6 @@ class Result:
     pixels: Tensor  # uint8 [N, C, H, W], of the first 1,000
     embedded: Embedded
     quality: Quality
-    nearest: Nearest
     metrics: dict[str, float]
     alarms: dict[str, str]
     seconds: float
@@ -68,12 +65,10 @@ def measure_real(datamodule: ImageDataModule, counts: Tensor | None, config: Dic
             f"ckpt_path has too few images of the classes of {datamodule.source!r}: every input has {evaluator.n}, but"
             f" at least {LEAST} are needed"
         )
-    held_out = evaluator.real["val"].features[evaluator.held_out[:N_NEAREST]]
-    nearest = nearest_training_images(held_out, evaluator.real["train"].features)
-    floors = evaluator.floor.metrics | {"copied": copied(nearest, nearest)}
+    floors = dict(evaluator.floor.metrics)
     if config.cas:
         floors["cas"] = evaluator.cas_floor
-    return Real(evaluator, datamodule.sha256(), nearest, floors)
+    return Real(evaluator, datamodule.sha256(), floors)
 
 
 def measure(source: Input, real: Real, console: Console) -> Result:
@@ -84,22 +79,17 @@ def measure(source: Input, real: Real, console: Console) -> Result:
     with console.status(f"measuring {escape(source.name)}"):
         embedded = evaluator.net.embed(pixels, evaluator.labels)
         quality = evaluator.measure(embedded)
-        nearest = nearest_training_images(embedded.features[:N_NEAREST], evaluator.real["train"].features)
-        found = quality.metrics | {"copied": copied(nearest, real.nearest)}
+    found = dict(quality.metrics)
     if "cas" in real.floors:
         found["cas"] = evaluator.cas(source.images(evaluator.cas_labels, "cas", console))
     raised = evaluator.alarms(quality) | (source.checkpoint.model.alarms(found) if source.checkpoint else {})
-    share = found["copied"]
-    if share > COPIES + FEW / len(nearest.closeness):
-        text = f"training images are copied ({share:.1%} of the images are nearer to one than 99% of real images are)"
-        raised.setdefault("copies", text)
     if source.data_sha256 not in (None, real.sha256):
         raised["data"] = (
             f"it was trained on other images than these of {evaluator.datamodule.source}, or on other splits of them:"
             " it may have seen what it is tested on"
         )
     seconds = round(time.perf_counter() - begun, 1)
-    return Result(source, real, pixels[:N_NEAREST], embedded, quality, nearest, found, raised, seconds)
+    return Result(source, real, pixels[:N_NEAREST], embedded, quality, found, raised, seconds)
 
 
 def compare(results: Sequence[Result], console: Console) -> dict[str, dict[str, Any]]:

@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from src.metrics.copies import Nearest, too_many
 from src.metrics.scores import class_accuracy
 
 LABELS_IGNORED = 0.1  # share of the way from guessing to the accuracy of real images
 LABELS_MISSED = 0.6  # as before
 LABELS_MIXED_UP = 0.5  # share of a class's images that are taken for one and the same other class
+COPIED = 0.05  # share of copies
 VARIANCE_GONE = 0.1  # share of the variance of real images
-COPIED = 0.3  # share of the distance from held-out images to the nearest training image, both lower quartiles
 
 
 class Quality(NamedTuple):
@@ -20,7 +21,7 @@ class Quality(NamedTuple):
     metrics: dict[str, float]
     confusion: Tensor  # int64 [n_classes, n_classes]: asked for, taken for
     variance: Tensor  # [n_classes], over that of real images
-    nearest_train: Tensor  # of the first 1,000
+    nearest: Nearest  # of the first 1,000
 
 
 def alarms(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict[str, str]:
@@ -63,10 +64,9 @@ def alarms(quality: Quality, floor: Quality, class_names: Sequence[str]) -> dict
                     f"class {name} is nearly one image (variance {share:.2f} of that of real images)"
                 )
 
-    nearest, held_out = quality.nearest_train.quantile(0.25), floor.nearest_train.quantile(0.25)
-    if nearest < COPIED * held_out:
+    share = quality.metrics["copied"]
+    if too_many(share, len(quality.nearest.distance), COPIED):
         found["copies"] = (
-            f"training images are copied (a quarter of the images are within {nearest:.2f} of one, held-out"
-            f" images within {held_out:.2f})"
+            f"training images are copied ({share:.1%} of the images are nearer to one than 99% of real images are)"
         )
     return found

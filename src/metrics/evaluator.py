@@ -9,11 +9,11 @@ from torch import Tensor
 from src.datamodules.image_datamodule import ImageDataModule
 from src.metrics import scores
 from src.metrics.alarms import Quality, alarms
+from src.metrics.copies import N_NEAREST, Nearest, copied, nearest_training_images
 from src.metrics.feature_net import Embedded, train_classifier
 from src.metrics.references import References, embed_served
 from src.pictures.pixels import to_pixels
 
-N_NEAREST = 1_000  # images whose nearest training images are looked up, which costs more than all the rest
 N_CAS = 50_000  # images that a classifier trains on
 DRAW_BATCH = 250  # images drawn from one generator
 # The tested checkpoint was chosen by a validation's images: the test draws others, and CAS others again.
@@ -66,6 +66,11 @@ class Evaluator:
         return self.measure(self.real["val"].at(self.held_out))
 
     @cached_property
+    def _real_nearest(self) -> Nearest:
+        features = self.real["val"].features[self.held_out[:N_NEAREST]]
+        return nearest_training_images(features, self.real["train"].features)
+
+    @cached_property
     def _reference_alone(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """A third of what neighbours and kernels cost, and the same every time."""
         return scores.radii(self._reference), scores.mean_kernel(self._reference)
@@ -79,14 +84,15 @@ class Evaluator:
         - `label_accuracy`, `worst_class_accuracy`: share of images whose class the classifier sees in them.
         - `within_class_variance`: variance of features over that of the test split, mean over classes; 1 = as real,
           0 = one image a class.
-        - `nearest_train`: mean distance of 1,000 of them to the nearest training image; far below its floor, images are
-          copies.
+        - `nearest_train`: mean distance of 1,000 of them to the nearest training image.
+        - `copied`: share of these that are nearer to a training image than 99 % of held-out images are, each distance
+          over that from there to the nearest other training image: about 0.01 for new images, 1 for copies.
         """
         n = self.datamodule.n_classes
         confusion = (images.labels * n + images.predicted).bincount(minlength=n**2).view(n, n)
         accuracy = scores.class_accuracy(confusion)
         variance = scores.class_variance(images.features, images.labels, n) / self._variance
-        nearest = scores.nearest_distance(images.features[:N_NEAREST], self.real["train"].features)
+        nearest = nearest_training_images(images.features[:N_NEAREST], self.real["train"].features)
         real_radii, real_kernel = self._reference_alone
         metrics = {
             "fd": scores.frechet_distance(scores.fit_gaussian(images.features), self._gaussian),
@@ -95,7 +101,8 @@ class Evaluator:
             "worst_class_accuracy": float(accuracy[~accuracy.isnan()].min()),
             **scores.precision_recall_density_coverage(self._reference, images.features, real_radii),
             "within_class_variance": float(variance.nanmean()),
-            "nearest_train": float(nearest.mean()),
+            "nearest_train": float(nearest.distance.mean()),
+            "copied": copied(nearest, self._real_nearest),
         }
         return Quality(metrics, confusion, variance, nearest)
 

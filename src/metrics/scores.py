@@ -78,11 +78,6 @@ def _kernel_sum(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def nearest_distance(a: Tensor, b: Tensor) -> Tensor:
-    """For each of features [N, d] the Euclidean distance [N] to the nearest of [M, d]."""
-    return torch.cat([torch.cdist(block, b).amin(1) for block in a.split(DISTANCE_BLOCK)])
-
-
 def radii(features: Tensor) -> tuple[Tensor, Tensor]:
     """How far the balls around N > 5 images reach: to the 3rd and the 5th nearest of the others, [N] each."""
     k = K_DENSITY_COVERAGE + 1  # the first is itself

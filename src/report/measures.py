@@ -13,7 +13,7 @@ class Measure:
 
     name: str
     title: str
-    better: Literal["higher ↑", "lower ↓", "near 1", "not far below real"]
+    better: Literal["higher ↑", "lower ↓", "near 1", "near real"]
     pattern: str
     meaning: str
 
@@ -46,9 +46,16 @@ MEASURES = (
     Measure(
         "nearest_train",
         "Nearest training image",
-        "not far below real",
+        "near real",
         "{:.2f}",
-        "mean distance to it; far below that of real images, they are copies",
+        "mean distance to it",
+    ),
+    Measure(
+        "copied",
+        "Copies",
+        "near real",
+        "{:.1%}",
+        "images nearer to a training image than 99 % of real ones are",
     ),
     Measure("cas", "CAS", "higher ↑", "{:.2%}", "how well a classifier that saw nothing but samples reads real images"),
     Measure(

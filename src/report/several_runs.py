@@ -105,7 +105,7 @@ def _quality(run: Run, runs: Sequence[Run], measure: Measure, name: str, compara
     value = run.metrics.get(name)
     text = measure.show(value)
     others = [each.metrics[name] for each in runs if measure.show(each.metrics.get(name)) not in ("", text)]
-    if value is None or not comparable or not others or measure.better == "not far below real":
+    if value is None or not comparable or not others or measure.better == "near real":
         return text, False
     return text, all(measure.is_better(value, other) for other in others)
 
@@ -217,7 +217,7 @@ def compare(a: Sequence[float], b: Sequence[float], measure: Measure) -> Differe
             low, high = map(float, ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE))
     if low <= 0 <= high:
         mark = "within"
-    elif measure.better == "not far below real":
+    elif measure.better == "near real":
         mark = "higher" if after > before else "lower"
     else:
         mark = "better" if measure.is_better(after, before) else "worse"

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.metrics.alarms import LABELS_MISSED, VARIANCE_GONE
+from src.metrics.alarms import COPIED, LABELS_MISSED, VARIANCE_GONE
+from src.metrics.copies import N_NEAREST, too_many
 from src.report.measures import count, split_of
 from src.report.run_folder import Run
 
@@ -110,10 +111,9 @@ def _quality(run: Run, split: str) -> Iterator[Sentence]:
     elif found:
         yield Sentence(mark, f"{start}: {', and '.join(found)}.")
 
-    value, floor = pair("nearest_train")
-    if value is not None and floor and value < 0.5 * floor:
-        than = f"than real ones are ({value:.2f} against {floor:.2f})"
-        yield Sentence("bad", f"Images are much nearer to training images {than}: copies?")
+    value, _ = pair("copied")
+    if value is not None and too_many(value, min(run.n_measured(split) or N_NEAREST, N_NEAREST), COPIED):
+        yield Sentence("bad", f"{value:.1%} of the images are nearer to a training image than 99% of real ones are.")
 
 
 def _alarms(run: Run) -> Iterator[Sentence]:

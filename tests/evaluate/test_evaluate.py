@@ -13,9 +13,9 @@ from PIL import Image
 from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.errors import UserError
 from src.evaluate import evaluate
-from src.evaluate.copies import CELL as SIDE
-from src.evaluate.copies import GAP, LEFT, TOP
 from src.evaluate.inputs import short_names
+from src.evaluate.neighbours import CELL as SIDE
+from src.evaluate.neighbours import GAP, LEFT, TOP
 from src.export.to_onnx import export_generator
 from src.pictures.confusion import draw_confusion
 from src.pictures.pixels import to_pixels
@@ -74,7 +74,7 @@ def test_a_checkpoint_has_the_numbers_of_the_test_that_ended_its_run(
     found = evaluated(checkpoint.with_name("best.ckpt"))
 
     (one,) = found["inputs"]
-    assert one["metrics"].keys() == one["floors"].keys() == KEYS | {"copied"}
+    assert one["metrics"].keys() == one["floors"].keys() == KEYS
     for name in KEYS:
         assert one["metrics"][name] == pytest.approx(tested[f"test/{name}"], rel=1e-3, abs=1e-3), name
         assert one["floors"][name] == pytest.approx(tested[f"test/{name}_floor"], rel=1e-3, abs=1e-4), name

@@ -9,7 +9,7 @@ from tests.metrics.digits import CPU, digits, evaluator, references
 
 KEYS = {
     *("fd", "kid", "precision", "recall", "density", "coverage", "label_accuracy", "worst_class_accuracy"),
-    *("within_class_variance", "nearest_train"),
+    *("within_class_variance", "nearest_train", "copied"),
 }
 
 
@@ -32,7 +32,7 @@ def test_the_split_itself_is_perfect() -> None:
     assert measured["fd"] == pytest.approx(0, abs=1e-6)
     assert (measured["precision"], measured["recall"], measured["coverage"]) == (1, 1, 1)
     assert measured["within_class_variance"] == pytest.approx(1)
-    assert measured["nearest_train"] == pytest.approx(0, abs=1e-2)  # float32
+    assert measured["nearest_train"] == 0
 
 
 def test_the_floor_is_of_held_out_images() -> None:
@@ -41,6 +41,7 @@ def test_the_floor_is_of_held_out_images() -> None:
     floor = evaluator().floor
     assert floor.metrics["label_accuracy"] > 0.97
     assert floor.metrics["nearest_train"] > 1
+    assert 0 < floor.metrics["copied"] < 0.03
     assert 0.7 < floor.metrics["within_class_variance"] < 1.3
     assert evaluator().alarms(floor) == {}
 
@@ -54,7 +55,7 @@ def test_one_training_image_a_class() -> None:
     assert quality.metrics["label_accuracy"] == quality.metrics["worst_class_accuracy"] == 1
     assert quality.metrics["recall"] == 0
     assert quality.metrics["within_class_variance"] == pytest.approx(0, abs=1e-6)
-    assert quality.metrics["nearest_train"] == pytest.approx(0, abs=1e-2)
+    assert quality.metrics["nearest_train"] == 0 and quality.metrics["copied"] == 1
     assert quality.metrics["fd"] > 3 * evaluator().floor.metrics["fd"]
     found = evaluator().alarms(quality)
     assert found.keys() == {"variance", "copies"}

@@ -42,6 +42,7 @@ QUALITY = {
     "coverage": (0.93, 0.95),
     "within_class_variance": (0.94, 1.02),
     "nearest_train": (1.66, 1.67),
+    "copied": (0.012, 0.01),
 }
 GOOD = {name: good for name, (good, _) in QUALITY.items()}
 FLOORS = {f"{name}_floor": floor for name, (_, floor) in QUALITY.items()}
@@ -322,7 +323,7 @@ def test_the_directions_are_those_of_the_project() -> None:
         ({"quality": {"recall": 0.3}}, "bad", "not good", "It shows little of the variety there is"),
         ({"quality": {"label_accuracy": 0.5}}, "bad", "not good", "50.0% of the images are of the class that"),
         ({"quality": {"worst_class_accuracy": 0.1}}, "bad", "not good", "In the class that does worst it is 10.0%"),
-        ({"quality": {"nearest_train": 0.2}}, "bad", "not good", "0.20 against 1.67): copies?"),
+        ({"quality": {"copied": 0.2}}, "bad", "not good", "20.0% of the images are nearer to a training image than"),
         ({"quality": COLLAPSED}, "bad", "and it collapsed", "It collapsed: each class is nearly one image (0.02 of"),
         ({"alarms": 2}, "bad", "not good", "The test raised 2 alarms"),
         ({}, "good", "Finished", "No alarm was raised by 3 validations and by the test."),

@@ -1,46 +1,20 @@
-"""Whether images are copies of training images, and a picture of them beside those that are most like them."""
-
-from typing import NamedTuple
+"""A picture of images beside the training images that are most like them."""
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from src.metrics.evaluator import N_NEAREST, Evaluator
+from src.metrics.copies import N_NEAREST, Nearest
+from src.metrics.evaluator import Evaluator
 from src.metrics.scores import DISTANCE_BLOCK
 from src.pictures.confusion import FONT, INK, PAPER, drawable, fitted
 from src.pictures.pixels import to_pixels
 
-N_NEIGHBOURS = 4  # training images that a picture shows beside an image
-RARE = 0.01  # of held-out images are nearer to a training image than what is called a copy
-SMALLEST = 1e-6  # distance of two training images: some data sets have one twice
+N_NEIGHBOURS = 4  # training images beside an image
 N_SHOWN = 10  # rows of a panel
 CELL, GAP, LEFT, TOP = 58, 12, 92, 84  # pixels
 GREY = (110, 110, 110)
-
-
-class Nearest(NamedTuple):
-    """The training images nearest to some images, and how near they are.
-
-    `indices` int64 [N, k] has the nearest first. `closeness` [N] is the distance to the nearest training image, over
-    the distance from there to the nearest other one: 0 for a copy, about 1 for a new image, both in a class whose
-    images are all alike and in one in which they differ widely.
-    """
-
-    indices: Tensor
-    closeness: Tensor
-
-
-def nearest_training_images(features: Tensor, train: Tensor) -> Nearest:
-    """The training images [M, d] nearest to each of [N, d].
-
-    Alaa et al., How faithful is your synthetic data?, 2022, compare the same two distances: an image is not authentic
-    to them if the first is the smaller one.
-    """
-    distance, indices = nearest_neighbours(features, train, N_NEIGHBOURS)
-    around, _ = nearest_neighbours(train[indices[:, 0]], train, 2)  # the first is itself
-    return Nearest(indices, distance[:, 0] / around[:, 1].clamp(min=SMALLEST))
 
 
 def nearest_neighbours(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -53,38 +27,38 @@ def nearest_neighbours(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return distance, found.gather(1, order)
 
 
-def copied(images: Nearest, held_out: Nearest) -> float:
-    """The share of images nearer to a training image than all but 1 % of held-out images: 1 for training images."""
-    return float((images.closeness < held_out.closeness.quantile(RARE)).double().mean())
-
-
-def draw_neighbours(pixels: Tensor, nearest: Nearest, real_nearest: Nearest, evaluator: Evaluator) -> np.ndarray:
+def draw_neighbours(pixels: Tensor, features: Tensor, nearest: Nearest, evaluator: Evaluator) -> np.ndarray:
     """Three panels side by side as uint8 [H, W, 3]; each row is an image and the training images nearest to it.
 
     The images nearest to a training image, the first image of each class, and the nearest of the held-out images.
 
     Args:
         pixels: uint8 [N, C, H, W], of the first 1,000 of the evaluator's labels.
-        nearest, real_nearest: of these images, and of as many of the evaluator's held-out images.
+        features: theirs, [N, d].
+        nearest: how near they are to training images.
     """
+    train, real = evaluator.real["train"].features, evaluator.real["val"].features
+    real, real_nearest = real[evaluator.held_out[:N_NEAREST]], evaluator.floor.nearest
     datamodule, labels = evaluator.datamodule, evaluator.labels[:N_NEAREST].tolist()
     names, n = drawable(datamodule.class_names), len(labels)
     first = [labels.index(label) for label in sorted(set(labels))][:N_SHOWN]
     closest, real_closest = (near.closeness.argsort()[:N_SHOWN].tolist() for near in (nearest, real_nearest))
     held_out = to_pixels(datamodule.sets["val"].__getitems__(evaluator.held_out[:N_NEAREST].tolist())[0])
-    panels = [  # a title of up to four lines, images, their neighbours, and which images are rows
+    panels = [  # a title of up to four lines, images, their features and closeness, and which images are rows
         (
             f"The {len(closest)} of {n:,} images that are nearest\nto a training image, and beside them the nearest."
             "\nNumber: distance to the first of these, over the\ndistance from there to another training image",
             pixels,
-            nearest,
+            features,
+            nearest.closeness,
             closest,
         ),
-        ("The first image of each class,\nnot chosen", pixels, nearest, first),
+        ("The first image of each class,\nnot chosen", pixels, features, nearest.closeness, first),
         (
             f"For comparison: the {len(real_closest)} of {n:,} real images,\nheld out from training, that are nearest",
             held_out,
-            real_nearest,
+            real,
+            real_nearest.closeness,
             real_closest,
         ),
     ]
@@ -93,16 +67,17 @@ def draw_neighbours(pixels: Tensor, nearest: Nearest, real_nearest: Nearest, eva
     picture = Image.new("RGB", (width * len(panels), height), PAPER)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(FONT)
-    for number, (title, images, its_nearest, rows) in enumerate(panels):
+    for number, (title, images, its_features, closeness, rows) in enumerate(panels):
         left = GAP + width * number
         draw.multiline_text((left, 6), title, INK, font)
+        _, indices = nearest_neighbours(its_features[rows], train, N_NEIGHBOURS)
         for row, i in enumerate(rows):
             top = TOP + CELL * row
             name = fitted(names[labels[i]], LEFT - 12, draw, font)
             draw.text((left, top + CELL // 2 - 9), name, INK, font, anchor="lm")
-            draw.text((left, top + CELL // 2 + 9), f"{its_nearest.closeness[i]:.2f}", GREY, font, anchor="lm")
+            draw.text((left, top + CELL // 2 + 9), f"{closeness[i]:.2f}", GREY, font, anchor="lm")
             picture.paste(enlarged(images[i]), (left + LEFT, top))
-            neighbours, _ = datamodule.whole_train.__getitems__(its_nearest.indices[i].tolist())
+            neighbours, _ = datamodule.whole_train.__getitems__(indices[row].tolist())
             for k, neighbour in enumerate(to_pixels(neighbours)):
                 picture.paste(enlarged(neighbour), (left + LEFT + CELL + GAP + k * CELL, top))
     return np.asarray(picture)

@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from src.evaluate.copies import copied, nearest_neighbours, nearest_training_images
-from src.evaluate.measure import standard_error
-from src.metrics.scores import nearest_distance
+from src.metrics.copies import copied, nearest_training_images, too_many
 
 
 def points(n: int, seed: int) -> torch.Tensor:
@@ -34,24 +32,30 @@ def test_near_copies_are_found_in_a_class_of_great_differences(train: torch.Tens
     held_out = nearest_training_images(points(500, 1), train)
     found = nearest_training_images(near, train)
 
-    assert nearest_distance(near, train).median() > nearest_distance(points(500, 1)[:500], train).median()
+    assert found.distance.median() > held_out.distance[:500].median()
     assert copied(found, held_out) > 0.9
-    assert (found.indices[:, 0] == torch.arange(1_000, 2_000)).double().mean() > 0.95
+
+
+def test_near_is_relative_to_the_nearest_training_images_own_neighbour() -> None:
+    train = torch.tensor([[0.0, 0.0], [3.0, 4.0], [3.0, 14.0]])
+    found = nearest_training_images(torch.tensor([[0.0, 1.0], [3.0, 8.0], [3.0, 4.0]]), train)
+    assert found.distance.tolist() == pytest.approx([1, 4, 0])
+    assert found.closeness.tolist() == pytest.approx([1 / 5, 4 / 5, 0])
+
+
+def test_many_images_are_compared_as_few_are(monkeypatch: pytest.MonkeyPatch, train: torch.Tensor) -> None:
+    whole = nearest_training_images(points(20, 1), train)
+    monkeypatch.setattr("src.metrics.copies.BLOCK", 7)
+    for a, b in zip(whole, nearest_training_images(points(20, 1), train), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("share", "n", "many"), [(0.06, 1_000, True), (0.055, 1_000, False), (0.1, 100, False)])
+def test_a_few_images_more_than_that_are_chance(share: float, n: int, many: bool) -> None:
+    assert too_many(share, n, 0.05) == many
 
 
 def test_a_training_image_that_is_there_twice() -> None:
     train = torch.tensor([[0.0], [0.0], [1.0], [5.0]])
     found = nearest_training_images(torch.tensor([[0.0], [0.5]]), train)
     assert found.closeness[0] == 0 and found.closeness[1] > 1
-
-
-def test_the_nearest_come_first() -> None:
-    distance, index = nearest_neighbours(torch.tensor([[4.0], [0.1]]), torch.tensor([[0.0], [1.0], [5.0]]), 2)
-    assert index.tolist() == [[2, 1], [0, 1]]
-    torch.testing.assert_close(distance, torch.tensor([[1.0, 3.0], [0.1, 0.9]]))
-
-
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = torch.randn(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    without = (values.sum() - values) / 9
-    assert standard_error(without.tolist()) == pytest.approx(float(values.std() / 10**0.5))
