@@ -58,7 +58,7 @@ def train(config: DictConfig) -> float | None:
         datamodule.setup("fit")
     if start is not None:
         take_weights(start, model, getattr(datamodule, "class_names", ()), config.init_from)
-    name_run(config, datamodule)
+    name_run(config, datamodule, trainer)
     about = describe(config, model, datamodule, past)
     record_config(config, Path(trainer.default_root_dir))
     record_diff(Path(trainer.default_root_dir))

@@ -221,7 +221,7 @@ def test_both_spellings_of_an_experiment_are_the_same_run(tmp_path: Path) -> Non
     named = []
     for spelling in ("train_mnist_gan", "train_mnist_gan.yaml"):
         config = compose_config("train", f"experiment={spelling}", "datamodule=digits", run_dir=tmp_path)
-        name_run(config, instantiate(config, "datamodule"))
+        name_run(config, instantiate(config, "datamodule"), instantiate(config, "trainer"))
         named.append(plain(config) | {"notes": "what was typed"})
     assert named[0] == named[1]
     assert named[0]["name"] == "train_mnist_gan-digits-seed12345"

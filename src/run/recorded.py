@@ -28,8 +28,8 @@ from src.run.summary import seconds_so_far
 log = logging.getLogger(__name__)
 
 
-def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
-    """Writes into the configuration what the run is called and which data it really uses."""
+def name_run(config: DictConfig, datamodule: LightningDataModule, trainer: Trainer) -> None:
+    """Writes into the configuration what the run is called, which data it really uses, and in which precision."""
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     experiment = str(choices.get("experiment") or choices.get("model") or "train").removesuffix(".yaml")
     source = getattr(datamodule, "source", type(datamodule).__name__)
@@ -40,6 +40,7 @@ def name_run(config: DictConfig, datamodule: LightningDataModule) -> None:
     group = "-".join([experiment, source, *changes])[:80]
     with open_dict(config):
         config.data_source = escaped(source)
+        config.trainer.precision = trainer.precision
         config.group = escaped(config.group or group)
         numbers = [f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
         config.name = escaped(config.name or "-".join([group, *numbers]))

@@ -31,6 +31,10 @@ SomeBatches = Annotated[
     Count | Annotated[float, Field(gt=0, le=1)],
     Field(description="a number of batches, above 0, or a share of them such as 0.5"),
 ]
+Precision = Literal[
+    "auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true",
+    "transformer-engine", "transformer-engine-float16", "bf16", "16", "32", "64", 16, 32, 64,
+]  # fmt: skip
 DECLARED = {  # Lightning's own arguments, with the ranges that it does not state
     "min_epochs": NotNegative | None,
     "max_epochs": Limit | None,
@@ -58,6 +62,7 @@ def make_trainer(
     strategy: str = "auto",
     num_nodes: Processes = 1,
     nodes_timeout: Annotated[float, Field(gt=0, description="a number of seconds above 0")] = 600,
+    precision: Precision | None = "32-true",
     **kwargs: Any,
 ) -> Trainer:
     """A Trainer without loggers: those are started last, when everything else is known to be right.
@@ -69,6 +74,7 @@ def make_trainer(
         accelerator, devices: as in Lightning; `gpus` wins where it names GPUs.
         strategy: as in Lightning; "ddp", and "auto" on several devices, is DDP with what two optimizers need.
         nodes_timeout: seconds to wait for machines that are started by hand.
+        precision: as in Lightning; "auto" is bf16-mixed where what trains computes with bfloat16 itself, else 32-true.
         **kwargs: Lightning's own arguments; `max_steps` counts batches.
 
     Raises:
@@ -105,12 +111,16 @@ def make_trainer(
     for switch, kind in [("enable_progress_bar", ProgressBar), ("enable_model_summary", ModelSummary)]:
         if not kwargs.get(switch, True):
             callbacks = [c for c in callbacks if not isinstance(c, kind)]
+    if precision == "auto":
+        precision = native_precision(on_cpu=accelerator == "cpu")
+        log.info("training in %s, chosen by trainer.precision=auto", precision)
     wait_for_machines(num_nodes, nodes_timeout, str(kwargs.get("default_root_dir")))
     return Trainer(
         accelerator=accelerator,
         devices=devices,
         strategy=strategy,
         num_nodes=num_nodes,
+        precision=precision,
         callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
@@ -154,6 +164,16 @@ def gpu_names() -> list[str]:
     """The GPUs of this machine that torch can use."""
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return names or (["Apple GPU"] if torch.backends.mps.is_available() else [])
+
+
+def native_precision(on_cpu: bool) -> Literal["bf16-mixed", "32-true"]:
+    """Bfloat16 where the hardware computes with it; elsewhere it is emulated, and slower than single precision."""
+    if on_cpu or not torch.cuda.is_available():
+        # torch has no public question for AVX512-BF16 and AMX; on other CPUs the answer is "no".
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if native else "32-true"
 
 
 def point_out_gpu(trainer: Trainer, typed: Sequence[str]) -> None:

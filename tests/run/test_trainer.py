@@ -1,5 +1,6 @@
 """What people type for `gpus` becomes Lightning's arguments, and a checkpoint is whole or absent."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from src.callbacks.progress import ProgressBar
 from src.errors import UserError
 from src.run import trainer as module
 from src.run.trainer import AtomicCheckpointIO, make_trainer, parse_gpus, point_out_gpu
-from tests.conftest import build
+from tests.conftest import Train, build
 
 DDP = "ddp_find_unused_parameters_true"
 
@@ -121,6 +122,36 @@ def test_two_processes_on_the_cpu_as_lightning_sees_them() -> None:
     assert trainer.world_size == 2
     assert isinstance(trainer.strategy, DDPStrategy)
     assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+
+
+@pytest.mark.parametrize(
+    ("cpu", "there", "gpus", "meant"),
+    [
+        ([], 0, 0, "32-true"),
+        (["avx512_bf16"], 0, 0, "bf16-mixed"),
+        (["amx_tile"], 0, None, "bf16-mixed"),
+        (["avx512_bf16"], 1, 1, "32-true"),  # a card that does not have it, beside a CPU that does
+        ([], 1, 0, "32-true"),
+    ],
+)
+def test_automatic_precision_follows_what_trains(
+    monkeypatch: pytest.MonkeyPatch, cpu: list[str], there: int, gpus: int | None, meant: str
+) -> None:
+    pretend(monkeypatch, there)
+    for each in ("avx512_bf16", "amx_tile"):
+        monkeypatch.setattr(torch.cpu, f"_is_{each}_supported", lambda each=each: each in cpu)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(module, "Trainer", dict)
+    made: Any = build(make_trainer, gpus=gpus, precision="auto")
+    assert made["precision"] == meant
+
+
+def test_a_run_records_the_precision_that_was_chosen(monkeypatch: pytest.MonkeyPatch, train_here: Train) -> None:
+    monkeypatch.setattr(module, "native_precision", lambda on_cpu: "bf16-mixed")
+    run_dir = train_here("auto", "trainer.precision=auto", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+    record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    assert record["config"]["trainer"]["precision"] == "bf16-mixed"
 
 
 @pytest.mark.parametrize("shown", [True, False])
