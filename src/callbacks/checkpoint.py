@@ -14,10 +14,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from src.config.types import Count
+from src.callbacks.quality import evaluator_of
+from src.config.types import Count, Share
 from src.errors import DivergedError, UserError
+from src.metrics.alarms import COPIED
+from src.metrics.copies import N_NEAREST, too_many
 from src.run.checkpoints import read_checkpoint
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
+from src.run.run_record import log_record
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +33,16 @@ class Checkpoint(ModelCheckpoint):
     an epoch. It stays as it was when training has diverged or the disk is full. The first of several of these callbacks
     writes it.
 
+    A checkpoint whose images are copies of training images is passed over, and the log says so: copies score well by
+    most metrics. Where none is left, there is no best.
+
     Args:
         dirpath: where checkpoints go; None: the run's `ckpts/`.
         monitor: the metric by which the best are chosen; None: only `last.ckpt` is kept.
         filename: of the best, without its ending; where several are kept, the epoch follows.
         save_top_k: how many of the best are kept.
+        max_copied: largest share of copies among a best checkpoint's images (`val/copied`), up to five images more,
+            which are chance; None: any. Where no callback measures it, none is passed over.
         every_n_epochs: how often both are written.
         every_n_batches: how often `last.ckpt` is written inside an epoch as well; None: not at all.
 
@@ -49,6 +58,7 @@ class Checkpoint(ModelCheckpoint):
         mode: Annotated[Literal["min", "max"], Field(description="one of min, max")] = "min",
         filename: str = "best",
         save_top_k: Annotated[int, Field(ge=-1, description="a whole number of at least 0, or -1 for all")] = 1,
+        max_copied: Share | None = COPIED,
         every_n_epochs: Count = 1,
         every_n_batches: Count | None = None,
     ) -> None:
@@ -77,6 +87,9 @@ class Checkpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self._every_n_batches = every_n_batches
+        self._max_copied = max_copied
+        self._passed_over = 0  # checkpoints that would have been among the best
+        self._is_news = False  # whether the last validation has not been judged yet
         self.writes_last = True
         self._step_written = 0
         self._step_validated = -1  # of a validation after which the best is yet to be chosen
@@ -86,6 +99,32 @@ class Checkpoint(ModelCheckpoint):
         # Lightning's key has `every_n_epochs` in it, too: a run resumed with another one would forget its best.
         return self._generate_state_key(monitor=self.monitor, mode=self.mode, filename=self.filename)
 
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"passed_over": self._passed_over}
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether a checkpoint is among the best, and not passed over."""
+        is_news, self._is_news = self._is_news, False
+        wins = super().check_monitor_top_k(trainer, current)
+        copied, evaluator = trainer.callback_metrics.get("val/copied"), evaluator_of(trainer, "val")
+        if not wins or self._max_copied is None or copied is None:
+            return wins
+        n = min(evaluator.n, N_NEAREST) if evaluator else N_NEAREST
+        if not too_many(float(copied), n, self._max_copied):
+            return True
+        if is_news:
+            self._passed_over += 1
+            sentence = (
+                f"epoch {trainer.current_epoch} is passed over in the choice of the best checkpoint by {self.monitor}:"
+                f" {float(copied):.1%} of its images are copies of training images, more than"
+                f" max_copied={self._max_copied}"
+            )
+            if trainer.is_global_zero:
+                log.warning(sentence)
+            if trainer.is_global_zero and self.writes_last:
+                log_record(trainer, "passed_over", sentence)
+        return False
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes over the best of the resumed run. Lightning would forget their scores, as the run folder is another."""
         state = checkpoint["callbacks"].pop(self.state_key, None)
@@ -93,6 +132,7 @@ class Checkpoint(ModelCheckpoint):
             return
         batch: int = checkpoint["global_step"]
         before: dict[str, Tensor] = {} if state is None else state["best_k_models"]
+        self._passed_over = 0 if state is None else state.get("passed_over", 0)
         found: dict[str, Tensor] = {}
         if trainer.is_global_zero:
             for path, score in before.items():
@@ -150,6 +190,7 @@ class Checkpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
         if not trainer.sanity_checking:
             self._step_validated = trainer.global_step
+            self._is_news = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
@@ -158,6 +199,12 @@ class Checkpoint(ModelCheckpoint):
             self.write_last(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._passed_over and not self.best_model_path and trainer.is_global_zero:
+            log.warning(
+                "there is no best checkpoint by %s, as %d of the run's epochs were passed over for their copies and none"
+                " is left (max_copied=%s): last.ckpt takes its place",
+                *(self.monitor, self._passed_over, self._max_copied),
+            )
         last = Path(str(self.dirpath)) / "last.ckpt"
         if not (self.writes_last and trainer.is_global_zero and trainer.ckpt_path) or last.exists():
             return

@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import track
 
-from src.callbacks.quality import Enough, draw, evaluator_of_test, is_whole
+from src.callbacks.quality import Enough, draw, evaluator_of, is_whole
 from src.metrics.evaluator import SEEDS, Evaluator
 from src.models.flow_model import Guidance, Steps
 from src.models.image_model import ImageModel
@@ -53,7 +53,7 @@ class LogGuidance(Callback):
         self.n = n
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
-        evaluator = evaluator_of_test(trainer)
+        evaluator = evaluator_of(trainer, "test")
         if evaluator is None or "guidance" not in pl_module.drawing or not is_whole(trainer):
             return
         usual = pl_module.drawing

@@ -149,9 +149,9 @@ def require_images(callback: str, model: Any, datamodule: Any) -> None:
             )
 
 
-def evaluator_of_test(trainer: Trainer) -> Evaluator | None:
-    """What `LogQuality` measures with after the test, for callbacks beside it; None: nothing is measured."""
-    found = (each.evaluators.get("test") for each in trainer.callbacks if isinstance(each, LogQuality))  # type: ignore[attr-defined]
+def evaluator_of(trainer: Trainer, split: str) -> Evaluator | None:
+    """What `LogQuality` measures `val` or `test` with, for callbacks beside it; None: nothing is measured."""
+    found = (each.evaluators.get(split) for each in trainer.callbacks if isinstance(each, LogQuality))  # type: ignore[attr-defined]
     return next(found, None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from src.callbacks.quality import draw, evaluator_of_test, is_whole
+from src.callbacks.quality import draw, evaluator_of, is_whole
 from src.callbacks.wandb_callbacks import InARow, when_due
 from src.config.types import Count
 from src.errors import UserError
@@ -92,7 +92,7 @@ class LogPromptAccuracy(Callback):
         self.n = n
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        evaluator, prompts = evaluator_of_test(trainer), getattr(pl_module, "prompts", None)
+        evaluator, prompts = evaluator_of(trainer, "test"), getattr(pl_module, "prompts", None)
         if evaluator is None or prompts is None or not prompts.templates or not is_whole(trainer):
             return
         labels = torch.arange(self.n) % pl_module.n_classes

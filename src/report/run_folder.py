@@ -109,6 +109,9 @@ class Run:
         ] = {}  # an option, and as `guidance/fd` what it makes of it
         self.tables: dict[str, tuple[list[list[int]], int]] = {}  # last counts [N, N], with their epoch
         self.last_alarm = ""  # what the run warned of last
+        self.passed_over: set[float] = (
+            set()
+        )  # steps of validations whose images were copies: not of the best checkpoint
         self.last_logged: float | None = None  # seconds from its start
         self._read_metrics()
         self.grids = self._pictures("samples/epoch_*.png")
@@ -196,6 +199,8 @@ class Run:
             for name, value in row.items():
                 if name == "alarm" and isinstance(value, str):
                     self.last_alarm = value
+                elif name == "passed_over" and isinstance(value, str):
+                    self.passed_over.add(step)
                 elif name in OPTIONS and isinstance(value, list):
                     self._read_against(OPTIONS[name], value[:100])
                 elif isinstance(value, list):

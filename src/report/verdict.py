@@ -137,12 +137,19 @@ def _origin(run: Run, split: str) -> Iterator[Sentence]:
     """What happened on the way to these numbers, and whether data and code were what they seem to be."""
     monitor = run.flat.get("callbacks.model_checkpoint.monitor")
     if split == "test" and isinstance(monitor, str):
-        epoch = ""
+        which = f"the checkpoint with the best {monitor}"
         if monitor in run.curves and np.isfinite(run.curves[monitor].values).any():
+            curve = run.curves[monitor]
+            values = np.where(np.isin(curve.steps, list(run.passed_over)), np.nan, curve.values)
             choose = np.nanargmax if run.flat.get("callbacks.model_checkpoint.mode") == "max" else np.nanargmin
-            epoch = f", of epoch {run.curves[monitor].epochs[choose(run.curves[monitor].values)]:.0f}"
-        text = f"These are numbers of the test, on the checkpoint with the best {monitor}{epoch}."
-        yield Sentence("note", text)
+            if np.isfinite(values).any():
+                which += f", of epoch {curve.epochs[choose(values)]:.0f}"
+            else:
+                which = "the last checkpoint, as the images of every epoch were copies"
+        yield Sentence("note", f"These are numbers of the test, on {which}.")
+        if run.passed_over:
+            passed = count(len(run.passed_over), "checkpoint was", "checkpoints were")
+            yield Sentence("note", f"{passed} passed over, as too many images were copies of training images.")
     if split == "test" and "val/fd" in run.metrics:
         best, last = float(np.nanmin(run.curves["val/fd"].values)), run.metrics["val/fd"]
         if last > 2 * best:

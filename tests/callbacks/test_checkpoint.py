@@ -1,18 +1,56 @@
 """Which checkpoints a run leaves behind."""
 
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Trainer
 
 from src.errors import DivergedError, UserError
 from src.models.mnist_gan_model import MNISTGANModel
+from src.pictures.pixels import to_pixels
+from src.report.run_folder import Run
+from src.report.verdict import judge
 from tests.conftest import assert_same, load
+from tests.metrics.digits import digits
 
 Train = Callable[..., Path]
 SHORT = ["trainer.limit_train_batches=3", "logger=none"]
+
+
+Copy = Callable[..., None]
+
+
+@pytest.fixture
+def copy(monkeypatch: pytest.MonkeyPatch) -> Copy:
+    """Lets the model draw training images after the validations of some epochs, and new ones after the others."""
+
+    def let(epochs: Collection[int]) -> None:
+        def draw(trainer: Trainer, model: Any, labels: torch.Tensor, seed: int) -> torch.Tensor:
+            data = digits().sets["train" if trainer.current_epoch in epochs else "test"]
+            members = [(data.labels == label).nonzero().flatten().tolist() for label in range(10)]
+            return to_pixels(data.__getitems__([members[label].pop() for label in labels.tolist()])[0])
+
+        monkeypatch.setattr("src.callbacks.quality.draw", draw)
+
+    return let
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the checkpoint callback has warned of since it was last asked."""
+    caplog.set_level(logging.WARNING, logger="src.callbacks.checkpoint")
+
+    def take() -> list[str]:
+        found = [each.getMessage() for each in caplog.records if each.name == "src.callbacks.checkpoint"]
+        caplog.clear()
+        return found
+
+    return take
 
 
 def names(run_dir: Path) -> list[str]:
@@ -122,3 +160,49 @@ def test_every_few_batches_inside_an_epoch(train_here: Train, monkeypatch: pytes
     rest = train_here("rest", *few, f"ckpt_path={first}/ckpts/last.ckpt")
     for key in ("state_dict", "optimizer_states", "epoch", "global_step"):
         assert_same(load(whole)[key], load(rest)[key], key)
+
+
+def best(run_dir: Path) -> int:
+    """After how many batches the best checkpoint was written."""
+    return int(torch.load(run_dir / "ckpts" / "best.ckpt", weights_only=True)["global_step"])
+
+
+def test_copies_are_passed_over(train_here: Train, copy: Copy, said: Callable[[], list[str]]) -> None:
+    """Training images are 0 from themselves: by that number they would win."""
+    better = ["callbacks.model_checkpoint.monitor=val/nearest_train", "trainer.max_epochs=3", *SHORT]
+    copy({1, 2})
+    run_dir = train_here("bound", *better)
+
+    assert best(run_dir) == 3 and load(run_dir)["global_step"] == 9
+    assert [text.partition(" is ")[0] for text in said()] == ["epoch 1", "epoch 2"]
+    (text,) = [each.text for each in judge(Run(run_dir)).sentences if "checkpoint with the best" in each.text]
+    assert text.endswith("with the best val/nearest_train, of epoch 0.")
+    assert any("2 checkpoints were passed over" in each.text for each in judge(Run(run_dir)).sentences)
+
+    assert best(train_here("free", *better, "callbacks.model_checkpoint.max_copied=null")) == 6
+    assert said() == []
+
+
+def test_where_all_epochs_copy_the_last_checkpoint_is_tested(
+    train_here: Train, copy: Copy, said: Callable[[], list[str]]
+) -> None:
+    """Also where the run was resumed, and where an epoch has no validation of its own."""
+    copy(range(9))
+    all_copies = [*SHORT, "trainer.check_val_every_n_epoch=2"]
+    first = train_here("first", *all_copies, "trainer.max_epochs=2", "test_after_training=false")
+    passed, none = said()
+    assert passed.startswith("epoch 1 is passed over in the choice of the best checkpoint by val/fd: 100.0% of its")
+    assert passed.endswith("images are copies of training images, more than max_copied=0.05")
+    assert none.startswith("there is no best checkpoint by val/fd, as 1 of the run's epochs")
+
+    run_dir = train_here("rest", *all_copies, "trainer.max_epochs=5", f"ckpt_path={first}/ckpts/last.ckpt")
+    passed, none = said()
+    assert passed.startswith("epoch 3 is") and "as 2 of the run's epochs" in none and "last.ckpt takes its" in none
+    assert names(run_dir) == ["last.ckpt"] and load(run_dir)["global_step"] == 15
+    assert "test/fd" in json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
+    assert any("the test, on the last checkpoint, as the" in each.text for each in judge(Run(run_dir)).sentences)
+
+
+def test_without_quality_nothing_is_passed_over(train_here: Train) -> None:
+    keys = ["callbacks.quality=null", "callbacks.model_checkpoint.monitor=val/g_loss", "trainer.max_epochs=1"]
+    assert names(train_here("run", *SHORT, *keys)) == ["best.ckpt", "last.ckpt"]
