@@ -10,6 +10,7 @@ import wandb
 from pydantic import Field
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
 
 from src.config.types import Count
 from src.models.image_model import ImageModel
@@ -20,6 +21,7 @@ from src.run.provenance import ROOT
 from src.run.run_record import log_record
 
 # Images.
+MOST_CLASSES = 20
 InARow = Annotated[int, Field(ge=1, le=1000, description="a whole number of at least 1 and at most 1000")]
 
 
@@ -32,14 +34,23 @@ class LogSampleGrid(Callback):
 
     Args:
         n_per_class: images a row.
+        n_classes: rows; of more classes that many, evenly chosen.
         seed: determines the noise.
         raw: whether to draw the second grid.
     """
 
     needs_classes = True
 
-    def __init__(self, n_per_class: InARow = 10, every_n_epochs: Count = 1, seed: int = 0, raw: bool = True) -> None:
+    def __init__(
+        self,
+        n_per_class: InARow = 10,
+        n_classes: Count = MOST_CLASSES,
+        every_n_epochs: Count = 1,
+        seed: int = 0,
+        raw: bool = True,
+    ) -> None:
         self.n_per_class = n_per_class
+        self.n_classes = n_classes
         self.every_n_epochs = every_n_epochs
         self.seed = seed
         self.raw = raw
@@ -47,8 +58,9 @@ class LogSampleGrid(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
         if not (when := when_due(trainer, self.every_n_epochs)):
             return
-        labels = torch.arange(pl_module.n_classes).repeat_interleave(self.n_per_class)
-        caption = f"{when}: one row a class, 0 to {pl_module.n_classes - 1}"
+        classes, which = some_classes(trainer, pl_module.n_classes, self.n_classes)
+        labels = classes.repeat_interleave(self.n_per_class)
+        caption = f"{when}: one row a class, {which}"
         kinds = [("gen_imgs", "epoch", True, caption)]
         if self.raw and pl_module.has_average:
             kinds.append(("gen_imgs_raw", "raw", False, f"{caption}, without the moving average"))
@@ -66,24 +78,31 @@ class LogInterpolation(Callback):
 
     Args:
         steps: images a row, with both classes.
+        n_classes: rows; of more classes that many, evenly chosen.
         seed: determines the noise.
     """
 
     needs_classes = True
 
-    def __init__(self, steps: InARow = 10, every_n_epochs: Count = 1, seed: int = 0) -> None:
+    def __init__(
+        self, steps: InARow = 10, n_classes: Count = MOST_CLASSES, every_n_epochs: Count = 1, seed: int = 0
+    ) -> None:
         self.steps = steps
+        self.n_classes = n_classes
         self.every_n_epochs = every_n_epochs
         self.seed = seed
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageModel) -> None:  # type: ignore[override]
         if not (when := when_due(trainer, self.every_n_epochs)):
             return
-        n = pl_module.n_classes
-        labels = torch.arange(n).repeat_interleave(self.steps)
-        noise = pl_module.draw_noise(n, torch.Generator().manual_seed(self.seed)).repeat_interleave(self.steps, dim=0)
-        images = pl_module.interpolate(labels, (labels + 1) % n, torch.linspace(0, 1, self.steps).repeat(n), noise)
-        caption = f"{when}: each row from a class to the next, with one noise"
+        classes, which = some_classes(trainer, pl_module.n_classes, self.n_classes)
+        noise = pl_module.draw_noise(len(classes), torch.Generator().manual_seed(self.seed))
+        labels, others, noise = (
+            each.repeat_interleave(self.steps, dim=0) for each in (classes, classes.roll(-1), noise)
+        )
+        weight = torch.linspace(0, 1, self.steps).repeat(len(classes))
+        images = pl_module.interpolate(labels, others, weight, noise)
+        caption = f"{when}: each row from a class to the next, {which}, with one noise"
         path = f"pictures/interpolation/epoch_{trainer.current_epoch:04d}.png"
         show(trainer, "interpolation", to_grid(images, self.steps), caption, path)
 
@@ -96,12 +115,14 @@ class LogRealImages(Callback):
 
     Args:
         n_per_class: images a row; a class that has fewer repeats them.
+        n_classes: rows; of more classes that many, evenly chosen.
     """
 
     needs_classes = True
 
-    def __init__(self, n_per_class: InARow = 10) -> None:
+    def __init__(self, n_per_class: InARow = 10, n_classes: Count = MOST_CLASSES) -> None:
         self.n_per_class = n_per_class
+        self.n_classes = n_classes
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = "pictures/real_imgs.png"
@@ -109,13 +130,21 @@ class LogRealImages(Callback):
         if is_there or not trainer.is_global_zero:
             return
         data = trainer.datamodule.sets["train"]  # type: ignore[attr-defined]
+        n: int = trainer.datamodule.n_classes  # type: ignore[attr-defined]
+        classes, which = some_classes(trainer, n, self.n_classes)
         chosen = []
-        for label in range(trainer.datamodule.n_classes):  # type: ignore[attr-defined]
+        for label in classes.tolist():
             of_class = (data.labels == label).nonzero().flatten()[: self.n_per_class]
             if len(of_class):
                 chosen.append(of_class.repeat(-(-self.n_per_class // len(of_class)))[: self.n_per_class])
         images, _ = data.__getitems__(torch.cat(chosen).tolist())
-        show(trainer, "real_imgs", to_grid(images, self.n_per_class), "real training images, one row a class", path)
+        show(
+            trainer,
+            "real_imgs",
+            to_grid(images, self.n_per_class),
+            f"real training images, one row a class, {which}",
+            path,
+        )
 
 
 class LogConfusions(Callback):
@@ -190,6 +219,15 @@ class LogCodeArtifact(Callback):
         patch = Path(trainer.default_root_dir) / "diff.patch"
         if patch.exists():
             shutil.copy(patch, run.dir)  # W&B uploads it with the run
+
+
+def some_classes(trainer: Trainer, n: int, most: int) -> tuple[Tensor, str]:
+    """All of n classes, or as many as `most`, evenly chosen: int64 [N], and which they are in words."""
+    if n <= most:
+        return torch.arange(n), f"0 to {n - 1}"
+    classes = torch.arange(most) * n // most
+    names = getattr(trainer.datamodule, "class_names", range(n))  # type: ignore[attr-defined]
+    return classes, f"{most} of {n}: {', '.join(str(names[label]) for label in classes.tolist())}"
 
 
 def when_due(trainer: Trainer, every_n_epochs: int) -> str | None:
