@@ -1,6 +1,6 @@
-"""What a step of the recommended recipe costs, and what the alternatives cost: docs/step_cost.md.
+"""What a step of a recommended recipe costs, and what the alternatives cost: docs/step_cost.md, docs/flow_step_cost.md.
 
-    python benchmarks/step_cost.py [--steps 24] [--rounds 5] [--out docs/step_cost.md]
+    python benchmarks/step_cost.py [gan|flow] [--steps 24] [--rounds 5] [--out docs/step_cost.md]
 
 The variants take turns, so a busy machine slows all of them alike. The median of the rounds counts. Only the step runs,
 on random images, without Lightning, loader and logging (benchmarks/training_speed.py has those).
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -26,7 +27,8 @@ from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
 from src.run.provenance import provenance
 
 # Name, changed keys, threads (None: all), and another change.
-VARIANTS: list[tuple[str, list[str], int | None, str]] = [
+Variants = list[tuple[str, list[str], int | None, str]]
+GAN: Variants = [
     ("as in the recipe", [], None, ""),
     ("one thread", [], 1, ""),
     ("no R1", ["model.penalties.r1=null"], None, ""),
@@ -44,10 +46,26 @@ VARIANTS: list[tuple[str, list[str], int | None, str]] = [
     ("width 48", ["model.generator.width=48", "model.discriminator.width=48"], None, ""),
     ("DCGAN", ["model/networks=dcgan"], None, ""),
 ]
+FLOW: Variants = [
+    ("as in the recipe, in float32", [], None, ""),
+    ("bf16 autocast, as trainer.precision=auto where the CPU has it", [], None, "bf16"),
+    ("one thread", [], 1, ""),
+    ("forward pass alone, without gradients", [], None, "forward"),
+    ("new prompts alone", [], None, "prompts"),
+    ("classes in place of text", ["model/condition=label"], None, ""),
+    ("no moving average", ["model.ema_half_life=null"], None, ""),
+    ("AdamW that is not fused", ["model.optimizer.fused=false"], None, ""),
+    ("contiguous, not channels last", [], None, "contiguous"),
+    ("torch.compile", [], None, "compile"),
+    ("batches of 32", ["datamodule.batch_size=32"], None, ""),
+    ("batches of 128", ["datamodule.batch_size=128"], None, ""),
+    ("width 48", ["model.denoiser.width=48"], None, ""),
+    ("one block a size", ["model.denoiser.depth=1"], None, ""),
+]
 TABLE = """# What a step costs
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine},
-with {versions}. A step is one update of G and one of D on a batch of 64 images of 28 pixels, without
+with {versions}. A step is {step} on a batch of 64 images of 28 pixels, without
 loading, logging and Lightning. Medians of {rounds} rounds in which all take turns of {steps} steps.
 
 | step | ms | images/s | / recipe |
@@ -62,14 +80,19 @@ Where the recipe's step goes, by operator (its own time, all threads):
 """
 
 
-def make_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], int]:
-    """A function that runs the i-th step, and its batch size."""
+def build(experiment: str, overrides: list[str]) -> tuple[Any, int]:
+    """The model of an experiment on digits of one channel, and its batch size."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         of_data = ["model.n_classes=10", "model.channels=1"]
-        config = compose("train", ["experiment=train_mnist_cnn_gan", *of_data, *overrides])
+        config = compose("train", [f"experiment={experiment}", *of_data, *overrides])
     torch.manual_seed(0)
-    model = instantiate(config, "model").train()
-    penalties, size = model.penalties, config.datamodule.batch_size
+    return instantiate(config, "model").train(), config.datamodule.batch_size
+
+
+def gan_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], int]:
+    """A function that runs the i-th step, and its batch size."""
+    model, size = build("train_mnist_cnn_gan", overrides)
+    penalties = model.penalties
     optimizers = model.configure_optimizers()
     networks = [model.generator, model.discriminator]
     if more == "channels last":
@@ -98,17 +121,57 @@ def make_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], i
     return step, size
 
 
+def flow_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], int]:
+    """As `gan_step`."""
+    names = "model.prompts.names=[zero,one,two,three,four,five,six,seven,eight,nine]"
+    model, size = build(
+        "train_mnist_text2image", overrides if "model/condition=label" in overrides else [names, *overrides]
+    )
+    (optimizer,) = model.configure_optimizers()
+    if more == "contiguous":
+        model.to(memory_format=torch.contiguous_format)
+    if more == "compile":
+        model.network.denoiser.compile()
+    batch = torch.rand(size, 1, 28, 28) * 2 - 1, torch.randint(10, (size,))
+
+    def step(i: int) -> None:
+        if more == "prompts":
+            model._prompts_for(batch[1])
+            return
+        with torch.autocast("cpu", torch.bfloat16, enabled=more == "bf16"):
+            _, loss = model.step(batch, i)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if model.ema is not None:
+            model.ema.update(model.network, size)
+
+    def forward(i: int) -> None:
+        with torch.no_grad():
+            model.step(batch, i)
+
+    return forward if more == "forward" else step, size
+
+
+WHAT = {
+    "gan": (gan_step, GAN, "one update of G and one of D"),
+    "flow": (flow_step, FLOW, "one update of the network of `train_mnist_text2image`"),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", nargs="?", choices=list(WHAT), default="gan")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="also write the report to this file, such as docs/step_cost.md")
     args = parser.parse_args()
     threads, started = torch.get_num_threads(), time.perf_counter()
-    steps = {name: make_step(overrides, more) for name, overrides, _, more in VARIANTS}
+    make_step, variants, what = WHAT[args.family]
+    steps = {name: make_step(overrides, more) for name, overrides, _, more in variants}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(args.rounds + 1):
-        for name, _, wanted, _ in VARIANTS:
+        for name, _, wanted, _ in variants:
             torch.set_num_threads(wanted or threads)
             step, _ = steps[name]
             start = time.perf_counter()
@@ -119,14 +182,14 @@ def main() -> None:
         print(f"round {round_}/{args.rounds}", flush=True)
     torch.set_num_threads(threads)
 
-    step, _ = steps[VARIANTS[0][0]]
+    step, _ = steps[variants[0][0]]
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for i in range(args.steps):
             step(i)
     operators = sorted(profiler.key_averages(), key=lambda each: -each.self_cpu_time_total)
     total = sum(each.self_cpu_time_total for each in operators)
 
-    recipe = statistics.median(times[VARIANTS[0][0]]) / steps[VARIANTS[0][0]][1]
+    recipe = statistics.median(times[variants[0][0]]) / steps[variants[0][0]][1]
     rows = []
     for name, (_, size) in steps.items():
         seconds = statistics.median(times[name])
@@ -135,6 +198,7 @@ def main() -> None:
         **provenance(command_line()),
         rows="\n".join(rows),
         profile="\n".join(f"| `{each.key}` | {each.self_cpu_time_total / total:.0%} |" for each in operators[:10]),
+        step=what,
         rounds=args.rounds,
         steps=args.steps,
         seconds=time.perf_counter() - started,
