@@ -53,8 +53,6 @@ class FlowModel(ScheduledModel):
             far; above 1: further, for images that are more typical and vary less.
         steps: from noise to image. More cost more, and follow the way more closely.
         solver: `euler`: one evaluation a step; `heun`: two, except in the last step.
-        guidance_from: time at which guidance begins. Earlier, where all is noise, it costs more variety than it brings
-            accuracy, and a second evaluation (Kynkaanniemi et al. 2024).
         shift: how much shorter than even steps those are where there is most noise (Esser et al. 2024); 1: even.
 
     Raises:
@@ -109,7 +107,6 @@ class FlowModel(ScheduledModel):
         guidance: Guidance = 1.5,
         steps: Steps = 4,
         solver: Solver = "heun",
-        guidance_from: Share = 0.0,
         shift: Positive = 1.0,
     ) -> None:
         super().__init__()
@@ -129,7 +126,7 @@ class FlowModel(ScheduledModel):
         self.time_std = time_std
         self.condition_dropout = condition_dropout
         self.clip_grad_norm = clip_grad_norm
-        self.course: dict[str, Any] = {"guidance_from": guidance_from, "shift": shift}
+        self.shift = shift
         self.drawing: dict[str, Any] = {"guidance": guidance, "steps": steps, "solver": solver}
         if self.condition_shape:
             self.drawing["negative"] = ""
@@ -149,7 +146,7 @@ class FlowModel(ScheduledModel):
         options = dict(self.drawing)
         negative = options.pop("negative", "")
         encoded = self.encode([negative])[0] if negative else None
-        return FlowSampler(network, **options, **self.course, negative=encoded)
+        return FlowSampler(network, **options, shift=self.shift, negative=encoded)
 
     def start_average(self) -> None:
         if self.ema is not None:
@@ -277,7 +274,7 @@ class FlowSampler(nn.Module):
 
     Args:
         network: trained.
-        guidance, steps, solver, guidance_from, shift: as in `FlowModel`.
+        guidance, steps, solver, shift: as in `FlowModel`.
         negative: the condition to move away from; None: no condition.
     """
 
@@ -287,7 +284,6 @@ class FlowSampler(nn.Module):
         guidance: float,
         steps: int,
         solver: str,
-        guidance_from: float = 0.0,
         shift: float = 1.0,
         negative: Tensor | None = None,
     ) -> None:
@@ -295,7 +291,6 @@ class FlowSampler(nn.Module):
         self.network = network
         self.guidance = guidance
         self.solver = solver
-        self.guidance_from = guidance_from
         self.times = [i / (i + shift * (steps - i)) for i in range(steps + 1)]
         self.negative: Tensor
         nothing = network.conditioner.nothing
@@ -313,15 +308,18 @@ class FlowSampler(nn.Module):
     def follow(self, images: Tensor, vector: Tensor) -> Tensor:
         """Noise [N, C, H, W] and conditions [N, D] -> images in [-1, 1]."""
         n = images.shape[0]
-        nothing = self.network.conditioner(self.negative[None]).expand(n, -1)
-        both = torch.cat([vector, nothing])
+        if self.guidance != 1:
+            nothing = self.network.conditioner(self.negative[None]).expand(n, -1)
+            vector = torch.cat([vector, nothing])
 
         def velocity(at: Tensor, time: float) -> Tensor:
-            guided = self.guidance != 1 and time >= self.guidance_from
-            doubled = torch.cat([at, at]) if guided else at
-            predicted = self.network(doubled, torch.full_like(doubled[:, 0, 0, 0], time), both if guided else vector)
-            velocities = (predicted.clamp(-1, 1) - doubled) / max(1 - time, LEAST_NOISE)
-            return torch.lerp(velocities[n:], velocities[:n], self.guidance) if guided else velocities
+            if self.guidance != 1:
+                at = torch.cat([at, at])
+            predicted = self.network(at, torch.full_like(at[:, 0, 0, 0], time), vector).clamp(-1, 1)
+            velocities = (predicted - at) / max(1 - time, LEAST_NOISE)
+            if self.guidance == 1:
+                return velocities
+            return torch.lerp(velocities[n:], velocities[:n], self.guidance)
 
         for time, then in pairwise(self.times):
             first = velocity(images, time)

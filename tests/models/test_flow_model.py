@@ -127,18 +127,6 @@ def test_guidance() -> None:
     assert torch.allclose(drawn[0.5], (drawn[0.0] + drawn[1.0]) / 2, atol=1e-6)
 
 
-def test_guidance_begins_late() -> None:
-    drawn = [
-        labels_model(guidance=guidance, guidance_from=begins, steps=2).generate(
-            torch.arange(3), noise=torch.ones(3, 1, 8, 8)
-        )
-        for guidance, begins in [(1.0, 0.0), (3.0, 1.0), (3.0, 0.5), (3.0, 0.0)]
-    ]
-    assert torch.equal(drawn[0], drawn[1])  # Heun's last step ends at 1 without an evaluation there
-    assert not torch.allclose(drawn[1], drawn[2], atol=1e-3)
-    assert not torch.allclose(drawn[2], drawn[3], atol=1e-3)
-
-
 def test_shifted_steps_are_shorter_where_there_is_most_noise() -> None:
     seen: list[float] = []
     model = labels_model(guidance=1.0, steps=2, shift=3.0)

@@ -89,7 +89,6 @@ FLIPS = [
             "guidance=4.0",
             "steps=1",
             "solver=euler",
-            "guidance_from=0.5",
             "shift=2.0",
         )
     ),
