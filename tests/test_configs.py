@@ -246,9 +246,11 @@ def test_what_people_type_names_a_file(typed: str, meant: str) -> None:
 
 
 def test_debug_wins_over_the_experiment_and_the_command_line_over_both() -> None:
-    config = compose_config("train", "experiment=train_mnist_gan", "debug=default", "trainer.limit_val_batches=1")
+    typed = ["experiment=train_mnist_text2image", "debug=default", "trainer.limit_val_batches=1"]
+    config = compose_config("train", *typed)
     trainer = config.trainer
     assert (trainer.max_epochs, trainer.limit_train_batches, trainer.limit_val_batches) == (2, 5, 1)
+    assert trainer.check_val_every_n_epoch == 1
     assert config.tags == ["debug"]
 
 

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from src.callbacks.quality import draw, on_rank_zero, require_images
+from src.callbacks.quality import draw, is_whole, on_rank_zero, require_images
 from src.config.explain import EXTRAS
 from src.datamodules.loader import ImageSet
 from src.errors import UserError
@@ -33,7 +33,7 @@ class LogInception(Callback):
     They are torch-fidelity's, on the weights of the original Inception (Heusel et al. 2017, Binkowski et al. 2018,
     Salimans et al. 2016), against the test split; with `_floor` those of as many training images.
     Inception has only seen photographs: `LogQuality` says more about digits. It is slow without a GPU: some ten images
-    a second.
+    a second. It is left out where `trainer.limit_test_batches` is set.
 
     Args:
         n: images drawn; papers take 10,000 or more, as FID falls with their number.
@@ -50,7 +50,7 @@ class LogInception(Callback):
         on_rank_zero(trainer, find_inception)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_whole(trainer):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         train, test = data.whole_train, data.sets["test"]

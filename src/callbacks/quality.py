@@ -41,6 +41,8 @@ class LogQuality(Callback):
     With `cas` also `test/cas` (see `Evaluator.cas`). Its floor is the same classifier trained on the real training
     images. It is left out where `trainer.limit_test_batches` is set.
 
+    Where `trainer.limit_val_batches` or `limit_test_batches` is set, no more images are drawn than these batches hold.
+
     Images are drawn with the labels of the held-out images and always from the same noise, the test's another than the
     validations'. Training is not disturbed: its random numbers are those of a run without these metrics.
 
@@ -84,7 +86,8 @@ class LogQuality(Callback):
                 f"callbacks.quality: {error}, or set callbacks.quality=null"
                 " callbacks.model_checkpoint.monitor=null to train without these metrics"
             ) from error
-        self.evaluators = {split: Evaluator(datamodule, references, n, device) for split, n in self.n.items()}
+        numbers = {split: at_most(trainer, split, n) for split, n in self.n.items()}
+        self.evaluators = {split: Evaluator(datamodule, references, n, device) for split, n in numbers.items()}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._measure(trainer, pl_module, "val")
@@ -155,10 +158,20 @@ def evaluator_of(trainer: Trainer, split: str) -> Evaluator | None:
     return next(found, None)
 
 
-def is_whole(trainer: Trainer) -> bool:
-    """Whether the test is not cut short: who limits it wants it quick, as `debug=true` does."""
-    limit = trainer.limit_test_batches
+def is_whole(trainer: Trainer, split: str = "test") -> bool:
+    """Whether the test, or another split, is not cut short: who limits it wants it quick, as `debug=true` does."""
+    limit = getattr(trainer, f"limit_{split}_batches")
     return isinstance(limit, float) and limit == 1  # as a whole number, 1 is one batch
+
+
+def at_most(trainer: Trainer, split: str, n: int) -> int:
+    """n images, but no more than a split has that is cut short; `LEAST` in any case."""
+    if is_whole(trainer, split):
+        return n
+    limit, data = getattr(trainer, f"limit_{split}_batches"), trainer.datamodule  # type: ignore[attr-defined]
+    whole = len(data.sets[split])
+    left = limit * whole if isinstance(limit, float) else limit * data.batch_size * trainer.world_size
+    return min(n, max(LEAST, int(left)))
 
 
 def on_rank_zero(trainer: Trainer, work: Callable[[], T]) -> T:

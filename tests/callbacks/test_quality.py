@@ -60,15 +60,19 @@ class Replaying(ImageModel):
 
 
 def measured(
-    model: LightningModule, verb: str = "validate", folder: Path | None = None, **options: object
+    model: LightningModule,
+    verb: str = "validate",
+    folder: Path | None = None,
+    trainer: dict[str, Any] | None = None,
+    **options: object,
 ) -> dict[str, float]:
     """What is logged after validating or testing `model` on the embedded digits."""
     references()  # the feature net is in the cache
     callback = LogQuality(cache_dir=CACHE_DIR, **({"cas": False, "picture": False} | options))  # type: ignore[arg-type]
-    quiet = {"logger": False, "enable_progress_bar": False}
-    trainer = Trainer(accelerator="cpu", callbacks=[callback], default_root_dir=folder, **quiet)  # type: ignore[arg-type]
-    getattr(trainer, verb)(model, datamodule=digits(), verbose=False)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    quiet = {"logger": False, "enable_progress_bar": False} | (trainer or {})
+    lightning = Trainer(accelerator="cpu", callbacks=[callback], default_root_dir=folder, **quiet)  # type: ignore[arg-type]
+    getattr(lightning, verb)(model, datamodule=digits(), verbose=False)
+    return {name: float(value) for name, value in lightning.callback_metrics.items()}
 
 
 def test_what_each_class_is_taken_for_is_a_picture(tmp_path: Path) -> None:
@@ -122,6 +126,17 @@ def test_as_many_images_as_asked_for_where_there_are_enough() -> None:
     for n_val, drawn in ((40, 40), (5_000, 128)):
         measured(model := Replaying(), n_val=n_val)
         assert model.drawn == drawn
+
+
+@pytest.mark.parametrize(
+    ("verb", "limit", "drawn"), [("validate", 1, 64), ("validate", 0.5, 64), ("validate", 1.0, 128), ("test", 1, 64)]
+)
+def test_no_more_images_than_the_batches_hold(verb: str, limit: float, drawn: int) -> None:
+    """So that a run on a few batches takes seconds, also where an image costs many evaluations."""
+    split = {"validate": "val"}.get(verb, verb)
+    logged = measured(model := Replaying(), verb, trainer={f"limit_{split}_batches": limit})
+    assert model.drawn == drawn
+    assert logged.keys() == {f"{split}/{name}" for name in LOGGED}
 
 
 def test_a_classifier_trained_on_samples_knows_real_images(monkeypatch: pytest.MonkeyPatch) -> None:
