@@ -201,8 +201,8 @@ class Checkpoint(ModelCheckpoint):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._passed_over and not self.best_model_path and trainer.is_global_zero:
             log.warning(
-                "there is no best checkpoint by %s, as %d of the run's epochs were passed over for their copies and none"
-                " is left (max_copied=%s): last.ckpt takes its place",
+                "there is no best checkpoint by %s, as %d of the run's epochs were passed over for their copies and"
+                " none is left (max_copied=%s): last.ckpt takes its place",
                 *(self.monitor, self._passed_over, self._max_copied),
             )
         last = Path(str(self.dirpath)) / "last.ckpt"

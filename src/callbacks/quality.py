@@ -165,7 +165,7 @@ def is_whole(trainer: Trainer, split: str = "test") -> bool:
 
 
 def at_most(trainer: Trainer, split: str, n: int) -> int:
-    """n images, but no more than a split has that is cut short; `LEAST` in any case."""
+    """As many as n images, but no more than a split has that is cut short; `LEAST` in any case."""
     if is_whole(trainer, split):
         return n
     limit, data = getattr(trainer, f"limit_{split}_batches"), trainer.datamodule  # type: ignore[attr-defined]
