@@ -15,7 +15,7 @@ from src.config.types import Count, Positive
 from src.datamodules.image_datamodule import SPLIT_SEED, Crop, ImageDataModule, Split
 from src.datamodules.picture_files import Found, Picture, find_pictures, some
 from src.datamodules.picture_pixels import decode
-from src.models.prompts import LENGTH, clean, to_codes
+from src.models.prompts import LENGTH, n_characters, to_codes
 
 log = logging.getLogger(__name__)
 
@@ -140,11 +140,7 @@ def encode_captions(pictures: Sequence[Picture]) -> tuple[torch.Tensor, list[str
     """The pictures' captions as codes int32 [N, LENGTH], and sentences about those that are empty or cut."""
     codes = to_codes([picture.caption or "" for picture in pictures]).astype(np.int32)
     empty = [str(picture.path) for picture, first in zip(pictures, codes[:, 0], strict=True) if not first]
-    cut = [
-        str(picture.path)
-        for picture, last in zip(pictures, codes[:, -1], strict=True)
-        if last and len(clean(picture.caption or "")) > LENGTH
-    ]
+    cut = [str(picture.path) for picture in pictures if n_characters(picture.caption or "") > LENGTH]
     said = []
     if empty:
         what = "have no letter and no digit: these pictures are trained on as if nothing were asked for"

@@ -10,6 +10,9 @@ import numpy as np
 from src.config.types import Share
 
 LENGTH = 128  # characters of a prompt, at most
+# As it is typed: signs are not read, and letters can come in several parts. Cleaning a text takes time that grows with
+# the square of its length, so that nothing longer is cleaned.
+MOST = 4 * LENGTH
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # Words around what is asked for. A model mistakes a word that it has never seen for a misspelt name: see for seven.
 FILLERS = """
@@ -38,8 +41,11 @@ without wonder wood word work world would write wrong year yellow yes yet you yo
 
 
 def clean(prompt: str) -> str:
-    """Lower case, letters and digits of any script alone, single spaces: all that a model sees of a prompt."""
-    text = unicodedata.normalize("NFKC", prompt).casefold()
+    """Lower case, letters and digits of any script alone, single spaces: all that a model sees of a prompt.
+
+    Only its first `MOST` characters are looked at.
+    """
+    text = unicodedata.normalize("NFKC", prompt[:MOST]).casefold()
     return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split())
 
 
@@ -60,6 +66,11 @@ def to_texts(codes: np.ndarray) -> list[str]:
     return ["".join(map(chr, row[row > 0])) for row in codes]
 
 
+def n_characters(prompt: str) -> int:
+    """The characters of a prompt that count: those of the cleaned text, or all of them where they are too many."""
+    return len(clean(prompt)) if len(prompt) <= MOST else len(prompt)
+
+
 def check_prompts(prompts: Sequence[str]) -> None:
     """Refuses prompts that are empty or too long.
 
@@ -67,11 +78,11 @@ def check_prompts(prompts: Sequence[str]) -> None:
         ValueError: its text is a sentence without the key.
     """
     for prompt in prompts:
-        length = len(clean(prompt))
-        if not length:
+        n = n_characters(prompt)
+        if not n:
             raise ValueError(f"{prompt[:40]!r} has no letter and no digit: write what to draw")
-        if length > LENGTH:
-            raise ValueError(f"{prompt[:40]!r}... has {length} characters, and a prompt has at most {LENGTH}")
+        if n > LENGTH:
+            raise ValueError(f"{prompt[:40]!r}... has {n} characters, and a prompt has at most {LENGTH}")
 
 
 class Prompts:

@@ -8,13 +8,11 @@ import numpy as np
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, create_model
 
-from src.models.prompts import LENGTH, check_prompts, to_codes
+from src.models.prompts import LENGTH, MOST, check_prompts, to_codes
 from src.models.request import Request
 from src.sampling.labels import are_numbers, resolve
 from src.sampling.options import stronger_guidance
 from src.sampling.sampler import About, Noise, Sampler
-
-MOST = 4 * LENGTH  # characters of a prompt as it is sent: signs are not read, and letters can come in several parts
 
 
 def request_model(about: About, max_images: int) -> type[BaseModel]:
@@ -27,7 +25,6 @@ def request_model(about: About, max_images: int) -> type[BaseModel]:
     others: Any = None
     kinds, goals = [], []
     if about.reads_text:
-        # Cleaning a text takes time that grows with the square of its length.
         text = Annotated[str, Field(min_length=1, max_length=MOST)]
         others = texts = text | Annotated[list[text], Field(min_length=1)]
         said = f"a text of up to {LENGTH} letters, digits and spaces that says what to draw, or a list of texts"

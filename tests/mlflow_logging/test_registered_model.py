@@ -1,6 +1,7 @@
 """What MLflow's registry hands out of models that read text, from a database file; test_mlflow.py has a server."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from src.models.flow_model import FlowModel
 from src.models.image_model import ImageModel
 from src.models.modules.conditioners import TextConditioner
 from src.models.modules.unet import FoldedUNet
-from src.models.prompts import FILLERS, clean
+from src.models.prompts import FILLERS, LENGTH, clean
 from src.pictures.grid import to_uint8
 from src.run.checkpoints import build_model, read_checkpoint
 from src.sampling.sampler import Noise
@@ -116,3 +117,13 @@ def test_text_is_cleaned_as_in_training() -> None:
     ]
     for text in typed:
         assert registered_model.clean(text) == clean(text), text
+
+
+def test_a_text_of_any_length_is_refused_before_it_is_cleaned() -> None:
+    """Combining marks are sorted by a method that would take hours for so many."""
+    from src.mlflow_logging.registered_model import RegisteredGenerator
+
+    generator = RegisteredGenerator()
+    generator.condition = SimpleNamespace(shape=("N", LENGTH))
+    with pytest.raises(ValueError, match="1 to 128 letters, digits and spaces"):
+        generator.codes(["a nine" + "\u0301\u0316" * 500_000])

@@ -4,7 +4,7 @@ import string
 import numpy as np
 import pytest
 
-from src.models.prompts import LENGTH, Prompts, check_prompts, clean, misspell, to_codes
+from src.models.prompts import LENGTH, MOST, Prompts, check_prompts, clean, misspell, to_codes
 
 DIGITS = [["seven", "7"], ["nine"]]
 
@@ -34,6 +34,15 @@ def test_clean(prompt: str, seen: str) -> None:
 def test_refused_prompts(prompt: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_prompts(["fine", prompt])
+
+
+def test_a_text_of_any_length_is_cut_before_it_is_cleaned() -> None:
+    """Combining marks are sorted by a method that would take hours for so many."""
+    marks = "a nine" + "\u0301\u0316" * 500_000
+    with pytest.raises(ValueError, match=f"has 1000006 characters, and a prompt has at most {LENGTH}"):
+        check_prompts([marks])
+    assert to_codes([marks, "a nine"])[:, :5].tolist() == [[*map(ord, "a nin")]] * 2
+    check_prompts(["!" * (MOST - 6) + "a nine"])
 
 
 def test_training_never_sees_held_out_phrasings() -> None:
