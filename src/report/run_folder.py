@@ -109,9 +109,7 @@ class Run:
         ] = {}  # an option, and as `guidance/fd` what it makes of it
         self.tables: dict[str, tuple[list[list[int]], int]] = {}  # last counts [N, N], with their epoch
         self.last_alarm = ""  # what the run warned of last
-        self.passed_over: set[float] = (
-            set()
-        )  # steps of validations whose images were copies: not of the best checkpoint
+        self.passed_over = set[Any]()  # steps of validations whose images were copies: none became the best
         self.last_logged: float | None = None  # seconds from its start
         self._read_metrics()
         self.grids = self._pictures("samples/epoch_*.png")
