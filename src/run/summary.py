@@ -1,5 +1,6 @@
 """What a run prints: its configuration at the start, its results and the next commands at the end."""
 
+import re
 import shlex
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.tree import Tree
 
+from src.config.command_line import in_quotes
 from src.config.text import without_zeros
 from src.run.commands import next_command, typed_overrides
 from src.run.console import plain_console
@@ -89,11 +91,18 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
         kept = [override for override in typed_overrides() if override.partition("=")[0] not in replaced]
         lines.append(("resume", next_command(*kept, *(f"{key}={value}" for key, value in replaced.items()))))
 
+        prompts = getattr(trainer.lightning_module, "prompts_of_classes", ())
         a_class = max(0, min(5, int(config.model.get("n_classes", 1)) - 1))
         classes = [str(name) for name in getattr(trainer.datamodule, "class_names", [])]  # type: ignore[attr-defined]
         plain = a_class >= len(classes) or classes[a_class] == str(a_class) or not any(map(without_zeros, classes))
         label = str(a_class) if plain else f'"#{a_class}"'  # by number, as names look like other numbers
-        asked = f"labels=[{label}]" if config.model.get("n_classes") != 0 else 'prompts=["what to draw"]'
+        asked = f"labels=[{label}]"
+        if prompts:  # a label would do, but this shows what it can
+            text = prompts[a_class]
+            text = f'"{text}"' if re.fullmatch(r"[\w .-]+", text) else in_quotes(text)
+            asked = f"prompts=[{text}]"
+        elif config.model.get("n_classes") == 0:
+            asked = 'prompts=["what to draw"]'
         sample = ["task=sample", f"ckpt_path={best or checkpoint}", asked]
         if missing := sorted({*strangers(config).values()} - {""}):
             trusted = [package.rstrip(".") for package in trusted_packages(config)]
