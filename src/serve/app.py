@@ -57,7 +57,7 @@ def make_app(
     about = sampler.about
     model = request_model(about, max_images)
     app = FastAPI(
-        title=f"Images of {about.data}",
+        title=f"Images of {about.data}" if about.data else "Images",
         description=f"Drawn by the generator of the run {about.run}, from the checkpoint {about.checkpoint}.",
         version=about.checkpoint_sha256[:12],
         docs_url=None,  # FastAPI's pages load scripts from another server

@@ -84,7 +84,7 @@ def serve(config: DictConfig) -> None:
     what = {"prompts": [example]} if about.reads_text else {"labels": [about.class_names[-1]]}
     body = json.dumps(what | {"n": 16, "seed": 0}, ensure_ascii=False)
     console = plain_console()
-    console.print(f"serving     {about.run} ({about.data}, {path})")
+    console.print(f"serving     {about.run} ({', '.join(filter(None, [about.data, str(path)]))})")
     console.print(f"page        {url}/")
     console.print(f"ask         curl {url}/generate{shown} --json {shlex.quote(body)} -o images.png")
     console.print("stop        Ctrl-C")

@@ -134,7 +134,8 @@ function fileName(extension) {
 
 function build() {
   document.title = `${about.run}: drawn on request`;
-  $("lead").textContent = `A neural network trained on ${about.data} makes up what you choose, as you choose it.`;
+  const trained = about.data && ` trained on ${about.data}`;
+  $("lead").textContent = `A neural network${trained} makes up what you choose, as you choose it.`;
   const names = about.class_names;
   $("classes").replaceChildren(...names.map((name, i) => {
     const label = document.createElement("label"), input = document.createElement("input"), text = document.createElement("span");
@@ -153,7 +154,7 @@ function build() {
   $("truncation").value = 100;
   const drawn = Object.entries(about.drawing).filter(([, value]) => value !== "");
   const facts = [
-    ["Run", about.run], ["Trained on", about.data], ["Checkpoint", about.checkpoint],
+    ["Run", about.run], ["Trained on", about.data || "data without a name"], ["Checkpoint", about.checkpoint],
     ["Weights", about.weights === "ema" ? "moving average (ema)" : "raw"],
     ...drawn.length ? [["Drawn with", drawn.map(([name, value]) => `${name} ${value}`).join(", ")]] : [],
     ["Images", `${about.img_size} × ${about.img_size} pixels, ${about.channels === 1 ? "grey" : "colour"}`],

@@ -46,9 +46,9 @@ def service(generator: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def without_classes(generator: Path) -> Iterator[Service]:
-    """Serves the same generator as if it had been trained on captions alone."""
+    """Serves the same generator as if it had been trained on captions alone, of data without a name."""
     path = generator.with_name("captions.onnx")
-    lie(generator, path, n_classes="0", class_names="[]", prompts="[]")
+    lie(generator, path, n_classes="0", class_names="[]", prompts="[]", data="")
     with serving(generator.parent, f"ckpt_path={path}") as service:
         yield service
 
@@ -162,6 +162,13 @@ def test_what_cannot_be_meant_is_refused_with_a_sentence(
     assert said[0] == status and sentence in said[1]
 
 
+def test_data_without_a_name_are_not_named(service: Service, without_classes: Service, generator: Path) -> None:
+    assert f"serving     trained (digits, {generator})\n" in service.said
+    assert f"serving     trained ({generator.with_name('captions.onnx')})\n" in without_classes.said
+    titles = [json.loads(each.ask("/openapi.json")[2])["info"]["title"] for each in (service, without_classes)]
+    assert titles == ["Images of digits", "Images"]
+
+
 def test_a_model_of_captions_draws_no_classes(without_classes: Service, generator: Path) -> None:
     assert np.array_equal(images(without_classes, prompts="a nine", n=2), expected(generator, ["a nine"] * 2))
     status, said = without_classes.refusal("/generate", {"labels": [0]})
@@ -214,6 +221,8 @@ def test_one_prompt_is_turned_into_another(browser: Any, service: Service, gener
 def test_the_page_waits_for_a_prompt_where_it_knows_none(browser: Any, without_classes: Service) -> None:
     with opened(browser, without_classes, 320) as page:
         page.get_by_text("Type what to draw.").wait_for()
+        assert page.locator("#lead").inner_text().startswith("A neural network makes up what you choose")
+        assert "Trained on\ndata without a name" in page.locator("#about").inner_text()
         assert page.get_by_label("How far to the other prompt").is_disabled()
         page.get_by_label("Prompt", exact=True).fill("something")
         page.get_by_role("button", name="Draw").click()
