@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from src.config.types import Count, Positive, Share
 from src.models.modules.ema import EMA
-from src.models.prompts import Prompts, check_prompts, to_codes
+from src.models.prompts import Prompts, check_prompts, to_codes, to_texts
 from src.models.scheduled_model import OptimizerFactory, ScheduledModel, make_optimizer
 from src.models.schedules import Schedule
 
@@ -204,12 +204,19 @@ class FlowModel(ScheduledModel):
         share = (torch.arange(n, device=self.device) + torch.rand(n, generator=rng, device=self.device)) / n
         return (self.time_mean + self.time_std * torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))).sigmoid()
 
-    def _prompts_for(self, labels: Tensor) -> Tensor:
-        """A new prompt for each label; prompts stay, and so do labels where the model reads no text."""
-        if self.prompts is None or labels.dim() > 1:
-            return labels
+    def _prompts_for(self, condition: Tensor) -> Tensor:
+        """A new prompt for each label, and captions in other words; labels stay where the model reads no text."""
+        if self.prompts is None:
+            return condition
         rng = random.Random(int(torch.randint(2**62, ())))  # torch's state is what a resumed run restores
-        return torch.from_numpy(to_codes(self.prompts.draw(labels.tolist(), rng))).to(labels.device)
+        if condition.dim() == 1:
+            return torch.from_numpy(to_codes(self.prompts.draw(condition.tolist(), rng))).to(condition.device)
+        captions = to_texts(condition.cpu().numpy())
+        varied = self.prompts.vary(captions, rng)
+        other = [i for i, (old, new) in enumerate(zip(captions, varied, strict=True)) if old != new]
+        condition = condition.clone()
+        condition[other] = torch.from_numpy(to_codes([varied[i] for i in other])).to(condition.device)
+        return condition
 
     # Training
 
