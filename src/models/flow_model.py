@@ -1,7 +1,7 @@
 """Flow matching on pixels: a network that takes noise away, of classes or of what a text asks for."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -120,6 +120,7 @@ class FlowModel(ScheduledModel):
         self.img_size = img_size
         self.noise_shape = (channels, img_size, img_size)
         self.condition_shape = tuple(conditioner.condition_shape)  # type: ignore[arg-type]
+        self.not_exported = getattr(conditioner, "not_exported", "")
         self.schedule = schedule
         self.schedule_batches = schedule_batches
         self.time_mean = time_mean
@@ -147,6 +148,12 @@ class FlowModel(ScheduledModel):
         negative = options.pop("negative", "")
         encoded = self.encode([negative])[0] if negative else None
         return FlowSampler(network, **options, shift=self.shift, negative=encoded)
+
+    def expect(self, captions: Iterable[Tensor] = ()) -> None:
+        if hasattr(self.network.conditioner, "expect"):
+            texts = self.prompts.phrases() if self.prompts is not None else []
+            codes = to_codes(texts), *(each.cpu().numpy() for each in captions)
+            self.network.conditioner.expect([text for each in codes for text in to_texts(each)])
 
     def start_average(self) -> None:
         if self.ema is not None:

@@ -128,6 +128,11 @@ class Prompts:
         """What stands for each class."""
         return [each[0] for each in self.names]
 
+    def phrases(self) -> list[str]:
+        """Every plain prompt, without fillers and typos."""
+        every = dict.fromkeys(("{}", *self.templates, *self.held_out))
+        return [template.replace("{}", name) for template in every for each in self.names for name in each]
+
     def draw(self, labels: Sequence[int], rng: random.Random) -> list[str]:
         """A prompt for each label, as training sees them."""
         return [self._vary(self.phrase(label, "seen", rng), self._fillers, rng) for label in labels]
