@@ -59,7 +59,10 @@ def test_a_file_imports_what_is_installed(file: Path) -> None:
     if file.is_relative_to(SERVING):
         assert {package for package, lazy in third_party(file)} <= serving
         return
-    core, extras = listed("requirements.txt"), listed("requirements-extras.txt") | serving
+    core, extras = (
+        listed("requirements.txt"),
+        listed("requirements-extras.txt") | serving | listed("requirements-text.txt"),
+    )
     if file.is_relative_to(ROOT / "tests"):  # such a test is skipped where its tool is not there
         extras |= listed("requirements-dev.txt")
     for package, lazy in third_party(file):
@@ -74,7 +77,7 @@ def test_nothing_is_installed_for_nothing() -> None:
 
 
 def test_every_requirement_states_a_range() -> None:
-    for name in ("requirements.txt", "requirements-extras.txt", "requirements-dev.txt", "requirements-serve.txt"):
+    for name in ("requirements.txt", *(f"requirements-{kind}.txt" for kind in ("extras", "dev", "serve", "text"))):
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
             if re.match(r"\w", line):
                 assert re.match(r"[\w.-]+(>=|==)\d", line), f"{name}: {line}"

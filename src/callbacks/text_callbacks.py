@@ -67,7 +67,9 @@ class LogPromptGrid(Callback):
             return
         noise = pl_module.draw_noise(self.n_per_prompt, torch.Generator().manual_seed(self.seed))
         noise = noise.repeat(len(prompts), *[1] * (noise.dim() - 1))
-        condition = pl_module.encode(prompts).repeat_interleave(self.n_per_prompt, 0)
+        codes = pl_module.encode(prompts)
+        pl_module.expect([codes])
+        condition = codes.repeat_interleave(self.n_per_prompt, 0)
         picture = beside_rows(to_grid(pl_module.generate(condition, noise=noise), self.n_per_prompt), prompts)
         path = f"pictures/prompt_imgs/epoch_{trainer.current_epoch:04d}.png"
         show(trainer, "prompt_imgs", picture, f"{when}: {'; '.join(prompts)}", path)
@@ -101,6 +103,7 @@ class LogPromptAccuracy(Callback):
         for kind in ("seen", "held_out", "typo") if prompts.held_out else ("seen",):
             rng = random.Random(0)
             condition = pl_module.encode([prompts.phrase(label, kind, rng) for label in labels.tolist()])
+            pl_module.expect([condition])
             pixels = draw(trainer, pl_module, condition, SEEDS["test"])
             logged[f"test/prompt_accuracy_{kind}"] = evaluator.net.embed(pixels, labels).accuracy
             logged[f"test/prompt_accuracy_{kind}_floor"] = floor

@@ -62,7 +62,13 @@ KEYS: dict[str, dict[str, Any]] = {
     | {"labels": Labels, "prompts": PROMPTS, "n_noises": Several, "steps": Several, "truncation": Share},
     "evaluate": DRAWING
     | SOLVED
-    | {"ckpt_path": Checkpoint | list[Path], "n": Annotated[int, Field(ge=10)], "cas": bool, "data_dir": Path},
+    | {
+        "ckpt_path": Checkpoint | list[Path],
+        "n": Annotated[int, Field(ge=10)],
+        "cas": bool,
+        "clip": Annotated[str, Field(min_length=1)] | None,
+        "data_dir": Path,
+    },
     "export": DRAWING
     | SOLVED
     | {

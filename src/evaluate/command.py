@@ -39,12 +39,20 @@ def evaluate(config: DictConfig) -> None:
     console = Console(soft_wrap=True, emoji=False)
     out = out_folder(config.out)
     drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    score = None
+    if config.clip is not None:
+        from src.metrics.clip_score import ClipScore
+
+        score = ClipScore(config.clip, "clip", torch.device("cpu"))
     inputs = open_inputs(config.ckpt_path, config.work_dir, config.weights, trusted_packages(config), drawing)
     data = load_data(inputs, config.get("datamodule"), config.data_dir)
     datamodule = next(iter(data.values()))
     known = [counts for each in inputs if (counts := each.available(datamodule)) is not None]
     counts = torch.stack(known).amin(0) if known else None  # images of each class that every input has
-    real = {size: measure_real(served, counts, config) for size, served in data.items()}
+    # One text a class for all inputs and for real images, else they would not compare.
+    texts = next((each.about["prompts"] for each in inputs if each.about.get("prompts")), datamodule.class_names)
+    clip = None if score is None else lambda pixels, labels: score(pixels, [texts[label] for label in labels.tolist()])
+    real = {size: measure_real(served, counts, config, clip) for size, served in data.items()}
     results = [measure(each, real[each.img_size], console) for each in inputs]
     differences = compare(results, console)
 
@@ -64,6 +72,7 @@ def evaluate(config: DictConfig) -> None:
             # Numbers compare to the last digit only where this is the same, too: nets differ a little by machine.
             "features_sha256": evaluator.net.sha256(),
         },
+        "clip": score and score.about | {"texts": list(texts)},
         "inputs": described,
         "differences": differences,
     }

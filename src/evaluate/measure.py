@@ -1,7 +1,7 @@
 """Measures inputs beside real images, and says which is the best and how sure that is."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from src.metrics.copies import N_NEAREST
 from src.metrics.evaluator import Evaluator
 from src.metrics.feature_net import Embedded
 from src.metrics.references import LEAST, load_references
+from src.pictures.pixels import to_pixels
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 
 GROUPS = 10  # each of which is left out once
@@ -35,6 +36,7 @@ class Real:
     evaluator: Evaluator
     sha256: str  # of the data
     floors: dict[str, float]
+    clip: Callable[[Tensor, Tensor], float] | None  # the CLIP score of images uint8 [N, C, H, W] of labels [N]
 
 
 @dataclass
@@ -51,7 +53,12 @@ class Result:
     seconds: float
 
 
-def measure_real(datamodule: ImageDataModule, counts: Tensor | None, config: DictConfig) -> Real:
+def measure_real(
+    datamodule: ImageDataModule,
+    counts: Tensor | None,
+    config: DictConfig,
+    clip: Callable[[Tensor, Tensor], float] | None = None,
+) -> Real:
     """The reference and the floor: held-out images, no more of a class than every input has.
 
     Raises:
@@ -68,7 +75,10 @@ def measure_real(datamodule: ImageDataModule, counts: Tensor | None, config: Dic
     floors = dict(evaluator.floor.metrics)
     if config.cas:
         floors["cas"] = evaluator.cas_floor
-    return Real(evaluator, datamodule.sha256(), floors)
+    if clip is not None:
+        real, _ = datamodule.sets["val"].__getitems__(evaluator.held_out[:N_NEAREST].tolist())
+        floors["clip_score"] = clip(to_pixels(real), evaluator.labels[:N_NEAREST])
+    return Real(evaluator, datamodule.sha256(), floors, clip)
 
 
 def measure(source: Input, real: Real, console: Console) -> Result:
@@ -82,6 +92,8 @@ def measure(source: Input, real: Real, console: Console) -> Result:
     found = dict(quality.metrics)
     if "cas" in real.floors:
         found["cas"] = evaluator.cas(source.images(evaluator.cas_labels, "cas", console))
+    if real.clip is not None:
+        found["clip_score"] = real.clip(pixels[:N_NEAREST], evaluator.labels[:N_NEAREST])
     raised = evaluator.alarms(quality) | (source.checkpoint.model.alarms(found) if source.checkpoint else {})
     if source.data_sha256 not in (None, real.sha256):
         raised["data"] = (

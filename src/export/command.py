@@ -50,6 +50,11 @@ def export(config: DictConfig) -> None:
     sampler = open_sampler(path, config.weights, trusted=trusted_packages(config), drawing=drawing)
     if not isinstance(sampler, CheckpointSampler):
         raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")
+    if sampler.model.not_exported:
+        raise UserError(
+            f"ckpt_path={path} cannot be exported, as {sampler.model.not_exported}: draw with the checkpoint by"
+            " task=sample or task=serve"
+        )
     images = sampler.run(Request(Noise(sampler.about.noise_shape, 0)(1), sampler.about.examples(1)))
     if not np.isfinite(images).all():
         raise UserError(

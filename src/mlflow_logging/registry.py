@@ -78,7 +78,12 @@ class ModelRegistry:
             about_run: what `run.json` says of the run: `commit` and `data`.
             checkpoint: the file that was tested; None: the model was tested as it was.
             step: where the test's metrics are, which MLflow then shows as the model's, too.
+
+        Raises:
+            ValueError: the model cannot be exported, or was not tested.
         """
+        if model.not_exported:
+            raise ValueError(f"{model.not_exported}: set logger.mlflow.registered_model=null")
         if self.judged_by not in metrics:
             raise ValueError(
                 f"the run has no {self.judged_by}: set logger.mlflow.judged_by to what its test measures, or"

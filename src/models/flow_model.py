@@ -1,7 +1,7 @@
 """Flow matching on pixels: a network that takes noise away, of classes or of what a text asks for."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 
 from src.config.types import Count, Positive, Share
 from src.models.modules.ema import EMA
-from src.models.prompts import Prompts, check_prompts, to_codes
+from src.models.prompts import Prompts, check_prompts, to_codes, to_texts
 from src.models.scheduled_model import OptimizerFactory, ScheduledModel, make_optimizer
 from src.models.schedules import Schedule
 
@@ -120,6 +120,7 @@ class FlowModel(ScheduledModel):
         self.img_size = img_size
         self.noise_shape = (channels, img_size, img_size)
         self.condition_shape = tuple(conditioner.condition_shape)  # type: ignore[arg-type]
+        self.not_exported = getattr(conditioner, "not_exported", "")
         self.schedule = schedule
         self.schedule_batches = schedule_batches
         self.time_mean = time_mean
@@ -147,6 +148,12 @@ class FlowModel(ScheduledModel):
         negative = options.pop("negative", "")
         encoded = self.encode([negative])[0] if negative else None
         return FlowSampler(network, **options, shift=self.shift, negative=encoded)
+
+    def expect(self, captions: Iterable[Tensor] = ()) -> None:
+        if hasattr(self.network.conditioner, "expect"):
+            texts = self.prompts.phrases() if self.prompts is not None else []
+            codes = to_codes(texts), *(each.cpu().numpy() for each in captions)
+            self.network.conditioner.expect([text for each in codes for text in to_texts(each)])
 
     def start_average(self) -> None:
         if self.ema is not None:
@@ -204,12 +211,19 @@ class FlowModel(ScheduledModel):
         share = (torch.arange(n, device=self.device) + torch.rand(n, generator=rng, device=self.device)) / n
         return (self.time_mean + self.time_std * torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4))).sigmoid()
 
-    def _prompts_for(self, labels: Tensor) -> Tensor:
-        """A new prompt for each label; prompts stay, and so do labels where the model reads no text."""
-        if self.prompts is None or labels.dim() > 1:
-            return labels
+    def _prompts_for(self, condition: Tensor) -> Tensor:
+        """A new prompt for each label, and captions in other words; labels stay where the model reads no text."""
+        if self.prompts is None:
+            return condition
         rng = random.Random(int(torch.randint(2**62, ())))  # torch's state is what a resumed run restores
-        return torch.from_numpy(to_codes(self.prompts.draw(labels.tolist(), rng))).to(labels.device)
+        if condition.dim() == 1:
+            return torch.from_numpy(to_codes(self.prompts.draw(condition.tolist(), rng))).to(condition.device)
+        captions = to_texts(condition.cpu().numpy())
+        varied = self.prompts.vary(captions, rng)
+        other = [i for i, (old, new) in enumerate(zip(captions, varied, strict=True)) if old != new]
+        condition = condition.clone()
+        condition[other] = torch.from_numpy(to_codes([varied[i] for i in other])).to(condition.device)
+        return condition
 
     # Training
 

@@ -1,7 +1,7 @@
 """What every model that draws images offers. Verbs and callbacks know no more of a model than this."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ class ImageModel(LightningModule):
         prompts: what people type for its classes, where it reads text and was not trained on captions.
         drawing: how it draws, as far as that can be chosen, such as its guidance: plain values.
         prompts_of_classes: what stands for each class where the model reads text.
+        not_exported: why no exported file can draw as the model does, where none can.
         has_average: whether there is a moving average of the weights.
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
         confusions: of the last validation or test, by a name in `tables`: int64 [N, N], how often the model took
@@ -50,6 +51,7 @@ class ImageModel(LightningModule):
     prompts: Prompts | None = None
     drawing: Mapping[str, Any] = {}
     prompts_of_classes: Sequence[str] = ()
+    not_exported: str = ""
     has_average: bool = False
     progress_metrics: tuple[str, ...] = ()
     confusions: Mapping[str, Tensor] = {}
@@ -68,6 +70,13 @@ class ImageModel(LightningModule):
 
         Args:
             average: whether to use the moving average of the weights, where there is one.
+        """
+
+    def expect(self, captions: Iterable[Tensor] = ()) -> None:
+        """Gets ready to be asked for its classes and for captions, each int [N, *condition_shape], as far as it has to.
+
+        Raises:
+            UserError: it cannot read them.
         """
 
     def start_average(self) -> None:

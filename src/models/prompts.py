@@ -88,6 +88,8 @@ def check_prompts(prompts: Sequence[str]) -> None:
 class Prompts:
     """Prompts for classes: in training one of many phrasings, a canonical one everywhere else.
 
+    Where the images have captions of their own, training sees these with the same fillers and typos.
+
     Args:
         names: of each class its name, or several, the canonical one first.
         templates: phrasings with `{}` for the name; none: where training has the images' own captions.
@@ -126,9 +128,24 @@ class Prompts:
         """What stands for each class."""
         return [each[0] for each in self.names]
 
+    def phrases(self) -> list[str]:
+        """Every plain prompt, without fillers and typos."""
+        every = dict.fromkeys(("{}", *self.templates, *self.held_out))
+        return [template.replace("{}", name) for template in every for each in self.names for name in each]
+
     def draw(self, labels: Sequence[int], rng: random.Random) -> list[str]:
         """A prompt for each label, as training sees them."""
-        return [self._vary(self.phrase(label, "seen", rng), rng) for label in labels]
+        return [self._vary(self.phrase(label, "seen", rng), self._fillers, rng) for label in labels]
+
+    def vary(self, captions: Sequence[str], rng: random.Random) -> list[str]:
+        """Cleaned captions as training sees them; empty ones stay, and those that would become too long.
+
+        A word of one of them is no filler here: in a set of coloured balls, "red" means something.
+        """
+        said = {word for each in captions for word in each.split()}
+        fillers = [word for word in self._fillers if word not in said]
+        varied = [self._vary(each, fillers, rng) if each else each for each in captions]
+        return [new if len(new) <= LENGTH else old for new, old in zip(varied, captions, strict=True)]
 
     def phrase(self, label: int, kind: Literal["seen", "held_out", "typo"], rng: random.Random) -> str:
         """A plain prompt: `seen` or `held_out` templates, or the latter with a mistake in the name."""
@@ -137,20 +154,22 @@ class Prompts:
             name = misspell(name, rng)
         return rng.choice(self.templates if kind == "seen" else self.held_out).replace("{}", name)
 
-    def _vary(self, prompt: str, rng: random.Random) -> str:
+    def _vary(self, prompt: str, fillers: Sequence[str], rng: random.Random) -> str:
         words = prompt.split()
         if rng.random() < self.typos:
             index = rng.randrange(len(words))
             words[index] = misspell(words[index], rng)
         if rng.random() < self.fillers:
-            before, after = ([self._filler(rng) for _ in range(rng.randrange(6))] for _ in range(2))
+            before, after = ([filler(fillers, rng) for _ in range(rng.randrange(6))] for _ in range(2))
             words = [*before, *words, *after]
         return " ".join(words)
 
-    def _filler(self, rng: random.Random) -> str:
-        if rng.random() < 0.8:
-            return rng.choice(self._fillers)
-        return "".join(rng.choices(LETTERS, k=rng.randint(2, 9)))
+
+def filler(words: Sequence[str], rng: random.Random) -> str:
+    """One of the words, or letters that mean nothing."""
+    if words and rng.random() < 0.8:
+        return rng.choice(words)
+    return "".join(rng.choices(LETTERS, k=rng.randint(2, 9)))
 
 
 def misspell(text: str, rng: random.Random) -> str:

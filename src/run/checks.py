@@ -3,6 +3,7 @@
 import logging
 import os
 from contextlib import suppress
+from typing import Any
 
 import hydra
 import torch
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from src.config.text import escaped
 from src.datamodules.image_datamodule import ImageDataModule
 from src.errors import UserError
 from src.models.image_model import ImageModel
@@ -59,6 +61,27 @@ def follow_data(config: DictConfig, datamodule: LightningDataModule) -> None:
         part, _, last = f"model.{key}".rpartition(".")
         if last in (OmegaConf.select(config, part) or ()) and OmegaConf.select(config, f"model.{key}") is None:
             OmegaConf.update(config, f"model.{key}", getattr(datamodule, name, None))
+
+
+def follow_files(config: DictConfig) -> None:
+    """Sets what the model has to know of files that it reads, such as their checksum, where it is null.
+
+    Raises:
+        UserError: they are not there, or cannot be used.
+    """
+    part = OmegaConf.select(config, "model.conditioner")
+    kind: Any = None
+    with suppress(Exception):  # building the model says what is wrong with its _target_
+        kind = hydra.utils.get_object(part._target_)
+    for key, value in kind.follow_files(part).items() if hasattr(kind, "follow_files") else ():
+        if key == "encoder" or part[key] is None:
+            part[key] = escaped(value) if isinstance(value, str) else value
+
+
+def expect_prompts(model: LightningModule, datamodule: LightningDataModule) -> None:
+    """Lets the model get ready for the prompts and captions of the run."""
+    if isinstance(model, ImageModel) and isinstance(datamodule, ImageDataModule):
+        model.expect(each.captions for each in datamodule.sets.values() if each.captions is not None)
 
 
 def leave_out_classes(config: DictConfig, datamodule: LightningDataModule) -> None:

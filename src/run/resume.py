@@ -95,6 +95,13 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
     before: Any = checkpoint["config"]
     now: Any = OmegaConf.to_container(config, resolve=True)
     differences = changed_keys(before, now)
+    if "model.conditioner.sha256" in differences:
+        theirs, ours = before["model"]["conditioner"], now["model"]["conditioner"]
+        raise UserError(
+            f"ckpt_path={path} was trained with another text encoder ({theirs['encoder']}, whose checksum begins with"
+            f" {theirs['sha256'][:8]}) than model.conditioner.encoder={ours['encoder']} ({ours['sha256'][:8]}):"
+            " name that one"
+        )
     if getattr(model, "follows_progress", False) and config.model.get("schedule_batches") is None:
         differences += [
             f"trainer.{k}" for k in ("max_epochs", "max_steps") if before["trainer"][k] != now["trainer"][k]
@@ -114,7 +121,8 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
     """The keys of the model, the data and the seed that differ between two configurations."""
-    where_and_how_fast = ("data_dir", "num_workers", "pin_memory", "offline_fallback")  # a model learns the same
+    # A model learns the same; of an encoder, its checksum counts.
+    where_and_how_fast = ("data_dir", "num_workers", "pin_memory", "offline_fallback", "encoder", "cache_dir")
     changed = []
     for key in before.keys() | now.keys():
         name, a, b = f"{prefix}{key}", before.get(key), now.get(key)

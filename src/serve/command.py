@@ -20,7 +20,7 @@ from pydantic import AnyUrl
 
 from src.config.explain import EXTRAS
 from src.errors import UserError
-from src.models.prompts import LENGTH
+from src.models.prompts import LENGTH, to_codes
 from src.models.request import Request
 from src.run.commands import find_checkpoint
 from src.run.console import plain_console
@@ -135,8 +135,10 @@ def listen(host: str, port: int) -> socket.socket:
 def open_for_serving(path: Path, weights: str, trusted: Sequence[str], drawing: Mapping[str, Any]) -> Sampler:
     """Opens a checkpoint or ONNX file with ONNX Runtime, and draws two images with it.
 
-    A checkpoint is exported by a process of its own: torch takes ten times the memory of serving.
+    A checkpoint is exported by a process of its own: torch takes ten times the memory of serving. One that cannot be
+    exported is drawn with by torch.
     """
+    exported = True
     if path.suffix == ".onnx":
         sampler = open_sampler(path, weights, threads=1, drawing=drawing)
     else:
@@ -147,19 +149,23 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str], drawing: 
         ):
             file = Path(folder) / "generator.onnx"
             try:
-                process.submit(export_checkpoint, path, weights, file, trusted, drawing).result()
+                exported = process.submit(export_checkpoint, path, weights, file, trusted, drawing).result()
             except ImportError as error:
                 raise UserError(
                     f"ckpt_path={path} needs {error.name} to be exported: {EXTRAS}, or serve the generator.onnx that"
                     " task=export makes of it elsewhere"
                 ) from error
-            sampler = open_sampler(file, weights, threads=1)
+            sampler = open_sampler(file if exported else path, weights, 1, trusted, drawing)
     about = sampler.about
     shape = (2, about.channels, about.img_size, about.img_size)
     if about.channels not in (1, 3) or about.img_size > 2048:  # a file can claim anything
         raise UserError(f"ckpt_path={path} claims images of {shape[1:]}, which cannot be served: choose another one")
+    # A text that is known to no file has a text encoder loaded now, instead of at the first request.
+    examples = about.examples(2) if exported else to_codes(["one example", "another example"])
     try:
-        images = sampler.run(Request(Noise(about.noise_shape, 0)(2), about.examples(2)))
+        images = sampler.run(Request(Noise(about.noise_shape, 0)(2), examples))
+    except UserError:
+        raise
     except Exception as error:  # onnxruntime's kinds share no base
         raise UserError(f"ckpt_path={path} cannot draw ({str(error)[:200]}): choose another one") from error
     if images.shape != shape or images.dtype != np.float32 or not np.isfinite(images).all():
@@ -167,9 +173,12 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str], drawing: 
     return sampler
 
 
-def export_checkpoint(path: Path, weights: str, out: Path, trusted: Sequence[str], drawing: Mapping[str, Any]) -> None:
+def export_checkpoint(path: Path, weights: str, out: Path, trusted: Sequence[str], drawing: Mapping[str, Any]) -> bool:
+    """Writes the checkpoint's generator as ONNX, if it can be, and returns whether."""
     from src.export.to_onnx import export_generator
     from src.sampling.checkpoint_sampler import CheckpointSampler
 
     sampler = CheckpointSampler(path, weights, trusted, drawing)
-    export_generator(sampler.model, out, sampler.about)
+    if not sampler.model.not_exported:
+        export_generator(sampler.model, out, sampler.about)
+    return not sampler.model.not_exported

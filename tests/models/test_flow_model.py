@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from src.models.flow_model import LEVELS, FlowModel
 from src.models.modules.conditioners import LabelConditioner, TextConditioner
 from src.models.modules.unet import FoldedUNet
-from src.models.prompts import LENGTH, Prompts, to_codes
+from src.models.prompts import LENGTH, Prompts, to_codes, to_texts
 from src.run.run_record import read_rows
 
 DIM = 16
@@ -61,6 +61,24 @@ class OfNormal(nn.Module):
 def batch(n: int = 20) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(1)
     return torch.rand(n, 1, 8, 8, generator=rng) * 2 - 1, torch.arange(n) % 3
+
+
+def test_captions_are_varied_in_training_alone() -> None:
+    model, read = text_model(condition_dropout=0.0), list[Tensor]()
+    model.network.conditioner.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    captions = torch.from_numpy(to_codes([f"a red ball on {name}" for name in ("grass", "sand", "snow", "ice")]))
+    images = torch.zeros(4, 1, 8, 8)
+    for training in (False, True, True):
+        model.train(training).step((images, captions), 0)
+
+    validated, first, second = read
+    assert torch.equal(validated, captions)
+    assert not torch.equal(first, captions) and not torch.equal(first, second)
+    assert all("ball" in text or "red" in text for text in to_texts(first.numpy()))
+
+    model.prompts = None
+    model.train().step((images, captions), 0)
+    assert torch.equal(read[-1], captions)
 
 
 def test_no_error_no_loss() -> None:

@@ -138,8 +138,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_option_is_flipped() -> None:
     """A key in configs/model/ that no line above changes might silently do nothing."""
     flipped = {part.partition("=")[0].lstrip("+").replace("model/", "model.") for _, part in FLIPS}
-    # These follow the data, see tests/test_configs.py, or are there to measure with.
-    ours_elsewhere = {"n_classes", "channels", "img_size", "held_out"}
+    # These follow the data, see tests/test_configs.py, or an encoder, see test_frozen_text.py, or are there to measure.
+    ours_elsewhere = {"n_classes", "channels", "img_size", "held_out", "encoder", "sha256", "n_features", "cache_dir"}
     for file in (ROOT / "configs" / "model").rglob("*.yaml"):
         content = OmegaConf.to_container(OmegaConf.load(file))
         assert isinstance(content, dict)

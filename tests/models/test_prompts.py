@@ -84,6 +84,20 @@ def test_names_do_not_turn_up_as_fillers() -> None:
     assert prompts.canonical() == ["more", "nice"]
 
 
+def test_captions_get_fillers_and_typos_and_none_of_each_others_words() -> None:
+    captions = ["a red ball", "a blue ball", "", "x" * LENGTH]
+    prompts = Prompts([], [], fillers=0.5, typos=0.3)
+    rng = random.Random(0)
+    varied = [prompts.vary(captions, rng) for _ in range(500)]
+    red, blue, empty, longest = zip(*varied, strict=True)
+    assert 0.25 < np.mean([each == "a red ball" for each in red]) < 0.5
+    assert sum("red ball" in each for each in red) > 400
+    assert not any("blue" in each.split() for each in red) and any("green" in each.split() for each in red)
+    assert set(empty) == {""} and max(len(each) for each in (*red, *blue, *longest)) <= LENGTH
+    plain = Prompts([], [], fillers=0.0, typos=0.0)
+    assert plain.vary(captions, rng) == captions
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
