@@ -85,7 +85,7 @@ def section(experiment: str, runs: list[dict]) -> str:
     columns = [column for column in COLUMNS if any(f"test/{column[1]}" in run["metrics"] for run in runs)]
     titles = ["run", *(title for title, _, _ in columns), "95 % after s", "seconds"]
     lines = [f"## {experiment}", ""]
-    lines += [f"![Samples of {experiment}, one row a class](../images/{picture_of(experiment).name})", ""]
+    lines += [f"![Samples of {experiment}, one row a class or a prompt](../images/{picture_of(experiment).name})", ""]
     lines += ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for run in runs:
         cells = [cell(run["metrics"], name, pattern) for _, name, pattern in columns]
@@ -134,7 +134,9 @@ def main(run_dirs: list[Path]) -> None:
         (RECORDS / f"{run['name']}.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         picture = picture_of(experiment_of(run))
         if not picture.exists() or run["name"].endswith("seed12345"):
-            shutil.copy(sorted((run_dir / "samples").glob("epoch_*.png"))[-1], picture)
+            # What prompts drew says more, and has ten rows where there are a hundred classes.
+            drawn = [*(run_dir / "samples").glob("*.png"), *(run_dir / "pictures" / "prompt_imgs").glob("*.png")]
+            shutil.copy(max(drawn, key=lambda path: (path.parent.name == "prompt_imgs", path.name)), picture)
             print(f"wrote {picture}")
     experiments: dict[str, list[dict]] = {}
     # The default seed comes first.

@@ -61,6 +61,7 @@ FLOW: Variants = [
     ("batches of 128", ["datamodule.batch_size=128"], None, ""),
     ("width 48", ["model.denoiser.width=48"], None, ""),
     ("one block a size", ["model.denoiser.depth=1"], None, ""),
+    ("a step of `train_mnist_cnn_gan`, in float32", [], None, "gan"),
 ]
 TABLE = """# What a step costs
 
@@ -123,6 +124,8 @@ def gan_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], in
 
 def flow_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], int]:
     """As `gan_step`."""
+    if more == "gan":
+        return gan_step(overrides, "")
     names = "model.prompts.names=[zero,one,two,three,four,five,six,seven,eight,nine]"
     model, size = build(
         "train_mnist_text2image", overrides if "model/condition=label" in overrides else [names, *overrides]
