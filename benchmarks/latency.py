@@ -1,4 +1,4 @@
-"""How long drawing takes: torch, torch.compile, torch.export and ONNX Runtime, in float32 and in int8.
+"""How long drawing takes, by any model: torch, torch.compile, torch.export and ONNX Runtime, in float32 and in int8.
 
     python benchmarks/latency.py CHECKPOINT [--seconds 3] [--threads 2] [--out docs/latency.md]
 
@@ -31,7 +31,7 @@ PAGE = """# Latency
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions}, onnxruntime {onnxruntime}.
 
-The generator of {about.run} ({about.checkpoint}, sha256 {about.checkpoint_sha256:.12}): {about.channels} x
+The model: {about.run} ({about.checkpoint}, sha256 {about.checkpoint_sha256:.12}), {how}: {about.channels} x
 {about.img_size} x {about.img_size} pixels, {parameters:,} weights. Medians over {rounds} rounds for a batch of 1, 16
 and 256 images; all take turns in each round. Timings on a shared machine are noisy, so compare the ratios.
 
@@ -72,6 +72,7 @@ def main() -> None:
     report = PAGE.format(
         **provenance(command_line()),
         about=sampler.about,
+        how=sampler.about.in_words(),
         **figures,
         **sizes,
         onnxruntime=version("onnxruntime"),

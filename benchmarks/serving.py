@@ -2,8 +2,8 @@
 
     python benchmarks/serving.py generator.onnx [--rounds 5] [--seconds 5] [--out docs/serving.md]
 
-The service runs as `python run.py task=serve` starts it, in a process of its own. Its clients are another process on
-the same cores. The measurements take turns, so a busy machine slows all of them alike.
+The model may be of any family. The service runs as `python run.py task=serve` starts it, in a process of its own. Its
+clients are another process on the same cores. The measurements take turns, so a busy machine slows all of them alike.
 """
 
 import argparse
@@ -34,9 +34,9 @@ CLIENTS = 64
 # The clients' requests.
 KINDS = {
     "empty": None,  # GET /health
-    "png": {"labels": 5, "n": 1, "format": "png"},
-    "grid": {"labels": 5, "n": 64, "format": "png"},
-    "npz": {"labels": 5, "n": 64, "format": "npz"},
+    "png": {"n": 1, "format": "png"},
+    "grid": {"n": 64, "format": "png"},
+    "npz": {"n": 64, "format": "npz"},
 }
 TABLE = """# Serving
 
@@ -110,9 +110,9 @@ class Client(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def load(port: int, kind: str, clients: int, seconds: float, requests: int) -> dict[str, float]:
-    """Sends requests for `seconds`, or `requests` of them if `seconds` is 0."""
-    asked = json.dumps(KINDS[kind]).encode()
+async def load(port: int, kind: str, what: dict, clients: int, seconds: float, requests: int) -> dict[str, float]:
+    """Sends requests for `what` for `seconds`, or `requests` of them if `seconds` is 0."""
+    asked = json.dumps(what | (KINDS[kind] or {})).encode()
     head = (
         f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(asked)}\r\n\r\n"
     )
@@ -135,9 +135,11 @@ async def load(port: int, kind: str, clients: int, seconds: float, requests: int
     return {"rate": rate, "p50": p50, "p99": p99, "errors": sum(client.errors for client, _ in every), "n": len(took)}
 
 
-def clients(port: int, kind: str, clients: int = CLIENTS, seconds: float = 0, requests: int = 0) -> dict[str, float]:
+def clients(
+    port: int, kind: str, what: dict, clients: int = CLIENTS, seconds: float = 0, requests: int = 0
+) -> dict[str, float]:
     """Runs `load` in a process of its own."""
-    command = [sys.executable, __file__, "-", "--load", json.dumps([port, kind, clients, seconds, requests])]
+    command = [sys.executable, __file__, "-", "--load", json.dumps([port, kind, what, clients, seconds, requests])]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout)
 
 
@@ -196,26 +198,29 @@ def memory(process: subprocess.Popen[str]) -> float:
 
 
 def inputs(sampler: OnnxSampler, n: int) -> Request[np.ndarray]:
-    return Request(Noise(sampler.about.noise_shape, 0)(n), np.arange(n) % sampler.about.n_classes)
+    about = sampler.about
+    return Request(Noise(about.noise_shape, 0)(n), about.condition(about.examples(n)))
 
 
-def latency(sampler: OnnxSampler, n: int = 2000) -> float:
+def latency(sampler: OnnxSampler, seconds: float) -> float:
     """Median time of one image in ms."""
     given = inputs(sampler, 1)
     took = []
-    for _ in range(n):
+    end = time.perf_counter() + seconds / 5
+    while time.perf_counter() < end or len(took) < 10:
         start = time.perf_counter()
         sampler.run(given)
         took.append(time.perf_counter() - start)
-    return 1000 * statistics.median(took[n // 10 :])
+    return 1000 * statistics.median(took[len(took) // 10 :])
 
 
-def cpu_of_64(sampler: OnnxSampler, n: int = 200) -> float:
+def cpu_of_64(sampler: OnnxSampler, seconds: float) -> float:
     """Mean CPU time of 64 images in ms."""
     given = inputs(sampler, 64)
-    start = time.process_time()
-    for _ in range(n):
+    start, end, n = time.process_time(), time.perf_counter() + seconds / 5, 0
+    while time.perf_counter() < end or not n:
         sampler.run(given)
+        n += 1
     return 1000 * (time.process_time() - start) / n
 
 
@@ -266,20 +271,24 @@ def main() -> None:
     def note(name: str, value: float) -> None:
         found.setdefault(name, []).append(value)
 
+    about = own.about
+    what: dict = {"labels": [about.class_names[-1]]} if about.class_names else {"prompts": ["what to draw"]}
+    if about.prompts:
+        what = {"prompts": [about.prompts[-1]]}
     process, port = start(args.path)
     try:
         errors = 0.0
         for kind in KINDS:
-            clients(port, kind, seconds=1)
+            clients(port, kind, what, seconds=1)
         for round_ in range(args.rounds):
-            note("one", latency(own))
-            note("one_default", latency(default))
+            note("one", latency(own, args.seconds))
+            note("one_default", latency(default, args.seconds))
             note("raw", throughput(own, os.cpu_count() or 1, args.seconds))
-            note("raw_cpu", cpu_of_64(own))
+            note("raw_cpu", cpu_of_64(own, args.seconds))
             note("raw_default", throughput(default, 1, args.seconds))
             for kind in KINDS:
                 used = cpu(process)
-                result = clients(port, kind, seconds=args.seconds)
+                result = clients(port, kind, what, seconds=args.seconds)
                 note(f"{kind}_cpu", 1000 * (cpu(process) - used) / result["n"])
                 errors += result["errors"]
                 for name in ("rate", "p50", "p99"):
@@ -288,20 +297,20 @@ def main() -> None:
                 note(f"{kind}_images", images)
                 note(f"{kind}_ratio", images / max(found["raw"][-1], found["raw_default"][-1]))
             for name, kind in (("alone_p50", "png"), ("alone_empty", "empty")):
-                result = clients(port, kind, clients=1, seconds=args.seconds / 5)
+                result = clients(port, kind, what, clients=1, seconds=args.seconds / 5)
                 note(name, result["p50"])
                 note("alone_p99", result["p99"] if kind == "png" else found["alone_p99"][-1])
             print(f"round {round_ + 1}/{args.rounds}: " + "  ".join(f"{k} {v[-1]:,.2f}" for k, v in found.items()))
-        first = clients(port, "png", requests=args.requests // 10)
+        first = clients(port, "png", what, requests=args.requests // 10)
         before = memory(process)
-        rest = clients(port, "png", requests=args.requests - args.requests // 10)
+        rest = clients(port, "png", what, requests=args.requests - args.requests // 10)
         after = memory(process)
         fuzzed = fuzz(port, args.examples)
     finally:
         process.terminate()
         process.wait()
     medians = {name: statistics.median(values) for name, values in found.items()}
-    about = own.about
+    size = f"{about.img_size} x {about.img_size} pixels, {args.path.stat().st_size / 1e6:.1f} MB"
     names = ("rate", "images", "p50", "p99", "ratio", "cpu")
     rows = [ROW.format(what=WORDS[kind], **{name: medians[f"{kind}_{name}"] for name in names}) for kind in KINDS]
     report = TABLE.format(
@@ -312,7 +321,7 @@ def main() -> None:
         rounds=args.rounds,
         each=args.seconds,
         clients=CLIENTS,
-        model=f"{about.run}, {about.img_size} x {about.img_size} pixels, {args.path.stat().st_size / 1e6:.1f} MB",
+        model=f"{about.run}, {about.in_words()}, {size}",
         empty_share=medians["png_rate"] / medians["empty_rate"],
         total=int(first["n"] + rest["n"]),
         errors=int(errors + first["errors"] + rest["errors"]),

@@ -54,7 +54,7 @@ TABLE = """# Speed
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions}.
 Medians of {rounds} rounds of {batches} batches; all take turns in each round. Timings on a shared machine are noisy, so
-compare the ratios.
+compare the ratios. The models are the GANs `train_mnist_gan` and `train_mnist_cnn_gan`.
 
 | training the baseline | images/s | project / this |
 |---|---|---|
