@@ -69,6 +69,7 @@ MEASURES = (
         "prompt_accuracy_held_out", "Prompts in new words", "higher ↑", "{:.2%}", "of phrasings that it has never seen"
     ),
     Measure("prompt_accuracy_typo", "Prompts with a typo", "higher ↑", "{:.2%}", "of those, with a typo in the name"),
+    Measure("clip_score", "CLIP score", "higher ↑", "{:.2f}", "how well images fit their texts, as CLIP sees both"),
     Measure("inception_fid", "Inception FID", "lower ↓", "{:.2f}", "the Fréchet distance of papers, on Inception"),
     Measure("inception_kid", "Inception KID", "lower ↓", "{:z.4f}", "the kernel distance of papers, on Inception"),
     Measure("inception_score", "Inception Score", "higher ↑", "{:.2f}", "sure of the class, and all classes there"),
