@@ -34,7 +34,7 @@ class Checkpoint(ModelCheckpoint):
     writes it.
 
     A checkpoint whose images are copies of training images is passed over, and the log says so: copies score well by
-    most metrics. Where none is left, there is no best.
+    most metrics. If all are passed over, `last.ckpt` takes the place of the best.
 
     Args:
         dirpath: where checkpoints go; None: the run's `ckpts/`.
@@ -201,8 +201,8 @@ class Checkpoint(ModelCheckpoint):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._passed_over and not self.best_model_path and trainer.is_global_zero:
             log.warning(
-                "there is no best checkpoint by %s, as %d of the run's epochs were passed over for their copies and"
-                " none is left (max_copied=%s): last.ckpt takes its place",
+                "no checkpoint became the best by %s, as %d of the run's epochs were passed over for their copies"
+                " (max_copied=%s): last.ckpt takes its place",
                 *(self.monitor, self._passed_over, self._max_copied),
             )
         last = Path(str(self.dirpath)) / "last.ckpt"

@@ -166,8 +166,8 @@ def find(name: str, key: str, download: bool) -> Path:
     except Exception as error:  # of the hub, the network and the disk
         why = telling(str(error)).removeprefix("Got: ")
         raise UserError(
-            f"{key}={name} is no folder, and could not be downloaded from the Hugging Face hub ({why}): check the name,"
-            f" or copy the model to this machine and type {key}=DIR"
+            f"{key}={name} is not a folder, and could not be downloaded from the Hugging Face hub ({why}): check the"
+            f" name, or copy the model to this machine and type {key}=DIR"
         ) from error
 
 

@@ -140,7 +140,7 @@ class Prompts:
     def vary(self, captions: Sequence[str], rng: random.Random) -> list[str]:
         """Cleaned captions as training sees them; empty ones stay, and those that would become too long.
 
-        A word of one of them is no filler here: in a set of coloured balls, "red" means something.
+        Their own words are not used as fillers: in a set of coloured balls, "red" means something.
         """
         said = {word for each in captions for word in each.split()}
         fillers = [word for word in self._fillers if word not in said]

@@ -193,7 +193,7 @@ def test_where_all_epochs_copy_the_last_checkpoint_is_tested(
     passed, none = said()
     assert passed.startswith("epoch 1 is passed over in the choice of the best checkpoint by val/fd: 100.0% of its")
     assert passed.endswith("images are copies of training images, more than max_copied=0.05")
-    assert none.startswith("there is no best checkpoint by val/fd, as 1 of the run's epochs")
+    assert none.startswith("no checkpoint became the best by val/fd, as 1 of the run's epochs")
 
     run_dir = train_here("rest", *all_copies, "trainer.max_epochs=5", f"ckpt_path={first}/ckpts/last.ckpt")
     passed, none = said()

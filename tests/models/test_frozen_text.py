@@ -347,7 +347,7 @@ def test_a_hub_out_of_reach_is_one_sentence(typed: Typed, tmp_path: Path, monkey
     monkeypatch.setattr("huggingface_hub._snapshot_download.HF_HUB_CACHE", str(tmp_path), raising=False)
     code, stderr = typed(*FROZEN, "model.conditioner.encoder=some/encoder")
     assert code == 2 and stderr.count("error: ") == 1 and "Traceback" not in stderr
-    assert "encoder=some/encoder is no folder, and could not be downloaded from the Hugging Face hub (Conn" in stderr
+    assert "encoder=some/encoder is not a folder, and could not be downloaded from the Hugging Face hub (Conn" in stderr
     assert "or copy the model to this machine and type model.conditioner.encoder=DIR" in stderr
 
 

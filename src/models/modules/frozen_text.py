@@ -36,7 +36,7 @@ class FrozenTextConditioner(nn.Module):
     """An embedding of the whole text by a CLIP or T5 encoder (Radford et al. 2021; Raffel et al. 2020), and a map of it
     that is trained.
 
-    The encoder is no part of the module: it is not trained, averaged or saved. Its embeddings are kept in a file in
+    The module does not hold the encoder, which is not trained, averaged or saved. Its embeddings are kept in a file in
     `cache_dir`, so that it is loaded only for texts that are not in there.
 
     Args:
@@ -95,7 +95,7 @@ class FrozenTextConditioner(nn.Module):
 class Embeddings:
     """Embeddings of texts, each computed once: those that were expected are kept in a file, the last others in memory.
 
-    It is no module, and all copies of a module that holds it share it.
+    Copies of a module share it: it is not a module itself.
     """
 
     def __init__(self, encoder: str, sha256: str, n_features: int, cache_dir: Path) -> None:
