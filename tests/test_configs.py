@@ -75,12 +75,12 @@ def test_every_file_composes_and_arrives_where_it_is_read(group: str, name: str,
         (
             "callbacks=default",
             "callbacks",
-            "model_checkpoint progress_bar model_summary throughput quality "
+            "model_checkpoint progress_bar model_summary throughput busy_machine quality "
             "sample_grid interpolation real_images confusions model_artifact code_artifact "
             "prompt_grid prompt_accuracy guidance",
         ),
         ("callbacks=checkpoint", "callbacks", "model_checkpoint"),
-        ("callbacks=progress", "callbacks", "progress_bar model_summary throughput"),
+        ("callbacks=progress", "callbacks", "progress_bar model_summary throughput busy_machine"),
         (
             "callbacks=wandb",
             "callbacks",

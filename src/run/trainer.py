@@ -22,6 +22,7 @@ from src.run.ranks import by_torchrun, wait_for_machines
 log = logging.getLogger(__name__)
 
 Processes = Annotated[int, Field(ge=1, le=1024)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
 NotNegative = Annotated[int, Field(ge=0)]
 Limit = Annotated[Count | Literal[-1], Field(description="a whole number of at least 1, or -1 for no limit")]
 Batches = Annotated[
@@ -62,6 +63,7 @@ def make_trainer(
     strategy: str = "auto",
     num_nodes: Processes = 1,
     nodes_timeout: Annotated[float, Field(gt=0, description="a number of seconds above 0")] = 600,
+    threads: Threads | None = None,
     precision: Precision | None = "32-true",
     **kwargs: Any,
 ) -> Trainer:
@@ -74,6 +76,7 @@ def make_trainer(
         accelerator, devices: as in Lightning; `gpus` wins where it names GPUs.
         strategy: as in Lightning; "ddp", and "auto" on several devices, is DDP with what two optimizers need.
         nodes_timeout: seconds to wait for machines that are started by hand.
+        threads: threads that each process computes with on the CPU; None: as torch chooses, one for each core.
         precision: as in Lightning; "auto" is bf16-mixed where what trains computes with bfloat16 itself, else 32-true.
         **kwargs: Lightning's own arguments; `max_steps` counts batches.
 
@@ -111,6 +114,8 @@ def make_trainer(
     for switch, kind in [("enable_progress_bar", ProgressBar), ("enable_model_summary", ModelSummary)]:
         if not kwargs.get(switch, True):
             callbacks = [c for c in callbacks if not isinstance(c, kind)]
+    if threads is not None:
+        torch.set_num_threads(threads)
     if precision == "auto":
         precision = native_precision(on_cpu=accelerator == "cpu")
         log.info("training in %s, chosen by trainer.precision=auto", precision)

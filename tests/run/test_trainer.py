@@ -246,3 +246,14 @@ def test_what_torchrun_started_must_fit(monkeypatch: pytest.MonkeyPatch) -> None
     for typed in ({"devices": 3}, {"num_nodes": 2, "devices": 2}, {"num_nodes": 3}):
         with pytest.raises(UserError, match=r"torchrun started 2 processes.*leave out trainer\.devices"):
             make_trainer(accelerator="cpu", **typed)
+
+
+def test_threads_are_those_asked_for_and_else_stay_as_they_are() -> None:
+    before = torch.get_num_threads()
+    try:
+        build(make_trainer, threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+        build(make_trainer)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
