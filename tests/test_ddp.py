@@ -41,6 +41,7 @@ def weights(run_dir: Path, rank: int) -> dict[str, torch.Tensor]:
 
 TRICKS = ["model/networks=dcgan", "model/objective=relativistic", "model.d_steps=2", "model.clip_grad_norm=1.0"]
 TRICKS += ["model.mismatched_labels=0.25", "model/schedule=linear", "trainer.limit_train_batches=3"]
+TRICKS += ["datamodule.device=auto"]
 
 
 def train_two_processes(folder: Path, batches: int, *typed: str) -> Path:

@@ -1,19 +1,23 @@
-"""What all data sets of images with labels or captions share: subsets, splits and loaders."""
+"""What all data sets of images with labels or captions share: subsets, splits, loaders and where images are kept."""
 
 import hashlib
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from src.config.types import Count
 from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataLoader
 from src.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SPLIT_SEED = 42  # of the one split into train and val that everybody compares on; not the run's seed
 
@@ -24,6 +28,7 @@ Crop = Annotated[float, Field(ge=0, le=0.5)]
 Workers = Annotated[
     int, Field(ge=0, le=1024, description="a whole number from 0 to 1024, at least 0 for no further process")
 ]
+Where = Literal["cpu", "auto"]
 Split = tuple[Tensor, ...]  # images uint8 [N, C, H, W], labels int64 [N] and, if any, captions int32 [N, LENGTH]
 
 
@@ -38,6 +43,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: images a batch (and process, where there are several).
         num_workers: processes that prepare batches; 0: none, which is fastest for images in memory.
         pin_memory: page-locked batches, which reach a GPU faster.
+        device: where the images are kept: "cpu": in main memory; "auto": on the GPU that trains (in several processes,
+            each on its own), if there is one and they take at most a quarter of its free memory, else in main memory.
         img_size: height and width of the images served, in pixels.
         seed: orders the training images, and chooses which are mirrored and how they are shifted.
         subset: train on this many of the training images, as evenly from all classes as possible; null: on all.
@@ -65,6 +72,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: Count = 64,
         num_workers: Workers = 0,
         pin_memory: bool = False,
+        device: Where = "cpu",
         img_size: Count = 32,
         seed: int = 0,
         subset: Count | None = None,
@@ -75,17 +83,25 @@ class ImageDataModule(LightningDataModule):
             raise ValueError("subset must be null where subset_per_class is set: choose one of the two")
         if subset_per_class is not None and not self.n_classes:
             raise ValueError("subset_per_class needs classes, which these data do not have: use subset")
+        if device == "auto" and (num_workers or pin_memory):
+            key, value = ("num_workers", 0) if num_workers else ("pin_memory", "false")
+            raise ValueError(
+                f"{key} must be {value} with device=auto, as batches are made where the images are, by the process that"
+                f" trains: set {key}={value}, or device=cpu"
+            )
         self.train_val_test_split = list(train_val_test_split)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.device = device
         self.img_size = img_size
         self.seed = seed
         self.subset = subset
         self.subset_per_class = subset_per_class
         if not self.class_names:
             self.class_names = [str(label) for label in range(self.n_classes)]
-        self.sets: dict[str, ImageSet] = {}
+        self.sets: dict[str, ImageSet] = {}  # in main memory
+        self._placed: dict[str, ImageSet] = {}  # the same where `device` wants them
         wanted, n_train = self.pass_length, self.train_val_test_split[0]
         if wanted > n_train:
             each = f"subset_per_class is {subset_per_class}, which makes {wanted} images of {self.n_classes} classes"
@@ -147,7 +163,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, kind: type[DataLoader[Batch]], split: str, **kwargs: object) -> DataLoader[Batch]:
         return kind(
-            self.sets[split],
+            self._placed_sets()[split],
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
@@ -156,6 +172,13 @@ class ImageDataModule(LightningDataModule):
             generator=torch.Generator(),  # else torch would draw from the global one, and change the noise
             **kwargs,  # type: ignore[arg-type]
         )
+
+    def _placed_sets(self) -> dict[str, ImageSet]:
+        if self.device == "cpu" or self.trainer is None:
+            return self.sets
+        if not self._placed:
+            self._placed = placed_on(self.sets, self.trainer.strategy.root_device)
+        return self._placed
 
     def sha256(self, start: bytes = b"") -> str:
         """The checksum, in hexadecimal, of `start` and of all images, labels and captions, whatever `subset` says."""
@@ -166,6 +189,34 @@ class ImageDataModule(LightningDataModule):
                     hashed.update(repr(list(tensor.shape)).encode())
                     hashed.update(tensor.contiguous().numpy().data)
         return hashed.hexdigest()
+
+
+def placed_on(sets: dict[str, ImageSet], device: torch.device) -> dict[str, ImageSet]:
+    """The sets on a device if it is a GPU and they take at most a quarter of its free memory; else as they are.
+
+    Raises:
+        UserError: the GPU has less room than it said.
+    """
+    needed, free = sum(each.nbytes for each in sets.values()) / 2**20, free_memory(device) / 2**20
+    say = rank_zero_only(log.info)
+    if needed > free / 4:
+        why = f"{needed:,.0f} MiB are more than a quarter of what is free on {device}, {free:,.0f} MiB"
+        say("images stay in main memory: %s", why if free else "what trains is not a GPU with memory of its own")
+        return sets
+    try:
+        placed = {name: each.to(device) for name, each in sets.items()}
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"datamodule.device=auto found no room for {needed:,.0f} MiB of images on {device}: use"
+            " datamodule.device=cpu"
+        ) from error
+    say("images are on %s: %s MiB", device, f"{needed:,.0f}")
+    return placed
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 for what is none, and for Apple's, which shares the main memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def split_off(images: Tensor, labels: Tensor, sizes: Sequence[int], by_class: bool = False) -> list[Split]:

@@ -1,7 +1,7 @@
 """Batches of images in memory, in an order that a resumed run can continue anywhere."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,17 @@ class ImageSet(Dataset[Batch]):
         return len(self.images)
 
     @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        tensors = (self.images, self.labels, self.captions)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def to(self, device: torch.device) -> "ImageSet":
+        """A copy whose batches are made on a device, in the same order and from the same numbers."""
+        captions = None if self.captions is None else self.captions.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), captions=captions)
+
+    @property
     def n_places(self) -> int:
         """In how many places an image may be asked for; place 0 is where it is."""
         return (2 * self.most_shift + 1) ** 2
@@ -38,24 +49,29 @@ class ImageSet(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Images float32 [B, C, img_size, img_size] in [-1, 1], and labels int64 [B] or captions int64 [B, LENGTH].
 
+        They are on the device where the set is.
+
         Args:
             indices: i + k * N for image i in place k, or ~ of that for the same mirrored left to right.
         """
         index = torch.as_tensor(indices)
         mirrored = index < 0
         index = torch.where(mirrored, ~index, index)
-        place, index = index // len(self), index % len(self)
+        # All that has to be asked is asked here, in main memory: an answer from a GPU comes when it has done all else.
+        place, index = index // len(self), (index % len(self)).to(self.images.device, non_blocking=True)
         images = self.images[index].float()
         if place.any():
-            images = self._shifted(images, place)
+            images = self._shifted(images, place.to(images.device, non_blocking=True))
         if mirrored.any():
-            images[mirrored] = images[mirrored].flip(-1)
+            which = mirrored.nonzero()[:, 0].to(images.device, non_blocking=True)
+            images[which] = images[which].flip(-1)
         size, wanted = images.shape[-2:], (self.img_size, self.img_size)
         if size != wanted:
             shrinks = self.img_size < max(size)  # only then is there anything to smooth, which is slow
             images = interpolate(images, wanted, mode="bilinear", align_corners=False, antialias=shrinks)
         conditions = self.labels[index] if self.captions is None else self.captions[index].long()
-        return images.div_(127.5).sub_(1), conditions
+        # Divided by a plain number, a GPU would multiply by its rounded reciprocal: not the same last bit.
+        return images.div_(torch.full((), 127.5, device=images.device)).sub_(1), conditions
 
     def _shifted(self, images: Tensor, place: Tensor) -> Tensor:
         """Images [B, C, H, W] cut out in places [B] of themselves with a border that mirrors them."""
@@ -63,7 +79,7 @@ class ImageSet(Dataset[Batch]):
         side = 2 * most + 1
         top, left = (place // side + most) % side, (place + most) % side
         windows = pad(images, [most] * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(len(images)), :, top, left]
+        return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
 class EpochSampler(DistributedSampler):

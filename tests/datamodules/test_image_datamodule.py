@@ -1,15 +1,19 @@
 """What every data set can do: train on fewer images, and mirror them if it is one of photos."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
+from src.datamodules import image_datamodule
 from src.datamodules.digits_datamodule import DigitsDataModule
 from src.datamodules.image_datamodule import ImageDataModule, Split, by_turns
+from src.datamodules.loader import ImageSet
 from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.errors import UserError
-from tests.conftest import build
+from tests.conftest import assert_same, build
 
 
 class Uneven(ImageDataModule):
@@ -135,6 +139,126 @@ def test_training_images_are_shifted_by_a_share_of_their_side_and_no_others() ->
     assert datamodule.whole_train.n_places == 1
 
 
+# Where images are kept
+
+MIB = 2**20
+
+
+class Photos(ImageDataModule):
+    """Mirrored and shifted, as no batch of theirs is what is stored."""
+
+    channels = 3
+    n_classes = 2
+    source = "photos"
+    flip = True
+    crop = 0.25
+
+    def load(self) -> dict[str, Split]:
+        rng = torch.Generator().manual_seed(0)
+        return {
+            name: (torch.randint(256, (n, 3, 8, 8), generator=rng).byte(), torch.arange(n) % 2)
+            for name, n in zip(["train", "val", "test"], self.train_val_test_split, strict=True)
+        }
+
+
+def trained_on(device: str, where: str = "auto", rank: int = 0) -> Photos:
+    """Loaded, in a process whose trainer computes on a device."""
+    datamodule = Photos([40, 8, 8], batch_size=5, img_size=8, seed=3, device=where)
+    datamodule.setup()
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    datamodule.trainer = SimpleNamespace(world_size=2, global_rank=rank, strategy=strategy)
+    return datamodule
+
+
+def served(datamodule: Photos) -> list[list[Tensor]]:
+    """Two epochs of training, validation and test."""
+    train = datamodule.train_dataloader()
+    batches = []
+    for epoch in (0, 1):
+        train.sampler.set_epoch(epoch)
+        batches += [*train]
+    return [*batches, *datamodule.val_dataloader(), *datamodule.test_dataloader()]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """Every device is taken for a GPU with 1 MiB free; returns those that were asked."""
+    asked = []
+    monkeypatch.setattr(image_datamodule, "free_memory", lambda device: asked.append(device) or MIB)
+    return asked
+
+
+def test_images_lie_on_the_gpu_that_trains_and_metrics_have_theirs_in_main_memory(
+    gpu: list[torch.device], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        datamodule = trained_on("meta")
+        batches = served(datamodule)
+    assert {each.device.type for batch in batches for each in batch} == {"meta"}
+    assert [len(images) for images, _ in batches] == [5] * 8 + [5, 3] * 2
+    assert datamodule.train_dataloader().dataset.images is datamodule.train_dataloader().dataset.images  # moved once
+    assert datamodule.train_dataloader().dataset.images.dtype == torch.uint8
+    assert {each.images.device.type for each in [*datamodule.sets.values(), datamodule.whole_train]} == {"cpu"}
+    assert len(datamodule.sha256()) == 64
+    assert caplog.messages == ["images are on meta: 0 MiB"]
+
+
+def test_batches_from_another_device_are_the_same_and_resume_where_they_stopped(
+    gpu: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to(data: ImageSet, device: torch.device) -> ImageSet:
+        return replace(data, images=data.images.clone(), labels=data.labels.clone())
+
+    monkeypatch.setattr(ImageSet, "to", to)  # a copy elsewhere
+    there, here = trained_on("cpu", rank=1), trained_on("cpu", where="cpu", rank=1)
+    assert there.train_dataloader().dataset.images.data_ptr() != there.sets["train"].images.data_ptr()
+    assert_same(served(there), served(here))
+
+    whole, loader = [*here.train_dataloader()], there.train_dataloader()
+    stopped = iter(loader)
+    assert_same([next(stopped), next(stopped)], whole[:2])
+    resumed = there.train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    assert_same([*resumed], whole[2:])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_asks_its_own_gpu(
+    rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (asked.append(str(device)) or 40_000, 10**9))
+    datamodule = trained_on(f"cuda:{rank}", rank=rank)
+    needed = 56 * (3 * 8 * 8 + 8)
+    assert needed > 40_000 / 4
+    with caplog.at_level("INFO"):
+        loader = datamodule.train_dataloader()
+    assert asked == [f"cuda:{rank}"]
+    assert loader.dataset is datamodule.sets["train"]
+    assert "images stay in main memory: 0 MiB are more than a quarter of what is free on cuda" in caplog.text
+
+
+def test_without_a_gpu_images_stay_in_main_memory(caplog: pytest.LogCaptureFixture) -> None:
+    datamodule = trained_on("cpu")
+    with caplog.at_level("INFO"):
+        assert datamodule.train_dataloader().dataset is datamodule.sets["train"]
+    assert caplog.messages == ["images stay in main memory: what trains is not a GPU with memory of its own"]
+    caplog.clear()
+    assert trained_on("meta", where="cpu").train_dataloader().dataset.images.device.type == "cpu"
+    assert not caplog.messages  # nobody asked
+
+
+def test_a_gpu_that_runs_out_of_memory_gets_a_sentence(
+    gpu: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(data: ImageSet, device: torch.device) -> ImageSet:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has")
+
+    monkeypatch.setattr(ImageSet, "to", full)
+    with pytest.raises(UserError, match=r"^datamodule\.device=auto found no room .* use datamodule\.device=cpu$"):
+        trained_on("meta").val_dataloader()
+
+
 @pytest.mark.parametrize("kind", [DigitsDataModule, MNISTDataModule])
 def test_digits_cannot_be_mirrored(kind: type[ImageDataModule]) -> None:
     with pytest.raises(UserError, match=f"flip is not an option of {kind.__name__}: remove it"):
@@ -161,6 +285,15 @@ def test_digits_cannot_be_mirrored(kind: type[ImageDataModule]) -> None:
         ({"subset_per_class": 142}, "subset_per_class is 142, which makes 1420 images of 10 classes.* only 1412"),
         ({"subset_per_class": 140}, "subset_per_class is 140, but there are only 13. training images of class '[0-9]'"),
         ({"subset": 100, "subset_per_class": 10}, "subset must be null where subset_per_class is set"),
+        ({"device": "cuda"}, "device must be cpu or auto, not 'cuda'"),
+        (
+            {"device": "auto", "num_workers": 2},
+            r"part\.num_workers must be 0 with device=auto.*set num_workers=0, or devic",
+        ),
+        (
+            {"device": "auto", "pin_memory": True},
+            r"part\.pin_memory must be false with device=auto.*set pin_memory=false",
+        ),
         ({"num_workers": -1}, "num_workers must be a whole number from 0 to 1024, at least 0"),
     ],
 )

@@ -99,6 +99,19 @@ def test_a_larger_index_asks_for_the_image_in_another_place() -> None:
     )
 
 
+def test_batches_are_made_where_the_set_is_without_waiting_for_it() -> None:
+    """`meta` stands for a GPU: it computes on no tensor of another device, and answers no question."""
+    meta = torch.device("meta")
+    data = image_set(size=6, img_size=12, most_shift=2)
+    images, labels = data.to(meta).__getitems__([3, ~3, 3 + N * 7, ~(4 + N * 8)])
+    assert images.device == labels.device == meta
+    assert images.shape == (4, 1, 12, 12) and images.dtype == torch.float32 and labels.dtype == torch.int64
+    captioned = ImageSet(data.images, data.labels, 6, torch.zeros(N, 5, dtype=torch.int32)).to(meta)
+    assert captioned.__getitems__([1, 2])[1].shape == (2, 5)
+    assert data.images.device.type == data.labels.device.type == "cpu"
+    assert captioned.nbytes == N * (36 + 8 + 20)
+
+
 # Order
 
 
