@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.record import command_line
 from src.config.instantiate import instantiate
+from src.datamodules.loader import Batch
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
 from src.run.provenance import provenance
 
+Update = Callable[[Batch, int], None]
 # Name, changed keys, threads (None: all), and another change.
 Variants = list[tuple[str, list[str], int | None, str]]
 GAN: Variants = [
@@ -81,21 +85,58 @@ Where the recipe's step goes, by operator (its own time, all threads):
 """
 
 
-def build(experiment: str, overrides: list[str]) -> tuple[Any, int]:
-    """The model of an experiment on digits of one channel, and its batch size."""
+def build(experiment: str, overrides: list[str], channels: int = 1) -> tuple[Any, DictConfig]:
+    """The model of an experiment on data of ten classes, and the configuration of these data."""
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        of_data = ["model.n_classes=10", "model.channels=1"]
+        of_data = ["model.n_classes=10", f"model.channels={channels}"]
         config = compose("train", [f"experiment={experiment}", *of_data, *overrides])
     torch.manual_seed(0)
-    return instantiate(config, "model").train(), config.datamodule.batch_size
+    return instantiate(config, "model").train(), config.datamodule
+
+
+def gan_update(model: Any, more: str = "") -> Update:
+    """A function that updates both networks and the average on a batch, the i-th."""
+    penalties = model.penalties
+    optimizers = model.configure_optimizers()
+    networks = [model.generator, model.discriminator]
+
+    def update(batch: Batch, i: int) -> None:
+        model.penalties = {name: each for name, each in penalties.items() if (i + 1) % each.every == 0}
+        for index in (GENERATOR, DISCRIMINATOR):
+            networks[1 - index].requires_grad_(False)
+            if more == "two forwards":
+                model._fakes = None
+            with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=more == "bf16"):
+                _, loss = model.step(batch, i, index)
+            optimizers[index].zero_grad()
+            loss.backward()
+            optimizers[index].step()
+            networks[1 - index].requires_grad_(True)
+        model.ema.update(model.generator, len(batch[0]))
+
+    return update
+
+
+def flow_update(model: Any, more: str = "") -> Update:
+    """As `gan_update`."""
+    (optimizer,) = model.configure_optimizers()
+
+    def update(batch: Batch, i: int) -> None:
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=more == "bf16"):
+            _, loss = model.step(batch, i)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if model.ema is not None:
+            model.ema.update(model.network, len(batch[0]))
+
+    return update
 
 
 def gan_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], int]:
     """A function that runs the i-th step, and its batch size."""
-    model, size = build("train_mnist_cnn_gan", overrides)
-    penalties = model.penalties
-    optimizers = model.configure_optimizers()
-    networks = [model.generator, model.discriminator]
+    model, data = build("train_mnist_cnn_gan", overrides)
+    size = data.batch_size
     if more == "channels last":
         model.to(memory_format=torch.channels_last)
     if more == "compile":
@@ -104,22 +145,7 @@ def gan_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], in
     batch = torch.rand(size, 1, 28, 28) * 2 - 1, torch.randint(10, (size,))
     if more == "channels last":
         batch = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
-
-    def step(i: int) -> None:
-        model.penalties = {name: each for name, each in penalties.items() if (i + 1) % each.every == 0}
-        for index in (GENERATOR, DISCRIMINATOR):
-            networks[1 - index].requires_grad_(False)
-            if more == "two forwards":
-                model._fakes = None
-            with torch.autocast("cpu", torch.bfloat16, enabled=more == "bf16"):
-                _, loss = model.step(batch, i, index)
-            optimizers[index].zero_grad()
-            loss.backward()
-            optimizers[index].step()
-            networks[1 - index].requires_grad_(True)
-        model.ema.update(model.generator, size)
-
-    return step, size
+    return partial(gan_update(model, more), batch), size
 
 
 def flow_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], int]:
@@ -127,33 +153,25 @@ def flow_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], i
     if more == "gan":
         return gan_step(overrides, "")
     names = "model.prompts.names=[zero,one,two,three,four,five,six,seven,eight,nine]"
-    model, size = build(
+    model, data = build(
         "train_mnist_text2image", overrides if "model/condition=label" in overrides else [names, *overrides]
     )
-    (optimizer,) = model.configure_optimizers()
+    size = data.batch_size
     if more == "contiguous":
         model.to(memory_format=torch.contiguous_format)
     if more == "compile":
         model.network.denoiser.compile()
     batch = torch.rand(size, 1, 28, 28) * 2 - 1, torch.randint(10, (size,))
 
-    def step(i: int) -> None:
-        if more == "prompts":
-            model._prompts_for(batch[1])
-            return
-        with torch.autocast("cpu", torch.bfloat16, enabled=more == "bf16"):
-            _, loss = model.step(batch, i)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if model.ema is not None:
-            model.ema.update(model.network, size)
+    def prompts(i: int) -> None:
+        model._prompts_for(batch[1])
 
     def forward(i: int) -> None:
         with torch.no_grad():
             model.step(batch, i)
 
-    return forward if more == "forward" else step, size
+    parts = {"prompts": prompts, "forward": forward}
+    return parts.get(more) or partial(flow_update(model, more), batch), size
 
 
 WHAT = {
