@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from src.run.run_record import read_rows
+
 RECORDS = ROOT / "docs" / "results"
 CURVE = ("val/seconds", "val/label_accuracy", "val/worst_class_accuracy", "val/fd")
 # Each column's title, metric and number format.
@@ -63,9 +65,14 @@ def record(run_dir: Path) -> dict:
     if not path.exists():
         sys.exit(f"error: {run_dir} has no results.json: name the folder of a run that has ended")
     results = json.loads(path.read_text(encoding="utf-8"))
-    rows = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    results["curve"] = [{key.partition("/")[2]: row[key] for key in CURVE} for row in rows if row.keys() >= set(CURVE)]
+    results["curve"] = curve(run_dir)
     return results
+
+
+def curve(run_dir: Path) -> list[dict[str, float]]:
+    """The validations of a run, which may be going on."""
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return [{key.partition("/")[2]: row[key] for key in CURVE} for row in rows if row.keys() >= set(CURVE)]
 
 
 def cell(metrics: dict[str, float], name: str, pattern: str) -> str:
