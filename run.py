@@ -50,7 +50,9 @@ def run(task: str, arguments: list[str]) -> int:
     from src.run.failures import Failures
     from src.run.ranks import let_first_record
 
-    failures = Failures(task, arguments, show_traceback=os.environ.get("HYDRA_FULL_ERROR") == "1")
+    by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ  # it inherits what is set below
+    asked = os.environ.get("HYDRA_FULL_ERROR") == "1" and not by_lightning
+    failures = Failures(task, arguments, show_traceback=asked)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
     sys.argv[1:] = in_hydras_grammar(task, arguments)
     sys.argv += let_first_record()

@@ -105,8 +105,10 @@ def fit_and_test(
         name: value for name, value in record.values.items() if name.startswith("val/") and value is not None
     }
     metrics |= trainer.callback_metrics
-    if trainer.enable_validation and not any(name.startswith("val/") for name in metrics):
-        # It ended before its first validation, by `max_steps` for instance.
+    validated: bool = trainer.strategy.broadcast(any(name.startswith("val/") for name in metrics))
+    if trainer.enable_validation and not validated:
+        # It ended before its first validation, by `max_steps` for instance. The first process decides: it alone knows
+        # what a resumed run has logged.
         trainer.validate(model, datamodule=datamodule, verbose=False)
         metrics |= trainer.callback_metrics
     if config.test_after_training:

@@ -1,11 +1,15 @@
 """Several processes: two on the CPU, which is the code path of several GPUs."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -150,3 +154,36 @@ def test_a_machine_that_does_not_come_ends_the_run_with_a_sentence(tmp_path: Pat
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: no machine with NODE_RANK=1 came to ") and "within 0.5 s" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_others_with_a_sentence(tmp_path: Path, rank: int) -> None:
+    main, file = start(tmp_path, "trainer=ddp_cpu", "logger=csv")
+    assert main.pid is not None
+    children = Path(f"/proc/{main.pid}/task/{main.pid}/children").read_text(encoding="utf-8").split()
+    (other,) = [int(pid) for pid in children if b"run.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(main.pid if rank == 0 else other, signal.SIGKILL)
+    main.join(60)
+
+    assert main.exitcode == (-signal.SIGKILL if rank == 0 else 1)
+    until = time.monotonic() + 60
+    while Path(f"/proc/{other}").exists():  # nobody waits for it where the first process is gone
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    output = file.read_text(encoding="utf-8")
+    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: another process of this run has ended or cannot be reached")
+    assert "type ckpt_path=last to go on" in error and "Traceback" not in output
+    (last,) = tmp_path.glob("logs/runs/*/*/ckpts/last.ckpt")
+    resumed = load(last.parents[1])["global_step"]
+    assert (
+        run_forked(
+            *QUICK,
+            "trainer=ddp_cpu",
+            f"ckpt_path={last}",
+            f"trainer.max_steps={resumed + 2}",
+            "logger=none",
+            cwd=tmp_path,
+        ).returncode
+        == 0
+    )

@@ -46,6 +46,11 @@ NO_NEWS = re.compile(
 HEADINGS = re.compile(
     r"(?:#+ )?(?:Last error|Exception summary|Original error(?: was)?|Explanation):?\s*(.*)", re.IGNORECASE
 )
+# What torch's backends say to a process whose peer is gone; the rest of the sentence helps nobody.
+PEER_GONE = re.compile(
+    r"(?=.*(?:gloo|NCCL))(?:\[\S+gloo\S*:\d+\] )?(.*?(?:by peer|remote process exited|[Tt]imed out|[Tt]imeout))",
+    re.DOTALL,
+)
 # Lines that do not help whoever typed the command.
 NOISE = re.compile(
     r"\(Background on this error at|full_key:|object_type=|For further information|frame #\d+|Exception raised from"
@@ -132,6 +137,11 @@ def _explain(error: BaseException, config: Mapping[str, Any]) -> str:
         return f"cannot read a configuration: {first}"
     if "Config group override" in text:
         return "a configuration group takes the name of one of its files: see configs/"
+    if isinstance(error, RuntimeError) and (gone := PEER_GONE.match(text)):
+        return (
+            f"another process of this run has ended or cannot be reached ({gone[1]}): what it printed says why; type"
+            " ckpt_path=last to go on from the last checkpoint"
+        )
     if type(error).__module__.startswith("src."):  # ours say what to do
         return text
     if _is_lightnings(error) or type(error) is ValueError:

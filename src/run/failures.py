@@ -65,9 +65,11 @@ class Failures:
         if code == 1 and not self.show_traceback:
             where = "type HYDRA_FULL_ERROR=1 before the command for the traceback"
             if folder is not None:
+                rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+                file = folder / ("traceback.txt" if rank == "0" else f"traceback_{rank}.txt")
                 with suppress(OSError):
                     text = "".join(traceback.format_exception(error))
-                    (folder / "traceback.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
-                    where = f"{folder / 'traceback.txt'} (or {where})"
+                    file.write_text(text, encoding="utf-8", errors="backslashreplace")
+                    where = f"{file} (or {where})"
             print(f"where: {where}", file=sys.stderr)
         return code

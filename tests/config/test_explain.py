@@ -165,3 +165,23 @@ def test_a_configuration_that_is_not_yaml_is_a_mistake() -> None:
     assert explain(raised.value).startswith(
         "cannot read a configuration: expected ',' or ']', but got '<stream end>' in"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[/build/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:57: Connection reset by peer. This is"
+            " typically caused by a remote worker hanging",
+            "(Read error [127.0.0.1]:57: Connection reset by peer)",
+        ),
+        (
+            "NCCL error in: /pytorch/ProcessGroupNCCL.cpp:1700, remote process exited or there was a network error",
+            "(NCCL error in: /pytorch/ProcessGroupNCCL.cpp:1700, remote process exited)",
+        ),
+    ],
+)
+def test_a_process_that_others_wait_for_is_gone(text: str, said: str) -> None:
+    told = explain(RuntimeError(text))
+    assert told.startswith(f"another process of this run has ended or cannot be reached {said}: ")
+    assert told.endswith("type ckpt_path=last to go on from the last checkpoint")
