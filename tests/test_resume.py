@@ -127,6 +127,15 @@ def interrupt_after(patch: pytest.MonkeyPatch, batch: int, validation: str) -> N
     patch.setattr(src.train, "instantiate_each", with_interrupt)
 
 
+def test_max_steps_may_end_with_an_epoch(train_here: Train) -> None:
+    typed = [EMA, SUBSET, "logger=none", "callbacks=checkpoint", "optimized_metric=null", "test_after_training=false"]
+    whole = train_here("whole", *typed, "trainer.max_steps=8")
+    first = train_here("first", *typed, "trainer.max_steps=6")  # all batches of the first epoch
+    rest = train_here("rest", *typed, "trainer.max_steps=8", f"ckpt_path={first}/ckpts/last.ckpt")
+    for key in ("state_dict", "optimizer_states", "epoch", "global_step"):
+        assert_same(load(whole)[key], load(rest)[key], key)
+
+
 def test_max_steps_may_end_inside_an_epoch(train_here: Train) -> None:
     whole = train_here("whole", EMA, SUBSET, "trainer.max_epochs=3", "logger=csv")
     first = train_here("first", EMA, SUBSET, "trainer.max_steps=8", "logger=csv")

@@ -31,6 +31,11 @@ class RunState(Callback):
         self.past = past
         self._saved = False  # since the last batch began
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Where max_steps is set, Lightning would go on with an epoch that a resumed run has behind it, find no batch
+        # left in it, and so leave out the order of the next one.
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         most = int(trainer.num_training_batches)  # with small data, too, every curve has a point an epoch
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, most)  # type: ignore[attr-defined]
