@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.config.types import Count, Positive
 from src.datamodules.image_datamodule import SPLIT_SEED, Crop, ImageDataModule, Split
 from src.datamodules.picture_files import Found, Picture, find_pictures, some
-from src.datamodules.picture_pixels import decode
+from src.datamodules.picture_pixels import decode, size_of
 from src.models.prompts import LENGTH, n_characters, to_codes
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,10 @@ class FolderDataModule(ImageDataModule):
                 )
             self._splits[pool] = torch.arange(3).repeat_interleave(sizes)
         super().__init__(self._splits.bincount(minlength=3).tolist(), img_size=img_size, **kwargs)
+
+    def n_smaller(self, size: float) -> int:
+        sizes = [size_of(picture.path) for picture in self.found.pictures]
+        return sum(each is not None and min(each) < size for each in sizes)
 
     def load(self) -> dict[str, Split]:
         paths = [picture.path for picture in self.found.pictures]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from src.config.types import Count
-from src.datamodules.loader import Batch, EpochSampler, ImageSet, ResumableDataLoader
+from src.datamodules.loader import Batch, EncodedSet, EpochSampler, ImageSet, ResumableDataLoader
 from src.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ class ImageDataModule(LightningDataModule):
             self.class_names = [str(label) for label in range(self.n_classes)]
         self.sets: dict[str, ImageSet] = {}  # in main memory
         self._placed: dict[str, ImageSet] = {}  # the same where `device` wants them
+        self._encoded: dict[str, EncodedSet] = {}
+        self.encodes: object = None  # the model that has encoded the images
         wanted, n_train = self.pass_length, self.train_val_test_split[0]
         if wanted > n_train:
             each = f"subset_per_class is {subset_per_class}, which makes {wanted} images of {self.n_classes} classes"
@@ -141,13 +143,29 @@ class ImageDataModule(LightningDataModule):
         self.sets = {name: self._serve(split) for name, split in splits.items()}
         self.sets["train"].most_shift = round(self.crop * min(images.shape[-2:]))
 
+    def serve_encoded(self, split: str, encoded: Tensor) -> None:
+        """From now on, batches of a split hold these instead of its images; `sets` stay as they are.
+
+        Args:
+            encoded: [K, N, ...] of its N images, and for K = 2 of the same mirrored.
+        """
+        of = self.sets[split]
+        self._encoded[split] = EncodedSet(of.images, of.labels, of.img_size, of.captions, encoded=encoded)
+
+    def n_smaller(self, size: float) -> int:
+        """How many pictures have a side of less than `size` pixels where they come from."""
+        return sum(len(each) for each in self.sets.values() if min(each.images.shape[-2:]) < size)
+
+    def _served(self, split: str) -> ImageSet:
+        return self._encoded[split] if split in self._encoded else self._placed_sets()[split]
+
     def _serve(self, split: Split) -> ImageSet:
         return ImageSet(split[0], split[1], self.img_size, captions=split[2] if len(split) > 2 else None)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # A sampler for several processes: Lightning does not replace it by one of its own.
         processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = EpochSampler(self.sets["train"], processes, rank, self.seed, self.flip, self.epoch_length)
+        sampler = EpochSampler(self._served("train"), processes, rank, self.seed, self.flip, self.epoch_length)
         if len(sampler) < self.batch_size:
             raise UserError(
                 f"datamodule.batch_size is {self.batch_size}, but each of the {processes} processes has only"
@@ -163,7 +181,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, kind: type[DataLoader[Batch]], split: str, **kwargs: object) -> DataLoader[Batch]:
         return kind(
-            self._placed_sets()[split],
+            self._served(split),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
@@ -179,6 +197,12 @@ class ImageDataModule(LightningDataModule):
         if not self._placed:
             self._placed = placed_on(self.sets, self.trainer.strategy.root_device)
         return self._placed
+
+    def sha256_of(self, split: str) -> str:
+        """The checksum, in hexadecimal, of a split's images as they are served, without labels and captions."""
+        images = self.sets[split].images
+        about = repr((list(images.shape), self.img_size)).encode()
+        return hashlib.sha256(about + images.contiguous().numpy().tobytes()).hexdigest()
 
     def sha256(self, start: bytes = b"") -> str:
         """The checksum, in hexadecimal, of `start` and of all images, labels and captions, whatever `subset` says."""

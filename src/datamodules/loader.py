@@ -1,7 +1,7 @@
 """Batches of images in memory, in an order that a resumed run can continue anywhere."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,21 @@ class ImageSet(Dataset[Batch]):
         top, left = (place // side + most) % side, (place + most) % side
         windows = pad(images, [most] * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
         return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+@dataclass(eq=False, repr=False)
+class EncodedSet(ImageSet):
+    """The same images as a model that draws in a space of its own sees them, computed once."""
+
+    encoded: Tensor = field(default_factory=lambda: torch.empty(0))  # [K, N, ...]; K: 2 with mirrored images, else 1
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """What stands for the images, [B, ...], and their labels or captions; `indices` as in `ImageSet`, unshifted."""
+        index = torch.as_tensor(indices)
+        mirrored = index < 0
+        index = torch.where(mirrored, ~index, index)
+        conditions = self.labels[index] if self.captions is None else self.captions[index].long()
+        return self.encoded[mirrored.long(), index], conditions
 
 
 class EpochSampler(DistributedSampler):
