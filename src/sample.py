@@ -17,6 +17,7 @@ from src.run.files import atomic_write
 from src.run.trust import trusted_packages
 from src.sampling.labels import folder_names, metadata_row
 from src.sampling.options import (
+    HOW,
     Wanted,
     check_truncation,
     drawing_options,
@@ -41,7 +42,7 @@ def sample(config: DictConfig) -> None:
     """
     out = out_folder(config.out)
     path = find_checkpoint(config.ckpt_path, config.work_dir)
-    drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    drawing = drawing_options(config, *HOW)
     sampler = open_sampler(path, config.weights, trusted=trusted_packages(config), drawing=drawing)
     about = sampler.about
     check_truncation(config.truncation, about)
@@ -89,8 +90,8 @@ def draw_all(sampler: Sampler, config: DictConfig, rows: Wanted) -> Iterator[tup
     """Draws `config.n_per_label` images of each row in turn; yields the first's index, images, and their rows."""
     noise = Noise(sampler.about.noise_shape, config.seed, config.truncation)
     total = len(rows) * config.n_per_label
-    # Whole blocks: see `Sampler.draw`.
-    step = -(-config.batch_size // BLOCK) * BLOCK
+    # Whole blocks: see `Sampler.draw`. One is enough where it takes long.
+    step = -(-config.batch_size // BLOCK) * BLOCK if sampler.block == BLOCK else sampler.block
     for start in range(0, total, step):
         its_rows = np.arange(start, min(start + step, total)) // config.n_per_label
         yield start, sampler.draw(Request(noise(len(its_rows)), rows.condition[its_rows])), its_rows

@@ -28,6 +28,7 @@ GUIDED: dict[str, Any] = {"guidance": Annotated[float, Field(ge=0, le=100)] | No
 SOLVED: dict[str, Any] = GUIDED | {
     "steps": Annotated[int, Field(ge=1, le=1000)] | None,
     "solver": Literal["euler", "heun"] | None,
+    "scheduler": str | None,
 }
 
 KEYS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from src.run.files import atomic_write
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.run.provenance import provenance
 from src.run.trust import trusted_packages
-from src.sampling.options import drawing_options, out_folder
+from src.sampling.options import HOW, drawing_options, out_folder
 
 
 def evaluate(config: DictConfig) -> None:
@@ -38,7 +38,7 @@ def evaluate(config: DictConfig) -> None:
     origin = provenance()
     console = Console(soft_wrap=True, emoji=False)
     out = out_folder(config.out)
-    drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    drawing = drawing_options(config, *HOW)
     score = None
     if config.clip is not None:
         from src.metrics.clip_score import ClipScore

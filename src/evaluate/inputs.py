@@ -29,7 +29,7 @@ from src.run.files import sha256_of
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.labels import resolve
 from src.sampling.options import open_sampler
-from src.sampling.sampler import BLOCK, Sampler
+from src.sampling.sampler import Sampler
 from src.sampling.samples_file import LARGEST_SIDE, SamplesFile
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 MOST = 20  # inputs, which is more than a terminal has columns for
 FILE_SEED = 1  # another than for real images: in a file of these it would choose the same ones
 GREY = 4  # levels that the channels of a grey picture may differ by on average, as JPEG rounds
-STEP = 4 * BLOCK  # images between two steps of a progress bar
+STEPS = 4  # blocks between two steps of a progress bar
 
 
 class Input(ABC):
@@ -92,8 +92,10 @@ class ModelInput(Input):
         noise = [torch.randn(len(labels[part]), *shape, generator=rng) for part, rng in in_parts(labels, SEEDS[kind])]
         request = Request(torch.cat(noise).numpy(), labels.numpy())
         drawn = [
-            self.sampler.draw(request[start : start + STEP])
-            for start in track(range(0, len(labels), STEP), f"drawing {escape(self.name)}", console=console)
+            self.sampler.draw(request[start : start + STEPS * self.sampler.block])
+            for start in track(
+                range(0, len(labels), STEPS * self.sampler.block), f"drawing {escape(self.name)}", console=console
+            )
         ]
         return torch.from_numpy(np.concatenate(drawn)).permute(0, 3, 1, 2).contiguous()
 

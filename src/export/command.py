@@ -22,7 +22,7 @@ from src.run.commands import a_list, find_checkpoint, next_command
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
 from src.sampling.checkpoint_sampler import CheckpointSampler
-from src.sampling.options import drawing_options, open_sampler, out_folder, out_is_full
+from src.sampling.options import HOW, drawing_options, open_sampler, out_folder, out_is_full
 from src.sampling.sampler import Noise
 
 FILES = {
@@ -46,7 +46,7 @@ def export(config: DictConfig) -> None:
     chosen = [config.formats] if isinstance(config.formats, str) else config.formats or USUAL
     formats = [each for each in FILES if each in chosen]
     path = find_checkpoint(config.ckpt_path, config.work_dir)
-    drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    drawing = drawing_options(config, *HOW)
     sampler = open_sampler(path, config.weights, trusted=trusted_packages(config), drawing=drawing)
     if not isinstance(sampler, CheckpointSampler):
         raise UserError(f"ckpt_path={path} has been exported already: choose the checkpoint that it was made from")

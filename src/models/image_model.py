@@ -31,6 +31,9 @@ class ImageModel(LightningModule):
         prompts_of_classes: what stands for each class where the model reads text.
         not_exported: why no exported file can draw as the model does, where none can.
         has_average: whether there is a moving average of the weights.
+        has_base: whether it can draw as it did before it was trained (`as_base`).
+        images_at_once: of models that take seconds an image: how many are drawn together; None: any number. They are
+            drawn on a GPU where there is one.
         progress_metrics: the metrics that its progress bar shows, such as `train/loss`.
         confusions: of the last validation or test, by a name in `tables`: int64 [N, N], how often the model took
             images of the row's kind for the column's.
@@ -53,6 +56,8 @@ class ImageModel(LightningModule):
     prompts_of_classes: Sequence[str] = ()
     not_exported: str = ""
     has_average: bool = False
+    has_base: bool = False
+    images_at_once: int | None = None
     progress_metrics: tuple[str, ...] = ()
     confusions: Mapping[str, Tensor] = {}
 
@@ -81,6 +86,12 @@ class ImageModel(LightningModule):
 
     def start_average(self) -> None:
         """Starts the moving average of the weights, where there is one, from the weights as they are."""
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """For the block, draws as before training, if `has_base`."""
+        raise NotImplementedError
+        yield
 
     def alarms(self, metrics: Mapping[str, float]) -> dict[str, str]:
         """Failures that only this family of models has, each a sentence under a short name that never changes.

@@ -7,12 +7,12 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,27 @@ CLIP = ("CLIPTokenizer", "CLIPTextModelWithProjection")
 KINDS = {"clip": CLIP, "clip_text_model": CLIP, "t5": ("T5Tokenizer", "T5EncoderModel")}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
 TIMEOUT_S = 10.0  # for the hub to answer
+
+
+class Wanted(NamedTuple):
+    """What is asked of a folder or a hub.
+
+    Attributes:
+        what: in words.
+        example: a name on the hub.
+        files: patterns of all that is read, and downloaded.
+        least: patterns of which each must have a file.
+        left_out: patterns of what is not downloaded all the same.
+    """
+
+    what: str
+    example: str
+    files: Sequence[str]
+    least: Sequence[str]
+    left_out: Sequence[str] = ()
+
+
+WANTED = Wanted("a CLIP or T5 model", EXAMPLE, FILES, ["*.safetensors"])
 
 
 class Pretrained:
@@ -62,7 +83,7 @@ class Pretrained:
                 f" Hugging Face hub such as {key}={EXAMPLE}"
             )
         self.key = key
-        self.folder = find(name, key, download)
+        self.folder = find(name, key, download, WANTED)
         self.name = str(self.folder) if Path(name).expanduser().is_dir() else name
         files = sorted(file for file in self.folder.iterdir() if any(fnmatch(file.name, each) for each in FILES))
         if not any(file.suffix == ".safetensors" for file in files):
@@ -141,7 +162,7 @@ class Pretrained:
         return embed
 
 
-def find(name: str, key: str, download: bool) -> Path:
+def find(name: str, key: str, download: bool, wanted: Wanted) -> Path:
     """The folder of a model.
 
     Raises:
@@ -151,12 +172,16 @@ def find(name: str, key: str, download: bool) -> Path:
     if folder.is_dir():
         return folder.resolve()
     if not HUB_NAME.fullmatch(name):
-        raise UserError(f"{key}={name} is not a folder: name one that holds a CLIP or T5 model, or {key}={EXAMPLE}")
+        raise UserError(f"{key}={name} is not a folder: name one that holds {wanted.what}, or {key}={wanted.example}")
     hub = needed("huggingface_hub", key)
-    options = {"allow_patterns": list(FILES), "etag_timeout": TIMEOUT_S}
+    options = {
+        "allow_patterns": list(wanted.files),
+        "ignore_patterns": list(wanted.left_out),
+        "etag_timeout": TIMEOUT_S,
+    }
     with suppress(Exception):
         folder = Path(hub.snapshot_download(name, local_files_only=True, **options))
-        if any(folder.glob("*.safetensors")):  # else somebody has asked for a part of it
+        if all(any(folder.glob(each)) for each in wanted.least):  # else somebody has asked for a part of it
             return folder
     if not download:
         raise UserError(f"{key}={name} is not on this machine: type hf download {name}")

@@ -69,13 +69,13 @@ def follow_files(config: DictConfig) -> None:
     Raises:
         UserError: they are not there, or cannot be used.
     """
-    part = OmegaConf.select(config, "model.conditioner")
-    kind: Any = None
-    with suppress(Exception):  # building the model says what is wrong with its _target_
-        kind = hydra.utils.get_object(part._target_)
-    for key, value in kind.follow_files(part).items() if hasattr(kind, "follow_files") else ():
-        if key == "encoder" or part[key] is None:
-            part[key] = escaped(value) if isinstance(value, str) else value
+    for part in (OmegaConf.select(config, "model.conditioner"), config.model):
+        kind: Any = None
+        with suppress(Exception):  # building the model says what is wrong with its _target_
+            kind = hydra.utils.get_object(part._target_)
+        for key, value in kind.follow_files(part).items() if hasattr(kind, "follow_files") else ():
+            if key in ("encoder", "base") or part[key] is None:
+                part[key] = escaped(value) if isinstance(value, str) else value
 
 
 def expect_prompts(model: LightningModule, datamodule: LightningDataModule) -> None:
@@ -115,23 +115,8 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
         raise UserError(f"{', and '.join(found)}: set {' '.join(hints)}")
     if isinstance(model, ImageModel) and isinstance(datamodule, ImageDataModule):
         check_text(model, datamodule)
-        last = torch.tensor([datamodule.n_classes - 1])
-        if model.condition_shape:
-            last = torch.zeros(1, *model.condition_shape, dtype=torch.int64)
-        try:
-            images = model.generate(last, torch.Generator().manual_seed(0))
-        except IndexError as error:
-            raise UserError(
-                f"model.generator knows no class {int(last)}, but the datamodule has {datamodule.n_classes}: set"
-                " model.n_classes alone, which the networks follow"
-            ) from error
-        drawn = list(images.shape[1:])
-        served = [datamodule.channels, datamodule.img_size, datamodule.img_size]
-        if drawn != served:
-            raise UserError(
-                f"model.generator draws images of {drawn}, but the datamodule's are {served}: set datamodule.img_size"
-                " alone, which the networks follow"
-            )
+        if model.images_at_once is None:  # else it would take long
+            check_drawing(model, datamodule)
     batch_size = getattr(datamodule, "batch_size", None)
     if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UserError("datamodule.batch_size is 1, but the model has BatchNorm, which needs 2 images or more: use 64")
@@ -139,6 +124,27 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
         raise UserError(
             "a sweep runs one process a job, because each further process would repeat the whole sweep: use"
             " trainer.gpus=1 or 0 and trainer.devices=1, or start the jobs one by one"
+        )
+
+
+def check_drawing(model: ImageModel, datamodule: ImageDataModule) -> None:
+    """Refuses a model that does not draw images of every class and of the data's size."""
+    last = torch.tensor([datamodule.n_classes - 1])
+    if model.condition_shape:
+        last = torch.zeros(1, *model.condition_shape, dtype=torch.int64)
+    try:
+        images = model.generate(last, torch.Generator().manual_seed(0))
+    except IndexError as error:
+        raise UserError(
+            f"model.generator knows no class {int(last)}, but the datamodule has {datamodule.n_classes}: set"
+            " model.n_classes alone, which the networks follow"
+        ) from error
+    drawn = list(images.shape[1:])
+    served = [datamodule.channels, datamodule.img_size, datamodule.img_size]
+    if drawn != served:
+        raise UserError(
+            f"model.generator draws images of {drawn}, but the datamodule's are {served}: set datamodule.img_size"
+            " alone, which the networks follow"
         )
 
 

@@ -61,6 +61,7 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
     """Reads the checkpoint to resume, or refuses it, and sets W&B and MLflow to go on with the same runs."""
     path = find_checkpoint(config.ckpt_path, config.work_dir, newest_run=True)
     checkpoint = read_checkpoint(path)
+    check_files(checkpoint["config"], OmegaConf.to_container(config, resolve=True), path)
     check_fits(checkpoint, model, path)
     try:
         loops = checkpoint["loops"]["fit_loop"]
@@ -95,13 +96,6 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
     before: Any = checkpoint["config"]
     now: Any = OmegaConf.to_container(config, resolve=True)
     differences = changed_keys(before, now)
-    if "model.conditioner.sha256" in differences:
-        theirs, ours = before["model"]["conditioner"], now["model"]["conditioner"]
-        raise UserError(
-            f"ckpt_path={path} was trained with another text encoder ({theirs['encoder']}, whose checksum begins with"
-            f" {theirs['sha256'][:8]}) than model.conditioner.encoder={ours['encoder']} ({ours['sha256'][:8]}):"
-            " name that one"
-        )
     if getattr(model, "follows_progress", False) and config.model.get("schedule_batches") is None:
         differences += [
             f"trainer.{k}" for k in ("max_epochs", "max_steps") if before["trainer"][k] != now["trainer"][k]
@@ -109,6 +103,22 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
     if differences:
         log.warning("not the run that was stopped: the checkpoint had other %s", ", ".join(differences))
     return past
+
+
+def check_files(before: Any, now: Any, path: Path) -> None:
+    """Refuses to go on with another text encoder or base than before, as their checksums say."""
+    for part, key, what in [("model.conditioner", "encoder", "text encoder"), ("model", "base", "base")]:
+        theirs, ours = before, now
+        for name in part.split("."):
+            theirs, ours = (each.get(name) if isinstance(each, dict) else None for each in (theirs, ours))
+        if not all(isinstance(each, dict) and key in each for each in (theirs, ours)):
+            continue
+        sums = [str(each.get("sha256")) for each in (theirs, ours)]
+        if sums[0] != sums[1]:
+            raise UserError(
+                f"ckpt_path={path} was trained with another {what} ({theirs[key]}, whose checksum begins with"
+                f" {sums[0][:8]}) than {part}.{key}={ours[key]} ({sums[1][:8]}): name that one"
+            )
 
 
 def _about(folder: Path) -> dict[str, Any]:
@@ -122,7 +132,8 @@ def _about(folder: Path) -> dict[str, Any]:
 def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
     """The keys of the model, the data and the seed that differ between two configurations."""
     # A model learns the same; of an encoder, its checksum counts.
-    where_and_how_fast = ("data_dir", "num_workers", "pin_memory", "device", "offline_fallback", "encoder", "cache_dir")
+    where_and_how_fast = ("data_dir", "num_workers", "pin_memory", "device", "offline_fallback", "cache_dir")
+    where_and_how_fast += ("encoder", "base")
     changed = []
     for key in before.keys() | now.keys():
         name, a, b = f"{prefix}{key}", before.get(key), now.get(key)

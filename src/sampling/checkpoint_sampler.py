@@ -13,7 +13,7 @@ from src.models.image_model import ImageModel
 from src.models.request import Request
 from src.run.checkpoints import build_model, read_checkpoint
 from src.run.files import sha256_of
-from src.sampling.sampler import About, Sampler
+from src.sampling.sampler import BLOCK, About, Sampler
 
 
 class CheckpointSampler(Sampler):
@@ -46,6 +46,9 @@ class CheckpointSampler(Sampler):
             model.draw_with(drawing or {})
         except ValueError as error:
             raise UserError(f"{error}, or choose another ckpt_path") from error
+        if model.images_at_once is not None:
+            self.block = min(BLOCK, model.images_at_once)
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model
         self.trusted = trusted
         # As the file has it, not to be trusted: how the data were served, and which they were.

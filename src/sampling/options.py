@@ -14,6 +14,9 @@ from src.models.prompts import check_prompts, to_codes
 from src.sampling.labels import resolve
 from src.sampling.sampler import About, Sampler
 
+# Keys of verbs that say how a model draws, as far as it can be told.
+HOW = ("guidance", "steps", "solver", "scheduler", "negative")
+
 
 @dataclass(frozen=True)
 class Wanted:

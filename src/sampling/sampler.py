@@ -35,7 +35,8 @@ class About:
         checkpoint_sha256: that file's checksum, in hexadecimal.
         reads_text: whether it draws prompts; else classes alone.
         prompts: of a model that reads text, what stands for each class, if anything does.
-        drawing: how it draws, as far as that can be chosen: `guidance`, `steps`, `solver`, `negative`.
+        drawing: how it draws, as far as that can be chosen: `guidance`, `steps`, `solver` or
+            `scheduler`, `negative`.
     """
 
     n_classes: Annotated[int, Field(ge=0)]
@@ -97,25 +98,27 @@ class Sampler(ABC):
     Attributes:
         about: what its file says of it.
         can_interpolate: whether it also draws between two classes.
+        block: images that are drawn at a time, always.
     """
 
     about: About
     can_interpolate: bool = True
+    block: int = BLOCK
 
     @abstractmethod
     def run(self, request: Request[np.ndarray]) -> np.ndarray:
         """Draws all images at once: float32 [N, C, H, W] in [-1, 1]."""
 
     def draw(self, request: Request[np.ndarray]) -> np.ndarray:
-        """Draws images uint8 [N, H, W, C] in blocks of 64.
+        """Draws images uint8 [N, H, W, C] in blocks of 64, or fewer where it takes long.
 
         The sums of a block are rounded in one way, and those of another number of images in another. In blocks, an
         image is the same to the byte however many are drawn with it, as long as it begins or follows whole blocks.
         """
         drawn = []
-        for start in range(0, len(request), BLOCK):
-            n = min(BLOCK, len(request) - start)
-            rows = np.minimum(np.arange(start, start + BLOCK), start + n - 1)  # the last one fills the block
+        for start in range(0, len(request), self.block):
+            n = min(self.block, len(request) - start)
+            rows = np.minimum(np.arange(start, start + self.block), start + n - 1)  # the last one fills the block
             drawn.append(to_uint8(self.run(request[rows])[:n]))
         return np.concatenate(drawn)
 

@@ -25,7 +25,7 @@ from src.models.request import Request
 from src.run.commands import find_checkpoint
 from src.run.console import plain_console
 from src.run.trust import trusted_packages
-from src.sampling.options import drawing_options, open_sampler
+from src.sampling.options import HOW, drawing_options, open_sampler
 from src.sampling.sampler import Noise, Sampler
 
 KEY = "SERVE_API_KEY"  # the environment variable
@@ -58,7 +58,7 @@ def serve(config: DictConfig) -> None:
         from src.serve.server import Server
     except ImportError as error:
         raise UserError(f"task=serve needs {error.name}: pip install -r requirements-serve.txt") from error
-    drawing = drawing_options(config, "guidance", "steps", "solver", "negative")
+    drawing = drawing_options(config, *HOW)
     sampler = open_for_serving(path, config.weights, trusted_packages(config), drawing)
     about = sampler.about
 
