@@ -127,7 +127,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No key, no home, no leftovers of Hydra, one seed: a test behaves the same on every machine, each time."""
     torch.manual_seed(0)
     theirs = [name for name in os.environ if name.startswith("WANDB_")]
-    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", *theirs):
+    for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "STABLE_DIFFUSION", *theirs):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("WANDB_MODE", "offline")

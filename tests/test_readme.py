@@ -77,7 +77,7 @@ def test_the_python_example_runs(checkpoint: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_keys_that_pages_name_exist() -> None:
     options = [["callbacks=inception", "model/networks=residual"], ["datamodule=folder"], ["callbacks=clip_score"]]
-    options += [["model=flow_model", "model/condition=text", "model/text_encoder=frozen"]]
+    options += [["model=flow_model", "model/condition=text", "model/text_encoder=frozen"], ["model=stable_diffusion"]]
     configs = [compose_config("train", *each) for each in options]
     keys = set(re.findall(r"(?<![\w+])((?:trainer|model|datamodule|callbacks)\.[\w.]+)=", TEXT))
     assert len(keys) > 20

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -19,6 +20,7 @@ from src.pictures.pixels import to_grid
 from src.pictures.prompts import beside_rows
 from src.run.loggers import show
 
+GAP = 24  # pixels between images with and without an adapter
 ROWS = 10  # prompts that are chosen where none are given
 
 
@@ -26,7 +28,8 @@ class LogPromptGrid(Callback):
     """A grid of images of prompts: one row a prompt, one column a seed.
 
     It goes to `pictures/prompt_imgs/epoch_NNNN.png` in the run folder, and as `prompt_imgs` to every logger that takes
-    pictures. The prompts stand beside the rows, as far as there is room, and in the caption.
+    pictures. The prompts stand beside the rows, as far as there is room, and in the caption. Where a published model is
+    fine-tuned, its own images of the same noise stand at the right of those.
 
     Args:
         prompts: what to draw; None: phrasings of classes that training never sees, or captions of validation images.
@@ -49,6 +52,7 @@ class LogPromptGrid(Callback):
         self.n_per_prompt = n_per_prompt
         self.every_n_epochs = every_n_epochs
         self.seed = seed
+        self._before: np.ndarray | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses prompts for a model that reads none."""
@@ -70,9 +74,15 @@ class LogPromptGrid(Callback):
         codes = pl_module.encode(prompts)
         pl_module.expect([codes])
         condition = codes.repeat_interleave(self.n_per_prompt, 0)
-        picture = beside_rows(to_grid(pl_module.generate(condition, noise=noise), self.n_per_prompt), prompts)
+        cells, beside = to_grid(pl_module.generate(condition, noise=noise), self.n_per_prompt), ""
+        if pl_module.has_base:
+            if self._before is None:  # it stays the same
+                with pl_module.as_base():
+                    self._before = to_grid(pl_module.generate(condition, noise=noise), self.n_per_prompt)
+            gap = np.full((len(cells), GAP, 3), 255, np.uint8)
+            cells, beside = np.concatenate([cells, gap, self._before], 1), ", at the right without the adapter"
         path = f"pictures/prompt_imgs/epoch_{trainer.current_epoch:04d}.png"
-        show(trainer, "prompt_imgs", picture, f"{when}: {'; '.join(prompts)}", path)
+        show(trainer, "prompt_imgs", beside_rows(cells, prompts), f"{when}{beside}: {'; '.join(prompts)}", path)
 
 
 class LogPromptAccuracy(Callback):
@@ -116,7 +126,7 @@ def reads_text(model: Any) -> bool:
 
 def some_prompts(model: ImageModel, datamodule: Any, seed: int) -> list[str]:
     """At most `ROWS` prompts: of classes, in words that are held out where there are any, else captions; or none."""
-    if model.prompts is not None and model.prompts.templates:  # else it learns from captions
+    if model.prompts is not None and model.prompts.templates and model.n_classes:  # else it learns from captions
         rng = random.Random(seed)
         n = model.n_classes
         classes = [i * n // min(n, ROWS) for i in range(min(n, ROWS))]

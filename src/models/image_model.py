@@ -84,6 +84,9 @@ class ImageModel(LightningModule):
             UserError: it cannot read them.
         """
 
+    def check_data(self, datamodule: Any) -> None:
+        """Refuses data that it cannot be trained on, with a UserError, once they are there."""
+
     def start_average(self) -> None:
         """Starts the moving average of the weights, where there is one, from the weights as they are."""
 

@@ -79,8 +79,9 @@ def follow_files(config: DictConfig) -> None:
 
 
 def expect_prompts(model: LightningModule, datamodule: LightningDataModule) -> None:
-    """Lets the model get ready for the prompts and captions of the run."""
+    """Lets the model look at the data, and get ready for the prompts and captions of the run."""
     if isinstance(model, ImageModel) and isinstance(datamodule, ImageDataModule):
+        model.check_data(datamodule)
         model.expect(each.captions for each in datamodule.sets.values() if each.captions is not None)
 
 

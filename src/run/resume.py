@@ -132,8 +132,10 @@ def _about(folder: Path) -> dict[str, Any]:
 def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
     """The keys of the model, the data and the seed that differ between two configurations."""
     # A model learns the same; of an encoder, its checksum counts.
-    where_and_how_fast = ("data_dir", "num_workers", "pin_memory", "device", "offline_fallback", "cache_dir")
-    where_and_how_fast += ("encoder", "base")
+    where_and_how_fast = (
+        *("data_dir", "num_workers", "pin_memory", "device", "offline_fallback", "cache_dir"),
+        *("encoder", "base"),
+    )
     changed = []
     for key in before.keys() | now.keys():
         name, a, b = f"{prefix}{key}", before.get(key), now.get(key)

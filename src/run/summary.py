@@ -72,6 +72,7 @@ def print_summary(config: DictConfig, trainer: Trainer, metrics: dict[str, float
     samples = sorted((run_dir / "samples").glob("epoch_*.png"))
     made = {"run folder": run_dir, "results": run_dir / "results.json", "checkpoint": checkpoint, "best": best}
     made["samples"] = samples[-1] if samples else ""
+    made["adapter"] = run_dir / "lora"  # of a published model that is fine-tuned
     lines = [(label, str(path)) for label, path in made.items() if path and Path(path).exists()]
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and not logger.experiment.offline:

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, default_convert
 
 from src.datamodules.digits_datamodule import DigitsDataModule
-from src.datamodules.loader import EpochSampler, ImageSet, ResumableDataLoader
+from src.datamodules.loader import EncodedSet, EpochSampler, ImageSet, ResumableDataLoader
 from tests.conftest import assert_same
 
 N, BATCH = 20, 4
@@ -246,3 +246,11 @@ def test_loading_takes_no_random_numbers(digits: DigitsDataModule) -> None:
     for loader in loaders(digits).values():
         assert isinstance(next(iter(loader))[0], Tensor)
     assert states() == before
+
+
+def test_batches_can_hold_what_a_model_has_made_of_the_images() -> None:
+    images, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([5, 6, 7])
+    encoded = torch.arange(6.0).view(2, 3, 1)  # of each image, and of its mirror image
+    served, conditions = EncodedSet(images, labels, 2, encoded=encoded).__getitems__([2, ~0, 1])
+    assert served.tolist() == [[2.0], [3.0], [1.0]]
+    assert conditions.tolist() == [7, 5, 6]

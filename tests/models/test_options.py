@@ -15,6 +15,8 @@ from src.models.losses import NonSaturatingLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, MNISTGANModel
 from tests.conftest import ROOT, SMALL_TEXT_MODEL, assert_same, build_model, compose_config, load
 from tests.models.test_mnist_gan_model import BATCH, BATCHES, Spy, loader, make_batch, make_model, quiet_trainer
+from tests.models.test_stable_diffusion_model import FLIPS as STABLE_DIFFUSION
+from tests.models.test_stable_diffusion_model import NOT_LEARNT
 
 R1 = "model.penalties.r1={_target_: src.models.penalties.R1, gamma: 1.0, every: 1}"
 NOISE = "model.augment.instance_noise={_target_: src.models.augment.InstanceNoise, std: 0.2, until: 0.8}"
@@ -138,6 +140,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_option_is_flipped() -> None:
     """A key in configs/model/ that no line above changes might silently do nothing."""
     flipped = {part.partition("=")[0].lstrip("+").replace("model/", "model.") for _, part in FLIPS}
+    flipped |= {f"model.{part.partition('=')[0]}" for part in [*STABLE_DIFFUSION, *NOT_LEARNT]}
     # These follow the data, see tests/test_configs.py, or an encoder, see test_frozen_text.py, or are there to measure.
     ours_elsewhere = {"n_classes", "channels", "img_size", "held_out", "encoder", "sha256", "n_features", "cache_dir"}
     for file in (ROOT / "configs" / "model").rglob("*.yaml"):
