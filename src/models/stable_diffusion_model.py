@@ -188,9 +188,8 @@ class StableDiffusionModel(ScheduledModel):
                 f"channels is {channels}, but the base draws in colour: choose data in colour, or set"
                 " datamodule.channels=3 of datamodule=folder"
             )
-        halvings = len(self.base.configs[self.base.family.network].get("block_out_channels", [1])) - 1
-        patch = self.base.configs[self.base.family.network].get("patch_size", 2) if self.base.family.is_flow else 1
-        least = self.base.scale * 2**halvings * patch
+        patch = self.base.configs["transformer"].get("patch_size", 2) if self.base.family.is_flow else 1
+        least = self.base.scale * patch
         if img_size % least:
             near = max(least, round(img_size / least) * least)
             raise ValueError(

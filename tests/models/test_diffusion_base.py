@@ -170,8 +170,8 @@ def test_the_same_base_in_other_files_draws_the_same(sd: Path, copy: Path, chang
     ],
 )
 def test_a_network_of_another_shape_is_read_from_its_configuration(tmp_path: Path, unet: dict[str, Any]) -> None:
-    model = model_of(write_stable_diffusion(tmp_path / "base", **unet))
-    assert drawn(model, ["a", "b"]).shape == (2, 3, 16, 16)
+    model = model_of(write_stable_diffusion(tmp_path / "base", **unet), img_size=18)
+    assert drawn(model, ["a", "b"]).shape == (2, 3, 18, 18)
 
 
 def test_what_the_network_predicts_is_read_from_its_scheduler(tmp_path: Path) -> None:
@@ -334,6 +334,18 @@ def test_a_base_is_known_by_its_checksum(sd: Path, copy: Path, monkeypatch: pyte
         find_base(str(copy), sha256)
     monkeypatch.setenv("STABLE_DIFFUSION", str(sd))
     assert find_base("somebody/elsewhere", sha256).folder == sd
+
+
+def test_a_name_of_the_hub_that_is_on_this_machine_asks_no_network(
+    sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    known = tmp_path / "models--some--body"
+    shutil.copytree(sd, known / "snapshots" / ("0" * 40))
+    (known / "refs").mkdir()
+    (known / "refs" / "main").write_text("0" * 40)
+    found = find_base("some/body", DiffusionBase(str(sd)).sha256)
+    assert (found.name, found.folder) == ("some/body", known / "snapshots" / ("0" * 40))
 
 
 def test_texts_are_embedded_once_and_those_that_are_cut_are_counted(

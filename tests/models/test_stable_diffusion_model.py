@@ -411,10 +411,7 @@ def test_classes_are_phrased(sd: Path, tmp_path: Path) -> None:
     [
         (["datamodule.crop=0.1"], r"datamodule\.crop must be 0 with model=stable_diffusion"),
         (["datamodule.img_size=32"], r"img_size is 32, but 48 pictures have sides of less than 30 pixels"),
-        (
-            ["datamodule.img_size=18"],
-            r"model\.img_size is 18, but must be a multiple of 4 for this base",
-        ),
+        (["datamodule.img_size=15"], r"model\.img_size is 15, but must be a multiple of 2 for this base"),
         (["datamodule.channels=1"], r"model\.channels is 1, but the base draws in colour"),
         (
             ["model.targets=[to_x]"],
