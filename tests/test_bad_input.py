@@ -131,6 +131,7 @@ MISTAKES: list[tuple[str | tuple[str, str], str, str]] = [
     ("datamodule={_target_: builtins.dict}", "datamodule", "a LightningDataModule is needed"),
     ("+callbacks.mine={_target_: builtins.dict}", "callbacks.mine._target_", "a Callback is needed"),
     # Callbacks and the run
+    ("trainer.sync_batchnorm=true", "trainer.sync_batchnorm=false", "GPUs alone"),
     ("callbacks.sample_grid.n_per_class=0", "callbacks.sample_grid.n_per_class", "at least 1"),
     ("callbacks.sample_grid.n_per_class=1000000000", "callbacks.sample_grid.n_per_class", "at most 1000"),
     ("callbacks.progress_bar.refresh_rate=-5", "callbacks.progress_bar.refresh_rate", "at least 0"),

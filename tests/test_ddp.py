@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +32,25 @@ class SaveWeights(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         seen = {"weights": pl_module.state_dict(), "labels": self.labels}
         torch.save(seen, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
+
+
+class SameStep(Callback):
+    """One batch's gradients and losses, where the noise of image i is the same however many processes share them."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch, batch_idx: int) -> None:
+        for module in pl_module.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()  # its statistics are those of a process's own images
+            elif isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        n = len(batch[0]) * trainer.world_size
+        noise = torch.randn(n, *pl_module.noise_shape, generator=torch.Generator().manual_seed(1))
+        pl_module.draw_noise = lambda n, rng=None: noise[trainer.global_rank :: trainer.world_size]
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs, batch, batch_idx: int) -> None:
+        step = {"labels": batch[1], "losses": pl_module._latest}
+        step["gradients"] = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        torch.save(step, Path(trainer.default_root_dir) / f"step{trainer.global_rank}.pt")
 
 
 PROBE = "+callbacks.probe._target_=tests.test_ddp.SaveWeights"
@@ -82,6 +102,31 @@ def test_two_processes_train_one_text_model(tmp_path: Path) -> None:
     train_two_processes(
         tmp_path, 3, *SMALL_TEXT_MODEL, "callbacks.sample_grid.raw=false", "trainer.limit_train_batches=3"
     )
+
+
+def test_a_step_of_two_processes_is_that_of_one_with_both_their_images(tmp_path: Path) -> None:
+    typed = [*QUICK[:3], "callbacks=checkpoint", "callbacks.model_checkpoint.monitor=null", "logger=none"]
+    typed += ["model/networks=residual", "model/objective=non_saturating", "model.penalties.r1.every=1"]
+    typed += ["datamodule.img_size=28", "trainer.max_steps=1", "trainer.limit_val_batches=0"]
+    typed += ["optimized_metric=null", "test_after_training=false", "+callbacks.probe._target_=tests.test_ddp.SameStep"]
+    steps = {}
+    for number, more in [(1, ["datamodule.batch_size=128"]), (2, ["trainer=ddp_cpu"])]:
+        done = run_forked(*typed, *more, f"hydra.run.dir={number}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        saved = [tmp_path / str(number) / f"step{rank}.pt" for rank in range(number)]
+        steps[number] = [torch.load(path, weights_only=True) for path in saved]
+
+    (one,), two = steps[1], steps[2]
+    assert one["labels"].tolist() == torch.stack([each["labels"] for each in two], dim=1).flatten().tolist()
+    assert one["losses"].keys() == two[0]["losses"].keys() >= {"g_loss", "d_loss", "penalty_r1"}
+    for name in ("g_loss", "d_loss", "d_real", "d_fake", "penalty_r1"):
+        mean = sum(each["losses"][name] for each in two) / 2
+        torch.testing.assert_close(mean, one["losses"][name], rtol=1e-5, atol=1e-6)
+    assert one["gradients"].keys() == two[0]["gradients"].keys()
+    for name, gradient in one["gradients"].items():
+        for each in two:
+            torch.testing.assert_close(each["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        assert gradient.any() or "embedding" in name
 
 
 def test_a_sweep_over_several_processes_is_refused(tmp_path: Path) -> None:

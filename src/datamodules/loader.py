@@ -147,7 +147,7 @@ class ResumableDataLoader(DataLoader[Batch]):
         resume, self._resume = self._resume, None
         self._served = 0
         if resume and resume["epoch"] == self._epoch and isinstance(self.sampler, EpochSampler):
-            self._served = self.sampler.start = resume["images"]
+            self._served = self.sampler.start = resume["images"] // self._processes
         for batch in super().__iter__():
             self._served += len(batch[0])
             yield batch
@@ -156,8 +156,13 @@ class ResumableDataLoader(DataLoader[Batch]):
     def _epoch(self) -> int:
         return getattr(self.sampler, "epoch", 0)  # `trainer.overfit_batches` puts a plain sampler here
 
+    @property
+    def _processes(self) -> int:
+        return getattr(self.sampler, "num_replicas", 1)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "images": self._served}
+        # Of all processes: a run may go on with another number of them.
+        return {"epoch": self._epoch, "images": self._served * self._processes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resume = dict(state)

@@ -12,9 +12,10 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePath
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, Field
 
 from src.config.explain import telling
 from src.errors import UserError
@@ -33,13 +34,40 @@ WANTED = Wanted(
 )
 VARIANTS = (None, "fp16")  # of the files of weights, the better first
 # Keys of configurations by which libraries would follow a name in a file.
-FOLLOWED = ("quantization_config", "auto_map", "attn_implementation", "_attn_implementation")
+FOLLOWED = (
+    "quantization_config",
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+)
 FOLLOWED_OF_TOKENIZERS = ("auto_map", "tokenizer_file", "vocab_file", "merges_file")
 
 LEAST_TOKENS = 10  # without its files, a tokenizer has two
 T5_LENGTH = 256  # tokens, as diffusers cuts them
 CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 Classes = tuple[str, ...]  # the one that is loaded, and names for it in files
+Number = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class Numbers(BaseModel):
+    """What is computed with of a part's configuration; libraries judge the rest."""
+
+    in_channels: Number = 1
+    latent_channels: Number = 1
+    block_out_channels: Annotated[list[Number], Field(min_length=1, max_length=16)] = [1]
+    patch_size: Number = 1
+    joint_attention_dim: Number = 1
+    hidden_size: Number = 1
+    projection_dim: Number = 1
+    vocab_size: Number = 1
+    max_position_embeddings: Number = 1
+    scaling_factor: Annotated[Factor, Field(gt=0)] = 1.0
+    shift_factor: Factor | None = None
+    num_train_timesteps: Number = 1
+    shift: Annotated[Factor, Field(gt=0)] = 1.0
+    model_max_length: Annotated[Factor, Field(ge=2)] = 2
 
 
 class Family(NamedTuple):
@@ -163,7 +191,7 @@ class DiffusionBase:
                         f"states {str(shown)[:80]} for its {part}, which is no {ours}.{names[0]}: {KNOWN}"
                     )
                 used += self._tokenizer_files(part) if part in self.family.tokenizers else self._model_files(part)
-        self.configs["scheduler"] = self._json("scheduler/scheduler_config.json")
+        self.configs["scheduler"] = self._config("scheduler/scheduler_config.json", ())
         used.append("scheduler/scheduler_config.json")
         self._check_fit()
         stamps = tuple((each, *_stamp(self.folder / each)) for each in sorted(set(used)))
@@ -186,15 +214,27 @@ class DiffusionBase:
             ) from error
         return found
 
-    def _refuse_followed(self, file: str, config: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-        if asked := [key for key in keys if config.get(key)]:
-            raise self.refused(f"asks for {asked[0]} in {file}, which is not followed: choose a plain model")
+    def _config(self, file: str, followed: tuple[str, ...]) -> dict[str, Any]:
+        """The configuration of a part, which leads nowhere and whose numbers can be computed with."""
+        config = self._json(file)
+        tables: list[Any] = [config]
+        for table in tables:  # a library may take a part's own out of a larger one
+            if isinstance(table, dict):
+                if asked := [key for key in followed if table.get(key)]:
+                    raise self.refused(f"asks for {asked[0]} in {file}, which is not followed: choose a plain model")
+                tables += table.values()
+        try:
+            Numbers.model_validate(config)
+        except ValueError as error:
+            raise self.refused(
+                f"has a damaged {file} ({telling(str(error))[:200]}): copy or download it again"
+            ) from error
+        return config
 
     def _tokenizer_files(self, part: str) -> list[str]:
         """The files of a tokenizer, as paths in the folder."""
         if (self.folder / part / "tokenizer_config.json").is_file():
-            file = f"{part}/tokenizer_config.json"
-            self._refuse_followed(file, self._json(file), FOLLOWED_OF_TOKENIZERS)
+            self._config(f"{part}/tokenizer_config.json", FOLLOWED_OF_TOKENIZERS)
         found = [each for pattern in TABLES for each in (self.folder / part).glob(pattern) if each.is_file()]
         if not found:
             raise self.refused(f"lacks the files of its {part}, as if it was only half downloaded: copy it again")
@@ -202,11 +242,9 @@ class DiffusionBase:
 
     def _model_files(self, part: str) -> list[str]:
         """The files of a part with weights, each of which is whole, as paths in the folder."""
-        config = self._json(f"{part}/config.json")
-        self._refuse_followed(f"{part}/config.json", config, FOLLOWED)
+        self.configs[part] = self._config(f"{part}/config.json", FOLLOWED)
         if (self.folder / part / "adapter_config.json").exists():  # transformers would load what it names instead
             raise self.refused(f"has an adapter_config.json beside its {part}: remove that file")
-        self.configs[part] = config
         stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
         for variant in VARIANTS:
             single = f"{part}/{stem}.{variant + '.' if variant else ''}safetensors"
@@ -276,6 +314,12 @@ class DiffusionBase:
         return 2 ** (len(self.configs["vae"].get("block_out_channels", [1])) - 1)
 
     @property
+    def latent_shift_and_scale(self) -> tuple[float, float]:
+        """What the network sees of the VAE's latents is (latents - shift) * scale."""
+        shift = self.configs["vae"].get("shift_factor") if self.family.is_flow else None  # as diffusers' pipelines do
+        return shift or 0.0, self.configs["vae"].get("scaling_factor", 0.18215)
+
+    @property
     def tokenizers(self) -> list[str]:
         """The tokenizers that it has."""
         return [part for part in self.family.tokenizers if part.replace("tokenizer", "text_encoder") in self.configs]
@@ -311,6 +355,8 @@ class DiffusionBase:
             raise self.refused(f"has a {part} that cannot be loaded ({telling(str(error))[:200]})") from error
         if lacks := sorted(said["missing_keys"]):  # they would be random
             raise self.refused(f"has a {part} that lacks weights of a {kind} ({', '.join(lacks[:3])}): choose another")
+        if not all(bool(each.isfinite().all()) for each in model.parameters()):
+            raise self.refused(f"has a {part} with weights that are no numbers: copy or download it again")
         return model.eval().requires_grad_(False)
 
     def tokenizer(self, part: str) -> Any:
@@ -385,7 +431,10 @@ class DiffusionBase:
         """Of diffusion: what is left of an image at each time, float32 [T], `alphas_cumprod`."""
         kind = library("diffusers", self.key).DDPMScheduler
         try:
-            return kind.from_config(self._scheduler_config).alphas_cumprod.float()
+            levels = kind.from_config(self._scheduler_config).alphas_cumprod.float()
+            if not bool(((levels >= 0) & (levels <= 1)).all()):
+                raise ValueError("its betas leave no level of noise between 0 and 1")
+            return levels
         except UserError:
             raise
         except Exception as error:

@@ -114,21 +114,17 @@ def latents_of(
         at_once = max(1, PIXELS // (shape[-1] * base.scale) ** 2)
         parts = [asked[start : start + at_once] for start in range(0, len(asked), at_once)]
         found = [vae.encode(served(part).to(device)).latent_dist.mode().cpu() for part in _shown(parts, "images")]
-        shift, scale = _of_latents(vae)
+        shift, scale = base.latent_shift_and_scale
         return {"latents": ((torch.cat(found) - shift) * scale).contiguous()}
 
     found = _kept_in(path, ["latents"], len(asked), f"encoding {len(asked):,} images", compute)
     return found["latents"].view(-1, n, *shape)
 
 
-def decode(vae: Any, latents: Tensor) -> Tensor:
+def decode(base: DiffusionBase, vae: Any, latents: Tensor) -> Tensor:
     """Latents [N, c, h, w] -> images [N, 3, H, W]."""
-    shift, scale = _of_latents(vae)
+    shift, scale = base.latent_shift_and_scale
     return vae.decode(latents / scale + shift, return_dict=False)[0]
-
-
-def _of_latents(vae: Any) -> tuple[float, float]:
-    return vae.config.shift_factor or 0.0, vae.config.scaling_factor
 
 
 def _kept_in(

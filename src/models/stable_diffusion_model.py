@@ -427,6 +427,8 @@ class StableDiffusionModel(ScheduledModel):
 
         was = self.training
         self.train()
+        said = logging.getLogger("torch._subclasses.fake_tensor")  # a traceback, before it raises
+        said.disabled = True
         try:
             with FakeTensorMode():
                 every = [*self.network.named_parameters(), *self.network.named_buffers()]
@@ -452,6 +454,7 @@ class StableDiffusionModel(ScheduledModel):
             ) from error
         finally:
             self.train(was)
+            said.disabled = False
         return sum(each.untyped_storage().nbytes() for memory, each in kept.items() if memory not in known)
 
     def _say_memory(self, batch_size: int, device: torch.device) -> None:
@@ -620,7 +623,7 @@ class StableDiffusionSampler(nn.Module):
             parts = zip(noise.split(n), *(each.split(n) for each in text), strict=True)
             latents = [self._denoise(part, tuple(its_text), none) for part, *its_text in parts]
         with model.decoder(noise.device) as vae:
-            return torch.cat([decode(vae, each.float()).clamp(-1, 1).to(noise.dtype) for each in latents])
+            return torch.cat([decode(model.base, vae, each.float()).clamp(-1, 1).to(noise.dtype) for each in latents])
 
     def _denoise(self, latents: Tensor, text: Text, none: Text) -> Tensor:
         model, guided = self._model[0], self.guidance != 1

@@ -95,6 +95,8 @@ def make_trainer(
     elif wanted == 0 and accelerator == "auto":
         accelerator = "cpu"
     if accelerator == "cpu":
+        if kwargs.get("sync_batchnorm"):
+            raise ValueError("sync_batchnorm is true, which works on GPUs alone: set trainer.sync_batchnorm=false")
         # Lightning sets this to 1, and torch, which looks for GPUs before every optimizer step, loads NVML each time.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         check("trainer.devices", devices, Processes | Literal["auto"])

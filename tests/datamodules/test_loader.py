@@ -23,13 +23,18 @@ def image_set(size: int = 8, img_size: int = 8, n: int = N, most_shift: int = 0)
 
 
 def make_loader(
-    num_workers: int = 0, flip: bool = False, length: int | None = None, most_shift: int = 0
+    num_workers: int = 0,
+    flip: bool = False,
+    length: int | None = None,
+    most_shift: int = 0,
+    processes: int = 1,
+    rank: int = 0,
 ) -> ResumableDataLoader:
     data = image_set(most_shift=most_shift)
     return ResumableDataLoader(
         data,
         batch_size=BATCH,
-        sampler=EpochSampler(data, num_replicas=1, rank=0, seed=3, flip=flip, length=length),
+        sampler=EpochSampler(data, num_replicas=processes, rank=rank, seed=3, flip=flip, length=length),
         num_workers=num_workers,
         collate_fn=default_convert,
         generator=torch.Generator(),
@@ -254,3 +259,24 @@ def test_batches_can_hold_what_a_model_has_made_of_the_images() -> None:
     served, conditions = EncodedSet(images, labels, 2, encoded=encoded).__getitems__([2, ~0, 1])
     assert served.tolist() == [[2.0], [3.0], [1.0]]
     assert conditions.tolist() == [7, 5, 6]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_goes_on_with_the_images_that_are_left(before: int, after: int) -> None:
+    whole = [number for _, labels in batches_of(make_loader(), epoch=1) for number in labels.tolist()]
+    seen, left = [], []
+    for rank in range(before):
+        loader = make_loader(processes=before, rank=rank)
+        batches = iter(loader)
+        loader.sampler.set_epoch(1)
+        for _ in range(2 // before):
+            seen += next(batches)[1].tolist()
+        state = loader.state_dict()
+    assert state == {"epoch": 1, "images": 2 * BATCH}
+    for rank in range(after):
+        loader = make_loader(processes=after, rank=rank)
+        loader.load_state_dict(state)
+        left += [number for _, labels in batches_of(loader, epoch=1) for number in labels.tolist()]
+
+    assert sorted(seen) == sorted(whole[: 2 * BATCH])
+    assert sorted(left) == sorted(whole[2 * BATCH :])

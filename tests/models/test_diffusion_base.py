@@ -86,6 +86,14 @@ def test_stable_diffusion_3_draws_as_its_own_pipeline(sd3: Path) -> None:
     compare(model_of(sd3, steps=3, guidance=3.0), pipeline)
 
 
+def test_stable_diffusion_leaves_out_a_shift_of_latents_as_its_own_pipeline(copy: Path) -> None:
+    import diffusers
+
+    change(copy / "vae" / "config.json", scaling_factor=0.4, shift_factor=0.8)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(copy, local_files_only=True)
+    compare(model_of(copy, steps=3, guidance=3.0), pipeline)
+
+
 def compare(model: StableDiffusionModel, pipeline: Any, **options: Any) -> None:
     pipeline.set_progress_bar_config(disable=True)
     noise = model.draw_noise(1, torch.Generator().manual_seed(0))
@@ -267,6 +275,11 @@ def test_a_folder_that_is_not_there_and_one_that_is_empty(tmp_path: Path) -> Non
             r"asks for auto_map in text_encoder/con",
         ),
         ("text_encoder/config.json", {"attn_implementation": "evil/kernel"}, r"asks for attn_implementation in"),
+        (
+            "text_encoder/config.json",
+            {"text_config": {"_attn_implementation": "evil/kernel"}},  # transformers takes its own from there
+            r"asks for _attn_implementation in text_encoder/con",
+        ),
         ("tokenizer/tokenizer_config.json", {"vocab_file": "/etc/passwd"}, r"asks for vocab_file in tokenizer/tok"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, r"predicts 'sample', not epsilon"),
         (
@@ -281,11 +294,46 @@ def test_what_is_of_another_kind_or_leads_elsewhere(copy: Path, file: str, value
     refused(copy, message)
 
 
-def test_a_text_encoder_of_another_width_does_not_fit(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("vae/config.json", {"block_out_channels": 7}),
+        ("vae/config.json", {"latent_channels": "4"}),
+        ("vae/config.json", {"scaling_factor": None}),
+        ("vae/config.json", {"scaling_factor": 0}),
+        ("text_encoder/config.json", {"vocab_size": "many"}),
+        ("text_encoder/config.json", {"max_position_embeddings": [77]}),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": -4}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}),
+    ],
+)
+def test_numbers_that_cannot_be_computed_with(copy: Path, file: str, values: Any) -> None:
+    change(copy / file, **values)
+    refused(copy, rf"has a damaged {file} \({next(iter(values))}: .*\): copy or download it again")
+
+
+@pytest.mark.parametrize("beta", [float("nan"), 9.0])
+def test_noise_of_no_level(copy: Path, beta: float) -> None:
+    change(copy / "scheduler" / "scheduler_config.json", beta_end=beta)
+    refused(copy, r"its betas leave no level of noise between 0 and 1")
+
+
+def test_weights_that_are_no_numbers(copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight * float("nan") for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    refused(copy, r"has a unet with weights that are no numbers")
+
+
+def test_a_text_encoder_of_another_width_does_not_fit(
+    copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     other = write_stable_diffusion(tmp_path / "other", cross_attention_dim=32)
     shutil.rmtree(copy / "text_encoder")
     shutil.copytree(other / "text_encoder", copy / "text_encoder")
     refused(copy, r"has parts that do not fit each other")
+    assert not caplog.records  # torch's own have a traceback
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\x00\xff", "[" * 100_000])
