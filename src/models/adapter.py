@@ -108,3 +108,33 @@ def save_adapter(networks: Mapping[str, nn.Module], kind: str, folder: Path, car
         made.append(folder / KOHYA)
     (folder / CARD).write_text(card, encoding="utf-8")
     return [*made, folder / CARD]
+
+
+MODEL_CARD = """\
+---
+base_model: {base}
+library_name: diffusers
+pipeline_tag: text-to-image
+tags:
+- text-to-image
+- diffusers
+- lora
+- template:sd-lora
+---
+
+# LoRA for {base}
+
+An adapter of rank {rank} (alpha {alpha}) for a {kind}, trained on {n} pictures of {data} at {img_size} pixels:
+{batches} batches of {batch_size}.
+
+```python
+from diffusers import {kind}
+
+pipeline = {kind}.from_pretrained("{base}")
+pipeline.load_lora_weights("FOLDER", weight_name="pytorch_lora_weights.safetensors")
+pipeline("{prompt}").images[0].save("image.png")
+```
+
+`kohya_lora_weights.safetensors`, where it is there, is the same for ComfyUI and others. The licence of the base holds
+for this adapter, too. The checksum of the base's files, as this project's runs state it, is {sha256}.
+"""

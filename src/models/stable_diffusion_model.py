@@ -19,9 +19,10 @@ from torch.optim import AdamW, Optimizer
 
 from src.config.types import Count, Positive, Share
 from src.errors import UserError
-from src.models.adapter import add_adapter, save_adapter, without_adapter
+from src.models.adapter import MODEL_CARD, add_adapter, save_adapter, without_adapter
 from src.models.diffusion_base import ALL_SCHEDULERS, KEY, DiffusionBase, find_base
-from src.models.encoded import Text, Texts, decode, embed, latents_of
+from src.models.diffusion_sampler import DiffusionSampler
+from src.models.encoded import Text, Texts, embed, latents_of
 from src.models.prompts import LENGTH, Prompts, check_prompts, to_codes, to_texts
 from src.models.scheduled_model import OptimizerFactory, ScheduledModel, make_optimizer
 from src.models.schedules import Schedule
@@ -32,6 +33,7 @@ Batch = tuple[Tensor, Tensor]
 Guidance = Annotated[float, Field(ge=0, le=100)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Scheduler = Literal[ALL_SCHEDULERS]  # type: ignore[valid-type]
+Targets = Annotated[Sequence[str], Field(min_length=1)] | Literal["all"]
 Enlarged = Annotated[float, Field(ge=1)]
 
 PIXELS = 64 * 64 * 64  # drawn at once: 64 images of 64 pixels, or one of 512
@@ -110,7 +112,7 @@ class StableDiffusionModel(ScheduledModel):
         rank: Count | None = 16,
         alpha: Positive | None = None,
         dropout: Share = 0.0,
-        targets: Sequence[str] | Literal["all"] | None = None,
+        targets: Targets | None = None,
         train_text_encoder: bool = False,
         gradient_checkpointing: bool = False,
         max_enlargement: Enlarged = 1.05,
@@ -157,7 +159,7 @@ class StableDiffusionModel(ScheduledModel):
             self.network.requires_grad_(True)
         else:
             how = rank, alpha or float(rank), dropout
-            add_adapter(self.network.denoiser, *how, targets or self.base.family.targets, KEY)
+            add_adapter(self.network.denoiser, *how, self.base.family.targets if targets is None else targets, KEY)
             if train_text_encoder:
                 parts = self.base.text_parts()
                 self.network.text_encoder = parts["text_encoder"]
@@ -233,7 +235,7 @@ class StableDiffusionModel(ScheduledModel):
     def sampler(self, average: bool) -> nn.Module:
         options = dict(self.drawing)
         negative = options.pop("negative")
-        return StableDiffusionSampler(self, negative, **options)
+        return DiffusionSampler(self, negative, **options)
 
     @contextmanager
     def as_base(self) -> Iterator[None]:
@@ -548,7 +550,7 @@ class StableDiffusionModel(ScheduledModel):
         data = getattr(self.trainer, "datamodule", None)
         prompt = next(iter(self.prompts_of_classes), "what to draw")
         name = Path(self.base.name).name if Path(self.base.name).is_dir() else self.base.name
-        return CARD.format(
+        return MODEL_CARD.format(
             base=name,
             sha256=self.base.sha256,
             kind=self.base.kind,
@@ -584,66 +586,6 @@ class Predictor(nn.Module):
         return self.predict(noisy, time, text)
 
 
-class StableDiffusionSampler(nn.Module):
-    """From noise to images, by a scheduler of diffusers, as its pipelines go.
-
-    Args:
-        model: trained.
-        negative: a text to move away from; empty: no text.
-        guidance, steps, scheduler: as in `StableDiffusionModel`.
-    """
-
-    def __init__(self, model: StableDiffusionModel, negative: str, guidance: float, steps: int, scheduler: str) -> None:
-        super().__init__()
-        self.network = model.network
-        self._model = (model,)  # no part of this network
-        self.negative = negative
-        self.guidance = guidance
-        self.steps = steps
-        self.scheduler = scheduler
-
-    def forward(self, noise: Tensor, condition: Tensor) -> Tensor:
-        """Noise [N, c, h, w] and prompts int64 [N, LENGTH] -> images [N, 3, H, W] in [-1, 1]."""
-        with self._model[0].drawing_lock:
-            return self.follow(noise, self._model[0].text(condition))
-
-    def between(self, noise: Tensor, condition: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-        """Images from `condition` (weight 0) to `others` (weight 1), as `forward`."""
-        with self._model[0].drawing_lock:
-            texts = zip(self._model[0].text(condition), self._model[0].text(others), strict=True)
-            mixed = tuple(torch.lerp(a, b, weight.view(-1, *[1] * (a.dim() - 1)).to(a)) for a, b in texts)
-            return self.follow(noise, mixed)
-
-    def follow(self, noise: Tensor, text: Text) -> Tensor:
-        """Noise [N, c, h, w] and texts -> images in [-1, 1]; as many at once as memory holds."""
-        model = self._model[0]
-        n = model.images_at_once
-        with model.in_low_precision():
-            none = model.text(torch.from_numpy(to_codes([self.negative])).to(noise.device))
-            parts = zip(noise.split(n), *(each.split(n) for each in text), strict=True)
-            latents = [self._denoise(part, tuple(its_text), none) for part, *its_text in parts]
-        with model.decoder(noise.device) as vae:
-            return torch.cat([decode(model.base, vae, each.float()).clamp(-1, 1).to(noise.dtype) for each in latents])
-
-    def _denoise(self, latents: Tensor, text: Text, none: Text) -> Tensor:
-        model, guided = self._model[0], self.guidance != 1
-        if guided:
-            text = tuple(torch.cat([a.expand(len(b), *a.shape[1:]), b]) for a, b in zip(none, text, strict=True))
-        scheduler = model.base.scheduler(self.scheduler)
-        scheduler.set_timesteps(self.steps, device=latents.device, **model.base.shift_of(scheduler, latents.shape))
-        latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
-        for time in scheduler.timesteps:
-            seen = torch.cat([latents, latents]) if guided else latents
-            if hasattr(scheduler, "scale_model_input"):
-                seen = scheduler.scale_model_input(seen, time)
-            said = model.predict(seen, time, text)
-            if guided:
-                without, with_text = said.chunk(2)
-                said = without + self.guidance * (with_text - without)
-            latents = scheduler.step(said.to(latents.dtype), time, latents, return_dict=False)[0]
-        return latents
-
-
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device; None: not known."""
     if device.type == "cuda":
@@ -653,33 +595,3 @@ def free_memory(device: torch.device) -> int | None:
             lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
             return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
     return None
-
-
-CARD = """\
----
-base_model: {base}
-library_name: diffusers
-pipeline_tag: text-to-image
-tags:
-- text-to-image
-- diffusers
-- lora
-- template:sd-lora
----
-
-# LoRA for {base}
-
-An adapter of rank {rank} (alpha {alpha}) for a {kind}, trained on {n} pictures of {data} at {img_size} pixels:
-{batches} batches of {batch_size}.
-
-```python
-from diffusers import {kind}
-
-pipeline = {kind}.from_pretrained("{base}")
-pipeline.load_lora_weights("FOLDER", weight_name="pytorch_lora_weights.safetensors")
-pipeline("{prompt}").images[0].save("image.png")
-```
-
-`kohya_lora_weights.safetensors`, where it is there, is the same for ComfyUI and others. The licence of the base holds
-for this adapter, too. The checksum of the base's files, as this project's runs state it, is {sha256}.
-"""

@@ -413,6 +413,7 @@ def test_classes_are_phrased(sd: Path, tmp_path: Path) -> None:
         (["datamodule.img_size=32"], r"img_size is 32, but 48 pictures have sides of less than 30 pixels"),
         (["datamodule.img_size=15"], r"model\.img_size is 15, but must be a multiple of 2 for this base"),
         (["datamodule.channels=1"], r"model\.channels is 1, but the base draws in colour"),
+        (["model.targets=[]"], r"model\.targets must be .*, not \[\]"),
         (
             ["model.targets=[to_x]"],
             r"model\.targets is \['to_x'\], but the base has no linear layer .* choose among .*to_q",
