@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from src.config.explain import telling
 from src.errors import UserError
@@ -48,6 +48,7 @@ T5_LENGTH = 256  # tokens, as diffusers cuts them
 CLIP_TOKENIZER = ("CLIPTokenizer", "CLIPTokenizerFast")
 Classes = tuple[str, ...]  # the one that is loaded, and names for it in files
 Number = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
+Layers = Annotated[int, Field(strict=True, ge=1, le=1_000)]  # they are made before their weights are asked for
 Factor = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
@@ -57,6 +58,9 @@ class Numbers(BaseModel):
     in_channels: Number = 1
     latent_channels: Number = 1
     block_out_channels: Annotated[list[Number], Field(min_length=1, max_length=16)] = [1]
+    layers_per_block: Annotated[list[Layers], BeforeValidator(lambda n: n if isinstance(n, list) else [n])] = [1]
+    num_layers: Layers = 1
+    num_hidden_layers: Layers = 1
     patch_size: Number = 1
     joint_attention_dim: Number = 1
     hidden_size: Number = 1
