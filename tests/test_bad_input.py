@@ -51,7 +51,7 @@ MISTAKES: list[tuple[str | tuple[str, str], str, str]] = [
     ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches", "datamodule.batch_size"),
     ("+trainer.resume_from_checkpoint=x", "trainer.resume_from_checkpoint", "use ckpt_path"),
     ("experiment=train_mnist_gna", "experiment=train_mnist_gna", "did you mean experiment=train_mnist_gan?"),
-    ("experiment=nope.yaml", "experiment=nope.yaml", "choose one of train_cifar10_flow"),
+    ("experiment=nope.yaml", "experiment=nope.yaml", "choose one of finetune_sd_flowers_lora, train_cifar10_flow"),
     ("datamodule=minst", "datamodule=minst", "did you mean datamodule=mnist?"),
     ("logger=foo", "logger=foo", "choose one of csv"),
     ("logger=[csv,foo]", "logger=foo", "choose one of csv"),

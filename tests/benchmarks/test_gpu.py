@@ -162,7 +162,7 @@ def test_batches_are_as_from_main_memory() -> None:
 def test_a_run_on_mnist_is_read_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "ACCURACY", 0.01)
     found = gpu.mnist_run(gpu.SCALES["cpu"], tmp_path / "run", 200)
-    assert 0 < found["seconds"] < found["command_seconds"]
+    assert 0 <= found["seconds"] < found["command_seconds"]  # rounded
     assert found["best"] > 0.01
     with pytest.raises(RuntimeError, match=r"there is no key trainer\.max_epoch: did you mean trainer\.max_epochs"):
         typed = {gpu.MNIST: ["trainer.max_epoch=1"]}

@@ -30,13 +30,13 @@ class Machine:
     def write(self) -> None:
         half = int(sum(self.busy.values()) / 2 * TICKS)
         lines = [f"cpu {99 * half} 0 0 0 0 0 0 0", *[f"cpu{i} {half} 0 0 99999 99999 0 0 99999" for i in range(2)]]
-        (self.proc / "stat").write_text("\n".join([*lines, "cpu2 123456 0 0 0 0 0 0 0", "intr 5"]))
+        (self.proc / "stat").write_text("\n".join([*lines, "cpu2 123456 0 0 0 0 0 0 0", "intr 5"]), encoding="utf-8")
         loader = os.getpid() + 1
         for who, pid, children in [("own", os.getpid(), f"{loader} "), ("loader", loader, "")]:
             (self.proc / str(pid) / "task" / "1").mkdir(parents=True, exist_ok=True)
             fields = ["S", *["0"] * 10, str(int(self.busy[who] * TICKS)), *["0"] * 30]
-            (self.proc / str(pid) / "stat").write_text(f"{pid} (a )b) {' '.join(fields)}")
-            (self.proc / str(pid) / "task" / "1" / "children").write_text(children)
+            (self.proc / str(pid) / "stat").write_text(f"{pid} (a )b) {' '.join(fields)}", encoding="utf-8")
+            (self.proc / str(pid) / "task" / "1" / "children").write_text(children, encoding="utf-8")
 
 
 @pytest.fixture

@@ -372,7 +372,9 @@ def test_weights_that_may_run_code_are_not_read(copy: Path, tmp_path: Path) -> N
 
 
 def test_an_adapter_beside_the_weights_is_not_followed(copy: Path) -> None:
-    (copy / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "evil/model"}')
+    (copy / "text_encoder" / "adapter_config.json").write_text(
+        '{"base_model_name_or_path": "evil/model"}', encoding="utf-8"
+    )
     refused(copy, r"has an adapter_config\.json beside its text_encoder: remove that file")
 
 
@@ -393,7 +395,7 @@ def test_a_name_of_the_hub_that_is_on_this_machine_asks_no_network(
     known = tmp_path / "models--some--body"
     shutil.copytree(sd, known / "snapshots" / ("0" * 40))
     (known / "refs").mkdir()
-    (known / "refs" / "main").write_text("0" * 40)
+    (known / "refs" / "main").write_text("0" * 40, encoding="utf-8")
     found = find_base("some/body", DiffusionBase(str(sd)).sha256)
     assert (found.name, found.folder) == ("some/body", known / "snapshots" / ("0" * 40))
 
