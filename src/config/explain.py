@@ -48,7 +48,8 @@ HEADINGS = re.compile(
 )
 # What torch's backends say to a process whose peer is gone; the rest of the sentence helps nobody.
 PEER_GONE = re.compile(
-    r"(?=.*(?:gloo|NCCL))(?:\[\S+gloo\S*:\d+\] )?(.*?(?:by peer|remote process exited|[Tt]imed out|[Tt]imeout))",
+    r"(?=.*(?:gloo|NCCL|c10d|TCPStore|SocketImpl))(?:\[\S+gloo\S*:\d+\] )?"
+    r"(.*?(?:by peer|remote process exited|[Tt]imed out|[Tt]imeout|[Bb]roken pipe|got 0 bytes))",
     re.DOTALL,
 )
 # Lines that do not help whoever typed the command.

@@ -179,6 +179,11 @@ def test_a_configuration_that_is_not_yaml_is_a_mistake() -> None:
             "NCCL error in: /pytorch/ProcessGroupNCCL.cpp:1700, remote process exited or there was a network error",
             "(NCCL error in: /pytorch/ProcessGroupNCCL.cpp:1700, remote process exited)",
         ),
+        (
+            "recvValue failed on SocketImpl(fd=6, remote=[localhost]:29): Failed to recv, got 0 bytes."
+            " Connection was likely closed. Did the remote server shutdown or crash?",
+            "(recvValue failed on SocketImpl(fd=6, remote=[localhost]:29): Failed to recv, got 0 bytes)",
+        ),
     ],
 )
 def test_a_process_that_others_wait_for_is_gone(text: str, said: str) -> None:
