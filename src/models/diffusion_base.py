@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from src.config.explain import telling
 from src.errors import UserError
-from src.models.pretrained import Wanted, find, needed
+from src.models.pretrained import Published, Wanted, needed
 
 KEY = "model.base"
 VARIABLE = "STABLE_DIFFUSION"  # where the base is on this machine, if not where the checkpoint says
@@ -134,7 +134,7 @@ KNOWN = "choose Stable Diffusion 1.5, 2.1, 3 or 3.5"
 ALL_SCHEDULERS = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.schedulers))
 
 
-class DiffusionBase:
+class DiffusionBase(Published):
     """The files of a Stable Diffusion, and what they hold, loaded when it is asked for.
 
     Args:
@@ -143,8 +143,6 @@ class DiffusionBase:
         download: whether to ask the hub for what this machine does not have.
 
     Attributes:
-        name: the whole path of the folder, or the name on the hub.
-        folder: where the files are.
         kind: the class that its model_index.json names, a key of `FAMILIES`.
         configs: the configuration of each part that is there.
         sha256: checksum of all files that are read, in hexadecimal.
@@ -154,14 +152,7 @@ class DiffusionBase:
     """
 
     def __init__(self, name: str | None, key: str = KEY, download: bool = False) -> None:
-        if not name:
-            raise UserError(
-                f"{key} must be set: type {key}=DIR for a folder that holds a Stable Diffusion in diffusers' layout, or"
-                f" a name on the Hugging Face hub such as {key}={EXAMPLE}"
-            )
-        self.key = key
-        self.folder = find(name, key, download, WANTED)
-        self.name = str(self.folder) if Path(name).expanduser().is_dir() else name
+        super().__init__(name, key, download, WANTED)
         try:
             self._check()
         except UserError as error:
@@ -200,9 +191,6 @@ class DiffusionBase:
         self._check_fit()
         stamps = tuple((each, *_stamp(self.folder / each)) for each in sorted(set(used)))
         self.sha256 = _hash_files(self.folder, stamps)
-
-    def refused(self, why: str) -> UserError:
-        return UserError(f"{self.key}={self.name} {why}")
 
     def _json(self, file: str) -> dict[str, Any]:
         path = self.folder / file
@@ -360,7 +348,7 @@ class DiffusionBase:
         if lacks := sorted(said["missing_keys"]):  # they would be random
             raise self.refused(f"has a {part} that lacks weights of a {kind} ({', '.join(lacks[:3])}): choose another")
         if not all(bool(each.isfinite().all()) for each in model.parameters()):
-            raise self.refused(f"has a {part} with weights that are no numbers: copy or download it again")
+            raise self.refused(f"has a {part} whose weights are not finite: copy or download it again")
         return model.eval().requires_grad_(False)
 
     def tokenizer(self, part: str) -> Any:

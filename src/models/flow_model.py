@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 
 from src.config.types import Count, Positive, Share
 from src.models.modules.ema import EMA
 from src.models.prompts import Prompts, check_prompts, to_codes, to_texts
-from src.models.scheduled_model import OptimizerFactory, ScheduledModel, make_optimizer
+from src.models.scheduled_model import OneLossModel, OptimizerFactory, make_optimizer
 from src.models.schedules import Schedule
 
 Batch = tuple[Tensor, Tensor]
@@ -27,7 +26,7 @@ LEAST_NOISE = 0.05  # what is divided by where less noise than this is left: ali
 LEVELS = ("most", "much", "half", "little", "least")  # noise in the images of each fifth of a batch
 
 
-class FlowModel(ScheduledModel):
+class FlowModel(OneLossModel):
     """Images of a condition, by flow matching (Lipman et al. 2023; Liu et al. 2023).
 
     On the straight way from noise e to an image x, z = t x + (1 - t) e is at time t, and moves with velocity x - e. The
@@ -231,39 +230,13 @@ class FlowModel(ScheduledModel):
         return [make_optimizer("optimizer", self.optimizer, self.network)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses, loss = self.step(batch, batch_idx)
         self._n_images = len(batch[0])
-        self._log_due({f"train/{name}": value for name, value in losses.items()}, len(batch[0]))
-        return loss
-
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        parameters = [p for p in self.network.parameters() if p.grad is not None]
-        if self.clip_grad_norm is not None:
-            norm = clip_grad_norm_(parameters, self.clip_grad_norm)
-        else:
-            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self._log_due({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}, 1)
+        return super().training_step(batch, batch_idx)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:  # here, as callbacks that write checkpoints come before `on_train_batch_end`
             self.ema.update(self.network, self._n_images * self.trainer.world_size)
-
-    def _log_due(self, metrics: Mapping[str, Tensor | float], batch_size: int) -> None:
-        """Logs where Lightning writes it down: reading numbers out costs time."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every > 0 and (self.trainer.global_step + 1) % every == 0:
-            self.log_dict(dict(metrics), batch_size=batch_size)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch, batch_idx)
-
-    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
-        losses, _ = self.step(batch, batch_idx)
-        self.log_dict({f"{split}/{k}": v for k, v in losses.items()}, batch_size=len(batch[0]), sync_dist=True)
 
 
 class ConditionedDenoiser(nn.Module):

@@ -57,8 +57,39 @@ class Wanted(NamedTuple):
 WANTED = Wanted("a CLIP or T5 model", EXAMPLE, FILES, ["*.safetensors"])
 
 
-class Pretrained:
-    """The files of a model.
+class Published:
+    """A model that others have published: its files are in a folder, or have a name on the Hugging Face hub.
+
+    Args:
+        name: the folder, or the name on the hub.
+        key: what it is called in the configuration, for messages.
+        download: whether to ask the hub for what this machine does not have.
+        wanted: what it has to be.
+
+    Attributes:
+        name: the whole path of the folder, or the name on the hub.
+        folder: where the files are.
+
+    Raises:
+        UserError: they are not there.
+    """
+
+    def __init__(self, name: str | None, key: str, download: bool, wanted: Wanted) -> None:
+        if not name:
+            raise UserError(
+                f"{key} must be set: type {key}=DIR for a folder that holds {wanted.what}, or a name on the Hugging"
+                f" Face hub such as {key}={wanted.example}"
+            )
+        self.key = key
+        self.folder = find(name, key, download, wanted)
+        self.name = str(self.folder) if Path(name).expanduser().is_dir() else name
+
+    def refused(self, why: str) -> UserError:
+        return UserError(f"{self.key}={self.name} {why}")
+
+
+class Pretrained(Published):
+    """A CLIP or a T5.
 
     Args:
         name: a folder, or a name on the Hugging Face hub.
@@ -66,9 +97,7 @@ class Pretrained:
         download: whether to ask the hub for what this machine does not have.
 
     Attributes:
-        name: the whole path of the folder, or the name on the hub.
-        folder: where they are.
-        sha256: checksum of all of them, in hexadecimal.
+        sha256: checksum of all files, in hexadecimal.
         kind: `clip`, `clip_text_model` or `t5`.
         width: length of the embedding of a text.
 
@@ -77,14 +106,7 @@ class Pretrained:
     """
 
     def __init__(self, name: str | None, key: str, download: bool = True) -> None:
-        if not name:
-            raise UserError(
-                f"{key} must be set: type {key}=DIR for a folder that holds a CLIP or T5 model, or a name on the"
-                f" Hugging Face hub such as {key}={EXAMPLE}"
-            )
-        self.key = key
-        self.folder = find(name, key, download, WANTED)
-        self.name = str(self.folder) if Path(name).expanduser().is_dir() else name
+        super().__init__(name, key, download, WANTED)
         files = sorted(file for file in self.folder.iterdir() if any(fnmatch(file.name, each) for each in FILES))
         if not any(file.suffix == ".safetensors" for file in files):
             raise self.refused("holds no model.safetensors, and other formats may run code: save it by save_pretrained")
@@ -103,9 +125,6 @@ class Pretrained:
             raise self.refused(f"cannot be read ({type(error).__name__} {telling(str(error))})") from error
         if self.kind not in KINDS:
             raise self.refused(f"holds a model of type {self.kind!r}: choose a CLIP or T5 model, such as {EXAMPLE}")
-
-    def refused(self, why: str) -> UserError:
-        return UserError(f"{self.key}={self.name} {why}")
 
     def load(self, kind: str) -> Any:
         """A class of transformers with these weights, float32, in evaluation mode.

@@ -1,12 +1,14 @@
-"""Models whose learning rates and augmentation change over a run."""
+"""Models whose learning rates and augmentation change over a run, and those that one optimizer trains."""
 
 import logging
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from src.errors import UserError
@@ -81,6 +83,49 @@ class ScheduledModel(ImageModel):
         for saved, optimizer in zip(checkpoint.get("optimizer_states", ()), optimizers, strict=False):
             for theirs, ours in zip(saved["param_groups"], optimizer.param_groups, strict=True):
                 theirs |= {key: value for key, value in ours.items() if key != "params"}
+
+
+class OneLossModel(ScheduledModel):
+    """One loss, one optimizer, and Lightning's automatic optimisation.
+
+    Attributes:
+        clip_grad_norm: largest norm of the gradients; None: any.
+    """
+
+    clip_grad_norm: float | None = None
+
+    @abstractmethod
+    def step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The objective on one batch: its parts, detached, by name; and the loss."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses, loss = self.step(batch, batch_idx)
+        self._log_due({f"train/{name}": value for name, value in losses.items()}, len(batch[0]))
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.clip_grad_norm is not None:
+            norm = clip_grad_norm_(parameters, self.clip_grad_norm)
+        else:
+            norm = get_total_norm([p.grad for p in parameters])
+        self._log_due({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}, 1)
+
+    def _log_due(self, metrics: Mapping[str, Tensor | float], batch_size: int) -> None:
+        """Logs where Lightning writes it down: reading numbers out costs time."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every > 0 and (self.trainer.global_step + 1) % every == 0:
+            self.log_dict(dict(metrics), batch_size=batch_size)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate("test", batch, batch_idx)
+
+    def _evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
+        losses, _ = self.step(batch, batch_idx)
+        self.log_dict({f"{split}/{k}": v for k, v in losses.items()}, batch_size=len(batch[0]), sync_dist=True)
 
 
 def make_optimizer(option: str, factory: OptimizerFactory, network: nn.Module) -> Optimizer:

@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import mse_loss
-from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import AdamW, Optimizer
 
 from src.config.types import Count, Positive, Share
@@ -24,7 +23,7 @@ from src.models.diffusion_base import ALL_SCHEDULERS, KEY, DiffusionBase, find_b
 from src.models.diffusion_sampler import DiffusionSampler
 from src.models.encoded import Text, Texts, embed, latents_of
 from src.models.prompts import LENGTH, Prompts, check_prompts, to_codes, to_texts
-from src.models.scheduled_model import OptimizerFactory, ScheduledModel, make_optimizer
+from src.models.scheduled_model import OneLossModel, OptimizerFactory, make_optimizer
 from src.models.schedules import Schedule
 
 log = logging.getLogger(__name__)
@@ -41,11 +40,11 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 GB = 1e9
 
 
-class StableDiffusionModel(ScheduledModel):
+class StableDiffusionModel(OneLossModel):
     """Images of a text, by a published Stable Diffusion (Rombach et al. 2022; Esser et al. 2024) that is fine-tuned.
 
-    The base stays as it is, and is no part of the checkpoint, which has its name and its checksum. Batches hold what
-    its VAE makes of images, once, and texts go through its encoder once.
+    The checkpoint does not hold the base, but its name and checksum. Images go through the base's VAE once, and texts
+    through its encoder once; batches hold the results.
 
     Args:
         base: a folder with the base in diffusers' layout, or a name on the Hugging Face hub.
@@ -80,7 +79,7 @@ class StableDiffusionModel(ScheduledModel):
     condition_shape = (LENGTH,)
     progress_metrics = ("train/loss",)
     learning_rates = "model.optimizer.lr"
-    not_exported = "its base is no part of it, and the run's lora/ folder has the adapter for diffusers and ComfyUI"
+    not_exported = "the file would lack its base; use the adapter in the run's lora/ folder with diffusers or ComfyUI"
     curves = [
         {
             "title": "Loss",
@@ -473,7 +472,7 @@ class StableDiffusionModel(ScheduledModel):
         lower = "set trainer.precision=bf16-mixed" if not half else "choose a smaller model.rank or base"
         if there is not None and least > there:
             raise UserError(
-                f"the memory of {device} does not do: weights and optimizer take {least / GB:.1f} GB of"
+                f"there is not enough memory on {device}: weights and optimizer take {least / GB:.1f} GB of"
                 f" {there / GB:.1f} GB that are free: {lower}"
             )
         log.info(
@@ -494,44 +493,15 @@ class StableDiffusionModel(ScheduledModel):
         self.texts.forget()  # grids of the last epoch may have needed both
         self._vae.clear()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses, loss = self.step(batch, batch_idx)
-        self._log_due({f"train/{name}": value for name, value in losses.items()}, len(batch[0]))
-        return loss
-
-    def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
-        parameters = [p for p in self._trained().values() if p.grad is not None]
-        if self.clip_grad_norm is not None:
-            norm = clip_grad_norm_(parameters, self.clip_grad_norm)
-        else:
-            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self._log_due({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}, 1)
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """One batch, forward, backward and update; a UserError where the device's memory ends."""
         try:
             super().optimizer_step(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"the memory of {self.device} does not do for this batch: lower datamodule.batch_size, set"
+                f"there is not enough memory on {self.device} for this batch: lower datamodule.batch_size, set"
                 " model.gradient_checkpointing=true or trainer.precision=bf16-mixed"
             ) from error
-
-    def _log_due(self, metrics: Mapping[str, Tensor | float], batch_size: int) -> None:
-        """Logs where Lightning writes it down: reading numbers out costs time."""
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every > 0 and (self.trainer.global_step + 1) % every == 0:
-            self.log_dict(dict(metrics), batch_size=batch_size)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch, batch_idx)
-
-    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
-        losses, _ = self.step(batch, batch_idx)
-        self.log_dict({f"{split}/{k}": v for k, v in losses.items()}, batch_size=len(batch[0]), sync_dist=True)
 
     def on_train_end(self) -> None:
         """Writes what was trained for others to use, into `lora/` or `unet/` of the run folder."""

@@ -325,7 +325,7 @@ def test_weights_that_are_no_numbers(copy: Path) -> None:
 
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: weight * float("nan") for name, weight in load_file(file).items()}, file, {"format": "pt"})
-    refused(copy, r"has a unet with weights that are no numbers")
+    refused(copy, r"has a unet whose weights are not finite")
 
 
 def test_a_text_encoder_of_another_width_does_not_fit(

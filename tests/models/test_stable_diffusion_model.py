@@ -449,7 +449,7 @@ def test_memory_is_said_before_training_and_refused_where_it_does_not_do(
         r"training takes about 0\.0 GB of [\d.]+ on cpu: weights 0\.0, gradients and optimizer of", caplog.text
     )
     monkeypatch.setattr(stable_diffusion_model, "free_memory", lambda device: -(10**6))
-    with pytest.raises(UserError, match=r"the memory of cpu does not do: weights and optimizer take .*=bf16-mixed"):
+    with pytest.raises(UserError, match=r"there is not enough memory on cpu: weights and optimizer take .*=bf16-mixed"):
         trained(sd, pictures, tmp_path / "two", "trainer.max_steps=1")
 
 
@@ -459,7 +459,7 @@ def test_a_batch_that_is_too_large_ends_in_a_sentence(sd: Path, pictures: Path, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stable_diffusion_model.StableDiffusionModel, "step", fails)
-        with pytest.raises(UserError, match=r"does not do for this batch: lower datamodule\.batch_size"):
+        with pytest.raises(UserError, match=r"not enough memory on cpu for this batch: lower datamodule\.batch"):
             trained(sd, pictures, tmp_path / "run", "trainer.max_steps=1")
 
 
@@ -476,7 +476,7 @@ def test_captions_that_are_too_long_are_counted(sd: Path, tmp_path: Path, caplog
 def test_verbs_say_what_they_cannot_do(run: Path, typed: Typed) -> None:
     last = f"ckpt_path={run / 'ckpts' / 'last.ckpt'}"
     code, said = typed("task=export", last)
-    assert code == 2 and "cannot be exported, as its base is no part of it, and the run's lora/ folder" in said
+    assert code == 2 and "cannot be exported, as the file would lack its base; use the adapter" in said
     code, said = typed("task=sample", last, "prompts=[red]", "scheduler=best")
     assert code == 2 and "scheduler is 'best', but this base is drawn with one of ddim, pndm" in said
     code, said = typed("task=sample", last, "prompts=[red]", "solver=heun")
