@@ -138,11 +138,13 @@ def main(run_dirs: list[Path]) -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     for run_dir in run_dirs:
         run = record(run_dir)
+        drawn = [*(run_dir / "samples").glob("*.png"), *(run_dir / "pictures" / "prompt_imgs").glob("*.png")]
+        if not drawn:
+            sys.exit(f"error: {run_dir} has no sample grid: repeat it with callbacks.sample_grid.every_n_epochs=1")
         (RECORDS / f"{run['name']}.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
         picture = picture_of(experiment_of(run))
         if not picture.exists() or run["name"].endswith("seed12345"):
             # What prompts drew says more, and has ten rows where there are a hundred classes.
-            drawn = [*(run_dir / "samples").glob("*.png"), *(run_dir / "pictures" / "prompt_imgs").glob("*.png")]
             shutil.copy(max(drawn, key=lambda path: (path.parent.name == "prompt_imgs", path.name)), picture)
             print(f"wrote {picture}")
     experiments: dict[str, list[dict]] = {}
