@@ -1,5 +1,6 @@
 """What was typed, the checkpoint that it means, and the command to type next. No torch is needed for it."""
 
+import json
 import logging
 import re
 import shlex
@@ -56,6 +57,15 @@ def run_folders(work_dir: str | Path) -> list[Path]:
     ]
     first = {run: run / ".hydra" / "overrides.yaml" for run in found}  # the first file that a run writes never changes
     return sorted(found, key=lambda run: (first[run] if first[run].exists() else run).stat().st_mtime)
+
+
+def about_run(folder: Path) -> dict[str, Any]:
+    """What a run folder's `run.json` says of the run; empty where there is none that can be read."""
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def find_checkpoint(ckpt_path: str, work_dir: str | Path, newest_run: bool = False) -> Path:

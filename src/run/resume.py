@@ -26,7 +26,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from src.config.text import escaped
 from src.errors import UserError
 from src.run.checkpoints import check_fits, read_checkpoint
-from src.run.commands import find_checkpoint, is_sweep
+from src.run.commands import about_run, find_checkpoint, is_sweep
 from src.run.run_record import read_rows
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
         again = validation["started"] > validation["completed"]
         seconds, started, folders = (checkpoint[key] for key in ("seconds", "started", "folders"))
         # Where the file lies, or where the run was; none of them may be that run's any more.
-        around = {folder: _about(folder) for folder in (path.parent.parent, Path(folders[-1]))}
+        around = {folder: about_run(folder) for folder in (path.parent.parent, Path(folders[-1]))}
         folder = next((folder for folder, about in around.items() if about.get("started") == started), None)
         past = Past(path, checkpoint["global_step"], epochs, again, seconds, started, tuple(folders), folder)
     except (KeyError, TypeError) as error:
@@ -119,14 +119,6 @@ def check_files(before: Any, now: Any, path: Path) -> None:
                 f"ckpt_path={path} was trained with another {what} ({theirs[key]}, whose checksum begins with"
                 f" {sums[0][:8]}) than {part}.{key}={ours[key]} ({sums[1][:8]}): name that one"
             )
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    try:
-        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) else {}
 
 
 def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
