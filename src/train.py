@@ -17,9 +17,10 @@ from src.run.commands import is_sweep, typed_overrides
 from src.run.loggers import check_wandb
 from src.run.provenance import record_diff
 from src.run.recorded import describe, name_run, recorded
-from src.run.resume import Past, resume_from
+from src.run.resume import Past, go_on_after_requeue, resume_from
 from src.run.run_record import RunRecord, as_recorded
 from src.run.signals import StopRequest, stop_on_signals
+from src.run.slurm import TIME_IS_UP, requeue
 from src.run.summary import print_summary, record_config
 from src.run.trainer import point_out_gpu
 from src.run.trust import warn_of_strangers
@@ -37,6 +38,8 @@ def train(config: DictConfig) -> float | None:
     """
     # A configuration composed by hand may still hold Hydra's own part, which the run does not need.
     config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    if (metrics := go_on_after_requeue(config)) is not None:
+        return metrics.get(config.optimized_metric)
     check_run_wide(config)
     check_wandb(config)
     seed_everything(config.seed, verbose=False)
@@ -69,6 +72,8 @@ def train(config: DictConfig) -> float | None:
         record.metrics = fit_and_test(config, trainer, model, datamodule, past, record, stop)
 
     print_summary(config, trainer, record.metrics, past)
+    if stop.signum == TIME_IS_UP and record.exit_code and (not trainer.is_global_zero or requeue()):
+        return None  # the job has not failed, whichever of its processes ends first
     if record.exit_code:
         raise SystemExit(record.exit_code)
     if not config.optimized_metric:

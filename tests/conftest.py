@@ -109,7 +109,8 @@ def missing(item: pytest.Item) -> list[str]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if lacks := missing(item):
-        pytest.skip(f"needs {', '.join(lacks)}: pip install -r requirements-dev.txt, apt-get install chromium curl")
+        programs = "chromium curl slurmctld slurmd slurm-client munge"
+        pytest.skip(f"needs {', '.join(lacks)}: pip install -r requirements-dev.txt, apt-get install {programs}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,6 +14,8 @@ from src.config.explain import explain, explain_os, is_users
 from src.config.help import CONFIGS
 from src.errors import UserError
 from src.run.commands import is_sweep
+from src.run.ranks import is_first_here
+from src.run.slurm import by_srun
 
 
 class Failures:
@@ -58,14 +60,15 @@ class Failures:
         code = 2 if is_users(error) else 1
         if self.show_traceback:
             traceback.print_exception(error)
-        if code == 2 and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK") != "0":
-            return code  # another process that torchrun started on this machine says it
+        if code == 2 and not is_first_here():
+            return code  # another process on this machine says it
         config = composed(self.task, self.arguments) if folder is None else {}
         print(f"error: {explain(error, config)}", file=sys.stderr)
         if code == 1 and not self.show_traceback:
             where = "type HYDRA_FULL_ERROR=1 before the command for the traceback"
             if folder is not None:
-                rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+                ranks = ["RANK", "LOCAL_RANK"] + ["SLURM_PROCID"] * by_srun()
+                rank = next((os.environ[name] for name in ranks if name in os.environ), "0")
                 file = folder / ("traceback.txt" if rank == "0" else f"traceback_{rank}.txt")
                 with suppress(OSError):
                     text = "".join(traceback.format_exception(error))

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import as_typed
 from src.errors import UserError
+from src.run.slurm import by_srun, folder_before, is_restarted, job_id
 
 agreed: dict[str, str] = {}  # the folder that all processes use, by the one that this process would use alone
 
@@ -26,14 +27,29 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
-def by_srun() -> bool:
-    """Whether `srun` started this process as one of several."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+def is_first_here() -> bool:
+    """Whether no other process that `torchrun` or `srun` started on this machine comes before this one."""
+    here = ["LOCAL_RANK"] * by_torchrun() + ["SLURM_LOCALID"] * by_srun()
+    return all(os.environ.get(name, "0") == "0" for name in here)
 
 
 def by_torchrun() -> bool:
     """Whether `torchrun` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def started_processes() -> tuple[int, int] | None:
+    """The number of machines, and of processes on each, that `torchrun` or `srun` started; None: neither did."""
+    if by_torchrun():
+        return int(os.environ["GROUP_WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if not by_srun():
+        return None
+    machines, tasks = int(os.environ.get("SLURM_STEP_NUM_NODES") or 1), int(os.environ["SLURM_STEP_NUM_TASKS"])
+    if tasks % machines:
+        raise UserError(
+            f"srun started {tasks} tasks on {machines} machines: ask for as many on each, with --ntasks-per-node=N"
+        )
+    return machines, tasks // machines
 
 
 def let_first_record() -> list[str]:
@@ -44,8 +60,18 @@ def let_first_record() -> list[str]:
 
 def one_folder(folder: str, _root_: DictConfig) -> str:
     """The folder of the first process: `folder`, or what that process chose instead."""
-    if folder in agreed:
-        return agreed[folder]
+    if folder not in agreed:
+        agreed[folder] = _agree(folder, _root_)
+    return agreed[folder]
+
+
+def _agree(folder: str, config: DictConfig) -> str:
+    runs = Path(folder).parents[1]
+    if by_srun() and not by_torchrun():  # its tasks cannot talk to each other yet
+        return str(runs / f"slurm-{job_id()}" / f"step-{os.environ['SLURM_STEP_ID']}")  # the same after a requeue
+    if is_restarted() and is_first():
+        typed = [as_typed(each) for each in OmegaConf.select(config, "hydra.overrides.task", default=[])]
+        folder = str(folder_before(runs, typed) or folder)
     if by_torchrun() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         from torch.distributed import TCPStore  # here, because verbs that only serve do without torch
 
@@ -55,15 +81,9 @@ def one_folder(folder: str, _root_: DictConfig) -> str:
         key = f"run_folder/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
         if is_first():
             store.set(key, folder)
-        agreed[folder] = str(store.get(key).decode())
-    elif by_srun():  # its tasks cannot talk to each other yet
-        step = [os.environ[name] for name in ("SLURM_STEP_ID", "SLURM_RESTART_COUNT") if name in os.environ]
-        job = os.environ.get("SLURM_JOB_ID", "job")
-        agreed[folder] = str(Path(folder).parents[1] / f"slurm-{job}" / "-".join(["step", *step]))
-    else:
-        trainer: Mapping[str, Any] = _root_.get("trainer") or {}
-        agreed[folder] = wait_for_machines(trainer.get("num_nodes"), trainer.get("nodes_timeout"), folder)
-    return agreed[folder]
+        return str(store.get(key).decode())
+    trainer: Mapping[str, Any] = config.get("trainer") or {}
+    return wait_for_machines(trainer.get("num_nodes"), trainer.get("nodes_timeout"), folder)
 
 
 def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:

@@ -23,6 +23,7 @@ from src.run.provenance import provenance
 from src.run.resume import Past, go_on, take_over
 from src.run.run_record import RunRecord
 from src.run.signals import StopRequest
+from src.run.slurm import job_id
 from src.run.summary import seconds_so_far
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def describe(config: DictConfig, model: LightningModule, datamodule: LightningDa
     return {
         "name": config.name,
         "started": past.started,
+        "slurm_job": job_id(),
         "resumed_from": resumed if past.checkpoint else None,
         "overrides": typed_overrides(),
         **provenance(),

@@ -27,7 +27,9 @@ from src.config.text import escaped
 from src.errors import UserError
 from src.run.checkpoints import check_fits, read_checkpoint
 from src.run.commands import about_run, find_checkpoint, is_sweep
+from src.run.ranks import is_first
 from src.run.run_record import read_rows
+from src.run.slurm import is_restarted
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,31 @@ class Past:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     folders: tuple[str, ...] = ()
     folder: Path | None = None
+
+
+def go_on_after_requeue(config: DictConfig) -> dict[str, float] | None:
+    """Where SLURM has started this job again, sets `ckpt_path` to the checkpoint in the run folder, if there is one.
+
+    Returns:
+        The final metrics of a run that has finished already, while its job had more to do; else None.
+    """
+    if not is_restarted():
+        return None
+    run_dir = Path(config.trainer.default_root_dir)
+    last = run_dir / "ckpts" / "last.ckpt"
+    metrics: dict[str, float] | None = None
+    if about_run(run_dir).get("status") == "finished":
+        metrics = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))["metrics"]
+        what = f"the run in {run_dir} has finished already"
+    elif last.exists():
+        with open_dict(config):
+            config.ckpt_path, config.init_from = escaped(str(last)), None
+        what = f"going on from {last}"
+    else:
+        what = f"{run_dir} has no checkpoint yet: beginning again"
+    if is_first():
+        log.info("SLURM has started this job again: %s", what)
+    return metrics
 
 
 def resume_from(config: DictConfig, model: LightningModule) -> Past:

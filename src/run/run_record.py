@@ -94,7 +94,8 @@ class RunRecord(Logger):
     def set_status(self, status: str, seconds: float | None = None) -> None:
         """Writes `run.json`: what the run is, how it ended, and the seconds that the whole command took."""
         self.about |= {"status": status, "seconds": seconds}
-        (self.folder / "run.json").write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
+        with replacing(self.folder / "run.json") as partial:  # other processes may read it
+            partial.write_text(json.dumps(self.about, indent=1) + "\n", encoding="utf-8")
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:

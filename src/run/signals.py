@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the batch in progress, with a checkpoint and the right exit code."""
+"""Ctrl-C, SIGTERM and SLURM's end of time end a run after the batch in progress, with a checkpoint and an exit code."""
 
 import logging
 import signal
@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
+
+from src.run.slurm import TIME_IS_UP, job_id
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +24,12 @@ class StopRequest(Callback):
     begun = False  # training has; nothing before it, such as a feature net, is worth waiting for
 
     def is_made(self, trainer: Trainer) -> bool:
-        """Whether any process was asked to stop; all processes get the same answer."""
-        return trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
+        """Whether any process was asked to stop; all processes get the same answer, and the signal."""
+        asked = trainer.strategy.reduce_boolean_decision(self.signum is not None, all=False)
+        if asked:
+            signum = torch.tensor(self.signum or 0, device=trainer.strategy.root_device)
+            self.signum = int(trainer.strategy.reduce(signum, reduce_op="max"))
+        return asked
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
@@ -39,6 +46,9 @@ class StopRequest(Callback):
 def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     """While training, the first SIGINT, SIGTERM or SIGHUP waits for the batch in progress; the next one does not.
 
+    In a SLURM job, so does SIGUSR1, which `sbatch --signal` sends before the time limit; Lightning's own answer to it,
+    a checkpoint of its own kind, is left out because somebody answers it already.
+
     Lightning does so for SIGTERM alone, then exits with code 0, and hangs if several processes receive the signal,
     because its handler communicates with the others while each is somewhere else.
     """
@@ -48,6 +58,8 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
         fitting = (trainer.state.fn, trainer.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
         waits = request.begun and fitting and request.signum is None
         request.signum = request.signum or signum
+        if signum == TIME_IS_UP and trainer.state.status != TrainerStatus.RUNNING:
+            return  # between two stages, or after the last: there is time enough to see it there, or to finish
         if not waits:
             raise KeyboardInterrupt
         if trainer.is_global_zero:
@@ -59,6 +71,7 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
     trainer.callbacks.insert(0, request)  # type: ignore[attr-defined]
     known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    known += [TIME_IS_UP] if TIME_IS_UP is not None and job_id() else []
     before = {s: signal.signal(s, handle) for s in known if signal.getsignal(s) != signal.SIG_IGN}  # nohup ignores
     try:
         yield request

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pydantic import Field
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
@@ -17,7 +18,8 @@ from src.config.instantiate import check_arguments
 from src.config.types import Count, Share, check
 from src.errors import UserError
 from src.run.files import replacing
-from src.run.ranks import by_torchrun, wait_for_machines
+from src.run.ranks import by_torchrun, started_processes, wait_for_machines
+from src.run.slurm import by_srun, job_id
 
 log = logging.getLogger(__name__)
 
@@ -101,14 +103,16 @@ def make_trainer(
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         check("trainer.devices", devices, Processes | Literal["auto"])
 
-    if by_torchrun() and (num_nodes, devices) == (1, 1):  # nobody chose: as many as it started
-        num_nodes, devices = int(os.environ["GROUP_WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    started = started_processes()
+    if started and (num_nodes, devices) == (1, 1):  # nobody chose
+        num_nodes, devices = started
     on_each = len(devices) if isinstance(devices, list) else devices
     total = num_nodes * on_each if isinstance(on_each, int) else 0
-    if by_torchrun() and total > 0 and total != int(os.environ["WORLD_SIZE"]):
+    if started and total > 0 and total != started[0] * started[1]:
         raise UserError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but the trainer was asked for {on_each} on each of"
-            f" {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and trainer.num_nodes"
+            f"{'torchrun' if by_torchrun() else 'srun'} started {started[0] * started[1]} processes, but the trainer"
+            f" was asked for {on_each} on each of {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and"
+            " trainer.num_nodes"
         )
     if strategy == "ddp" or (strategy == "auto" and (on_each not in (0, 1) or num_nodes != 1)):
         # Each optimizer's backward pass leaves the other network's parameters without gradients.
@@ -131,9 +135,19 @@ def make_trainer(
         callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in callbacks),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *_environment(on_each)],
         **kwargs,
     )
+
+
+def _environment(on_each: Any) -> list[ClusterEnvironment]:
+    """How the processes of a SLURM job find each other, which Lightning decides by the job instead of by `srun`."""
+    if job_id() is None or by_torchrun():
+        return []
+    if not by_srun():  # Lightning starts the processes, if several are asked for
+        return [LightningEnvironment()]
+    os.environ["SLURM_NTASKS_PER_NODE"] = str(on_each)  # which srun says only where it was asked so
+    return [SLURMEnvironment(auto_requeue=False)]  # a requeue is ours: see signals.py
 
 
 def parse_gpus(gpus: Any) -> int | list[int] | None:

@@ -1,5 +1,6 @@
 """Processes that train together: machines wait for each other, agree, and use one run folder."""
 
+import json
 import os
 import re
 import socket
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 
 from src.errors import UserError
 from src.run import ranks
-from src.run.ranks import is_first, let_first_record, one_folder, wait_for_machines
+from src.run.ranks import is_first, let_first_record, one_folder, started_processes, wait_for_machines
 from tests.conftest import ROOT, Typed
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
@@ -140,7 +141,9 @@ def test_only_the_first_process_writes_files(monkeypatch: pytest.MonkeyPatch, na
     assert not is_first() and "hydra.output_subdir=null" in let_first_record()
 
 
-def test_tasks_of_srun_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restarts", ["0", "1"])
+def test_tasks_of_srun_share_a_folder(monkeypatch: pytest.MonkeyPatch, restarts: str) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)  # it is that of the first turn
     for name, value in {"SLURM_JOB_ID": "77", "SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_PROCID", "1")
@@ -149,15 +152,56 @@ def test_tasks_of_srun_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one_folder(chosen, OmegaConf.create()) == "/project/logs/runs/slurm-77/step-3"
     assert not is_first()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # one process: as without SLURM
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     ranks.agreed.clear()
     assert one_folder(chosen, OmegaConf.create()) == chosen and is_first()
 
 
+def test_a_job_that_is_started_again_finds_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    chosen = str(tmp_path / "2030-01-02" / "now")
+
+    def run(name: str, job: str, typed: str, status: str) -> None:
+        folder = tmp_path / "2030-01-01" / name
+        folder.mkdir(parents=True)
+        about = {"slurm_job": job, "overrides": [typed], "status": status}
+        (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+
+    def found(*typed: str) -> str:
+        ranks.agreed.clear()
+        config = OmegaConf.create({"hydra": {"overrides": {"task": list(typed)}}})
+        return Path(one_folder(chosen, config)).name
+
+    run("1", "77", "seed=1", "finished")
+    run("2", "77", "seed=2", "stopped")
+    run("3", "78", "seed=1", "failed")
+    assert found("seed=2") == "now"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert [found("seed=2"), found("seed=1"), found("seed=3")] == ["2", "1", "now"]
+    run("4", "77", "seed=1", "running")  # the script does the same again, and was stopped in that
+    assert found("seed=1") == "4"
+
+
+def test_as_many_processes_as_srun_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started_processes() is None
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    assert started_processes() == (2, 2)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
+    with pytest.raises(UserError, match=r"srun started 3 tasks on 2 machines: .* --ntasks-per-node=N"):
+        started_processes()
+
+
+LAUNCHERS = {"torchrun": {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "N"}}
+LAUNCHERS["srun"] = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "N"}
+
+
 @pytest.mark.parametrize(("rank", "says"), [("0", 1), ("1", 0)])
-def test_a_mistake_is_said_by_one_of_torchruns_processes(
-    typed: Typed, monkeypatch: pytest.MonkeyPatch, rank: str, says: int
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_mistake_is_said_by_one_of_the_processes_on_a_machine(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch, launcher: str, rank: str, says: int
 ) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    monkeypatch.setenv("LOCAL_RANK", rank)
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value.replace("N", rank))
     code, said = typed("trainer.bogus=1")
     assert code == 2 and said.count("error: there is no key trainer.bogus") == says
