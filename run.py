@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -46,14 +47,16 @@ def run(task: str, arguments: list[str]) -> int:
 
     from src.config.command_line import in_hydras_grammar
     from src.config.keys import check_keys
-    from src.run.environment import let_searches_go_on, quieten, replace_home
-    from src.run.failures import Failures
+    from src.run.environment import let_searches_go_on, prefer_our_launchers, quieten, replace_home
+    from src.run.failures import Failures, JobFailed
     from src.run.ranks import let_first_record
+    from src.run.sweep import conclude, in_worker
 
     by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ  # it inherits what is set below
     asked = os.environ.get("HYDRA_FULL_ERROR") == "1" and not by_lightning
     failures = Failures(task, arguments, show_traceback=asked)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
+    prefer_our_launchers()
     sys.argv[1:] = in_hydras_grammar(task, arguments)
     sys.argv += let_first_record()
     let_searches_go_on()
@@ -72,13 +75,29 @@ def run(task: str, arguments: list[str]) -> int:
             return made if task == "train" else None  # the number that a sweep optimises
         except Exception as error:
             failures.in_job(error)
+        except (SystemExit, KeyboardInterrupt):
+            if in_worker():  # of which nothing but the job may end
+                raise JobFailed(143, "") from None
             raise
 
     try:
         job()
+        code = failures.exit_code  # a search goes on without its failed jobs
     except Exception as error:
-        return failures.in_command(error)
-    return failures.exit_code  # a search goes on without its failed jobs
+        code = failures.in_command(error)
+    except (SystemExit, KeyboardInterrupt):
+        conclude(verdict, interrupted=True)
+        raise
+    return conclude(verdict) or code
+
+
+def verdict(folders: Sequence[Path]) -> list[str]:
+    """What the report says of the runs in these folders, in short; nothing where there is no report."""
+    try:
+        from src.report.several_runs import in_short
+    except ModuleNotFoundError:
+        return []
+    return in_short(folders)
 
 
 if __name__ == "__main__":

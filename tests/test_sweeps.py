@@ -1,5 +1,8 @@
 """A job of a sweep that fails is one job: the others go on, and the exit code tells."""
 
+import json
+import shlex
+import statistics
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,7 +11,12 @@ import torch
 from omegaconf import OmegaConf
 
 from src.models.mnist_gan_model import MNISTGANModel
+from src.report.command import find_runs
+from src.report.run_folder import Run
+from src.report.verdict import judge
+from src.run.jobs import RECORD
 from tests.conftest import QUICK, Typed
+from tests.forked import run_forked
 
 FEW = [*QUICK[:3], "logger=none", "callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
 FEW += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
@@ -72,11 +80,46 @@ def test_a_search_for_nothing_is_refused(typed: Typed) -> None:
     assert stderr.count("error: optimized_metric is null, but the sweeper needs a number") == 4
 
 
-def test_a_plain_sweep_goes_on_as_well(typed: Typed, tmp_path: Path) -> None:
-    code, stderr = typed(*FEW, "-m", "model.optimizer_g.lr=1e10,0.0001")
+@pytest.mark.parametrize("batches", [[], ["hydra.sweeper.max_batch_size=1"]])
+def test_a_plain_sweep_goes_on_as_well(typed: Typed, tmp_path: Path, batches: list[str]) -> None:
+    code, stderr = typed(*FEW, "-m", "model.optimizer_g.lr=1e10,0.0001", *batches)
 
     assert code == 1 and "training diverged" in stderr
+    assert stderr.splitlines()[-1] == "error: 1 of 2 jobs did not finish: job 0 failed; see above"
     assert [(tmp_path / "sweep" / str(job) / "results.json").exists() for job in range(2)] == [False, True]
+
+
+def test_seeds_end_with_their_spread_and_the_verdict(tmp_path: Path) -> None:
+    few = [*QUICK, *FEW[6:-1], "logger=none"]
+    done = run_forked(*few, "-m", "seed=1,-1,2", cwd=tmp_path)
+
+    assert done.returncode == 2, done.stderr
+    found = [json.loads((tmp_path / "sweep" / job / "results.json").read_text(encoding="utf-8")) for job in "02"]
+    fd, floor = ([each["metrics"][name] for each in found] for name in ("val/fd", "val/fd_floor"))
+    lines = done.stdout[done.stdout.index("2 of 3 jobs finished: seed 1, 2") :].splitlines()
+    (row,) = [line.strip("│").split() for line in lines if line.startswith("│ val/fd ")]
+    shown = [statistics.fmean(fd), statistics.stdev(fd), min(fd), max(fd), statistics.fmean(floor)]
+    assert row[::2] == ["val/fd", *(f"{value:,.4g}" for value in shown)]
+    verdict = [line for line in lines if line.startswith("verdict ")]
+    assert verdict[0].endswith(judge(Run(tmp_path / "sweep" / "0")).headline)
+    assert verdict[-1].endswith("one configuration with 2 seeds: how they differ is the spread itself.")
+    # What is printed can be typed.
+    (report,) = [shlex.split(line)[3:] for line in lines if line.startswith("report ")]
+    assert find_runs(report[1].partition("=")[2], tmp_path) == [tmp_path / "sweep" / job for job in "02"]
+    assert "job 1       seed=-1 failed: seed must be a whole number from 0 to 2**32 - 1, not -1" in lines
+    (again,) = [shlex.split(line)[4:] for line in lines if line.startswith("go on ")]
+    assert again[-2:] == ["seed=-1", f"hydra.run.dir={tmp_path}/sweep/1"]
+
+
+def test_a_folder_that_was_used_before_says_nothing_of_this_sweep(typed: Typed, tmp_path: Path) -> None:
+    for number in ("0", "7"):
+        (tmp_path / "sweep" / number).mkdir(parents=True)
+        record = {"number": int(number), "overrides": [], "code": 0, "error": ""}
+        (tmp_path / "sweep" / number / RECORD).write_text(json.dumps(record), encoding="utf-8")
+    code, stderr = typed(*FEW, "-m", "seed=-1,-2")
+
+    assert code == 2 and stderr.splitlines()[-1].startswith("error: 2 of 2 jobs did not finish: job 0 failed, job 1")
+    assert not (tmp_path / "sweep" / "7" / RECORD).exists()
 
 
 def test_the_sweeper_is_an_extra(typed: Typed) -> None:

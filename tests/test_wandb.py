@@ -158,6 +158,7 @@ def test_every_job_of_a_sweep_is_a_finished_run(tmp_path: Path) -> None:
     assert [run["name"] for run in runs] == [
         f"mnist_gan_model-digits-optimizer_g.lr={lr}-seed12345-job{n}" for n, lr in enumerate(["0.0001", "0.0002"])
     ]
+    assert {run["group"] for run in runs} == {f"mnist_gan_model-digits-sweep-{jobs[0].parent.name}"}
     assert [run["config"]["model"]["optimizer_g"]["lr"] for run in runs] == [1e-4, 2e-4]
     assert [run["exit_code"] for run in runs] == [0, 0]
 

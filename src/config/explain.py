@@ -21,6 +21,7 @@ from src.config.help import CONFIGS
 from src.errors import UserError
 
 EXTRAS = "pip install -r requirements-extras.txt"
+SCALE = "pip install -r requirements-scale.txt"
 # Keys that people know from older templates and Lightning 1.x, and what to do instead.
 RENAMED = {
     "model.lr": "use model.optimizer_g.lr and model.optimizer_d.lr, or model.optimizer.lr of model=flow_model",

@@ -6,7 +6,9 @@ import os
 import statistics
 import string
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.report.curves import dashes, draw_curves
@@ -14,7 +16,7 @@ from src.report.measures import MEASURES, Measure, count, duration, split_of
 from src.report.one_run import described
 from src.report.pictures import pictures_of
 from src.report.run_folder import Run
-from src.report.verdict import Sentence, collapsed
+from src.report.verdict import Sentence, collapsed, judge
 
 # Of pictures, before they are written as text, which makes them a third larger.
 N_BYTES = 18_000_000
@@ -87,7 +89,7 @@ def about_several(runs: Sequence[Run]) -> dict[str, Any]:
         "letters": letters,
         "groups": groups,
         "grouped": grouped,
-        "sentences": [*_what_stands_out(runs, letters, split, comparable), *spread["sentences"]],
+        "sentences": [*_what_stands_out(runs, letters, split), *spread["sentences"]],
         "split": split,
         "measures": measures,
         "floors": floors,
@@ -111,9 +113,21 @@ def _quality(run: Run, runs: Sequence[Run], measure: Measure, name: str, compara
     return text, all(measure.is_better(value, other) for other in others)
 
 
-def _what_stands_out(
-    runs: Sequence[Run], letters: Sequence[str], split: str | None, comparable: bool
-) -> Iterator[Sentence]:
+def in_short(folders: Sequence[Path]) -> list[str]:
+    """What the pages about runs say in words: of each run the headline, then how they compare."""
+    runs = [Run(folder) for folder in folders]
+    said = [f"{count(n, 'run')}: {headline}" for headline, n in Counter(judge(run).headline for run in runs).items()]
+    if len(runs) > 1:
+        split = split_of(*(run.metrics for run in runs))
+        measures = [measure for measure in MEASURES if any(f"{split}/{measure.name}" in run.metrics for run in runs)]
+        names = [folder.name for folder in folders]
+        spread = about_spread(runs, group_runs(runs), measures, split)["sentences"] if split else ()
+        said += [sentence.text for sentence in (*_what_stands_out(runs, names, split), *spread)]
+    return said
+
+
+def _what_stands_out(runs: Sequence[Run], letters: Sequence[str], split: str | None) -> Iterator[Sentence]:
+    comparable = split is not None and same_ground(runs, split)
     if split is None:
         some = any(split_of(run.metrics) for run in runs)
         why = "Some runs were tested, others only validated" if some else "No run's quality was measured"

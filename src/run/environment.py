@@ -12,6 +12,8 @@ from urllib.parse import urlparse
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
+from src.config.help import CONFIGS
+
 
 def replace_home(folder: Path) -> None:
     """Where HOME or TMPDIR cannot be written, as with `docker run --user`, libraries write into `folder` instead."""
@@ -53,6 +55,17 @@ def quieten() -> None:
     warnings.filterwarnings("ignore")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def prefer_our_launchers() -> None:
+    """Forgets what plugins register under the names of our files in configs/hydra/launcher.
+
+    Hydra would merge the two, and says at length that it will not do so in future.
+    """
+    Plugins.instance()  # registers them
+    theirs = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    for path in (CONFIGS / "hydra" / "launcher").glob("*.yaml"):
+        theirs.pop(path.name, None)
 
 
 def let_searches_go_on() -> None:

@@ -6,16 +6,29 @@ import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 
 from src.config.command_line import composed
-from src.config.explain import explain, explain_os, is_users
+from src.config.explain import SCALE, explain, explain_os, is_users
 from src.config.help import CONFIGS
 from src.errors import UserError
 from src.run.commands import is_sweep
 from src.run.ranks import is_first_here
 from src.run.slurm import by_srun
+
+
+class JobFailed(Exception):
+    """Ends one job of a sweep, which goes on. It can be sent from one process to another."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(code, sentence)
+        self.code = code
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 class Failures:
@@ -25,35 +38,38 @@ class Failures:
         self.task = task
         self.arguments = arguments
         self.show_traceback = show_traceback
-        self.exit_code = 0  # of the first job that failed: 2 (the command is wrong) or 1 (the run failed)
-        self._told: list[Exception] = []
+        self.exit_code = 0  # of the first job that failed here: 2 (the command is wrong) or 1 (the run failed)
 
-    def in_job(self, error: Exception) -> None:
-        """Says why a job failed, and ends the process unless the job is one of a sweep, which goes on."""
+    def in_job(self, error: Exception) -> NoReturn:
+        """Says why a job failed, and ends the process, or with a `JobFailed` a job of a sweep, which goes on."""
         runtime = HydraConfig.get().runtime
         self.show_traceback |= runtime.choices.get("debug", "none") != "none"
-        code = self._tell(error, Path(runtime.output_dir))
+        code, sentence = self._tell(error, Path(runtime.output_dir))
         if not is_sweep():
             raise SystemExit(code) from error
         self.exit_code = self.exit_code or code
-        self._told.append(error)
+        raise JobFailed(code, sentence) from error
 
     def in_command(self, error: Exception) -> int:
         """Says why the command failed, unless its job has said so; returns the exit code."""
-        if error in self._told:  # Hydra raises a job's error again after the last job
-            return self.exit_code
-        if self._told and "No trials are completed" in str(error):  # Optuna's
+        if isinstance(error, JobFailed):  # Hydra raises a job's error again after the last job
+            return error.code
+        if self.exit_code and "No trials are completed" in str(error):  # Optuna's
             error = UserError("no trial of this search succeeded: the lines above say why")
+        elif "IS THE PLUGIN INSTALLED?" in str(error):  # Hydra's
+            error = UserError(f"this launcher is not installed: {SCALE}")
+        elif type(error).__name__ == "TerminatedWorkerError":  # joblib's
+            error = RuntimeError("a process of a job was killed, and joblib has ended the others with it")
         elif isinstance(error, UnicodeDecodeError):
             for path in (path for path in CONFIGS.rglob("*.yaml") if error.object in path.read_bytes()):
                 error = UserError(f"{path} cannot be read ({error}): save it as UTF-8")
                 break
         elif isinstance(error, OSError) and error.errno is not None:  # the run folder could not be made
             error = UserError(explain_os(error))
-        return self._tell(error)
+        return self._tell(error)[0]
 
-    def _tell(self, error: Exception, folder: Path | None = None) -> int:
-        """Says on stderr what went wrong; returns the exit code.
+    def _tell(self, error: Exception, folder: Path | None = None) -> tuple[int, str]:
+        """Says on stderr what went wrong; returns the exit code and the sentence.
 
         The traceback of a failed run is kept in its `folder`, unless it is shown.
         """
@@ -61,9 +77,10 @@ class Failures:
         if self.show_traceback:
             traceback.print_exception(error)
         if code == 2 and not is_first_here():
-            return code  # another process on this machine says it
+            return code, ""  # another process on this machine says it
         config = composed(self.task, self.arguments) if folder is None else {}
-        print(f"error: {explain(error, config)}", file=sys.stderr)
+        sentence = explain(error, config)
+        print(f"error: {sentence}", file=sys.stderr)
         if code == 1 and not self.show_traceback:
             where = "type HYDRA_FULL_ERROR=1 before the command for the traceback"
             if folder is not None:
@@ -75,4 +92,4 @@ class Failures:
                     file.write_text(text, encoding="utf-8", errors="backslashreplace")
                     where = f"{file} (or {where})"
             print(f"where: {where}", file=sys.stderr)
-        return code
+        return code, sentence

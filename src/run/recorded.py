@@ -25,6 +25,7 @@ from src.run.run_record import RunRecord
 from src.run.signals import StopRequest
 from src.run.slurm import job_id
 from src.run.summary import seconds_so_far
+from src.run.sweep import swept
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +38,22 @@ def name_run(config: DictConfig, datamodule: LightningDataModule, trainer: Train
     typed = typed_overrides()
     # What sets a run apart from others of its experiment, as far as it fits into a name.
     named = ("model.", "datamodule.", "model/", "+model.")
-    changes = [each.removeprefix("model.").removeprefix("datamodule.") for each in typed if each.startswith(named)]
-    group = "-".join([experiment, source, *changes])[:80]
+    changes = {
+        each.removeprefix("model.").removeprefix("datamodule."): each.partition("=")[0] in swept()
+        for each in typed
+        if each.startswith(named)
+    }
+    name = "-".join([experiment, source, *changes])[:80]
+    # Runs that differ in their seed alone are of one group, and so are all runs of a sweep.
+    group = "-".join([experiment, source, *(change for change, differs in changes.items() if not differs)])[:80]
+    if {*swept()} - {"seed"}:
+        group += f"-sweep-{Path(HydraConfig.get().sweep.dir).name}"
     with open_dict(config):
         config.data_source = escaped(source)
         config.trainer.precision = trainer.precision
         config.group = escaped(config.group or group)
         numbers = [f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
-        config.name = escaped(config.name or "-".join([group, *numbers]))
+        config.name = escaped(config.name or "-".join([name, *numbers]))
         config.tags = [escaped(tag) for tag in dict.fromkeys([*config.tags, source[:LONGEST_TAG]])]
         config.notes = escaped(config.notes or " ".join(typed)) or None
 

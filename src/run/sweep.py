@@ -1,0 +1,296 @@
+"""A `-m` command: where its jobs run, how it is stopped, and what it says at its end. No torch is needed for it.
+
+Hydra's launchers start jobs in this process, in others, or on other machines. Each job keeps a record in its folder. So
+whatever happens to a worker, the command that was typed can say what became of every job.
+"""
+
+import glob
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from src.config import command_line
+from src.config.before_hydra import read_env_file
+from src.config.command_line import as_typed
+from src.run.commands import is_sweep, next_command, typed_overrides
+from src.run.console import plain_console, show_what_can_be_shown
+from src.run.failures import JobFailed
+from src.run.files import replacing
+from src.run.jobs import LISTED, RECORD, print_jobs, print_spread, print_unfinished, read_jobs, read_records, varied
+
+ROOT = Path(__file__).resolve().parents[2]
+STOP = ".stop"  # while it lies in a sweep's folder, no job begins
+GRACE = 20.0  # seconds that jobs have to end after a signal
+SETTLE = 10.0  # seconds without a job at work, after which no other is expected
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+sweeps: list["Sweep"] = []  # the one of this command, if it is one
+held: list[IO[str]] = []  # the lock on the GPU or the core of this process
+
+
+class Sweep(Callback):
+    """Hydra's callback for what surrounds the jobs. It travels to the workers, with what they need to know."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before the first job, where the command was typed: finds out which jobs there are, and prepares for them."""
+        HydraConfig.instance().set_config(config)
+        self.folder = Path(config.hydra.sweep.dir).absolute()  # a worker may be in another folder
+        self.planned = plan(config)
+        self.pid, self.host = os.getpid(), socket.gethostname()
+        self.cwd, self.path, self.argv = os.getcwd(), list(sys.path), list(sys.argv)
+        self.typed = dict(command_line._typed)
+        self.stopped_by: int | None = None
+        self.launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
+        here = self.launcher in ("JoblibLauncher", "LocalLauncher")
+        self.gpus = gpus() if here and OmegaConf.select(config, "trainer.gpus") in (1, "1") else []
+        at_once = len(self.gpus) or min(n_cores(), len(self.planned or ()) or n_cores())
+        self.slots = len(self.gpus) or (at_once if self.launcher == "LocalLauncher" else 0)
+        if self.launcher == "LocalLauncher":  # joblib and Ray do so themselves
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // at_once)))
+        # A worker that submitit or Ray starts finds this project before it reads what it was sent.
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        with read_write(config.hydra), open_dict(config.hydra):
+            config.hydra.sweep.dir = str(self.folder)
+            if "n_jobs" in config.hydra.launcher and config.hydra.launcher.n_jobs is None:
+                config.hydra.launcher.n_jobs = at_once
+        (self.folder / STOP).unlink(missing_ok=True)
+        for old in self.folder.rglob(RECORD):  # the folder was used before
+            old.unlink()
+        sweeps.append(self)
+        self.handlers = {s: signal.signal(s, self.stop) for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "handlers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A worker then gets the command's options. Plugins that are loaded only afterwards would add theirs again.
+        Plugins.instance()
+
+    def on_job_start(self, config: DictConfig, *, task_function: Any, **kwargs: Any) -> None:
+        """Where the job runs, just before it begins."""
+        if not is_sweep():
+            return
+        if (self.folder / STOP).exists():
+            raise SystemExit(128 + signal.SIGTERM)  # the sweep was stopped before this job began
+        if self.in_worker():
+            sweeps[:] = [self]
+            self._prepare_worker()
+        record = Path(config.hydra.runtime.output_dir) / RECORD
+        self.begun_before = record.exists()
+        self._record(config, None)
+        if self.slots and (not self.gpus or OmegaConf.select(config, "trainer.gpus") in (1, "1")):
+            slot = self._take_slot()
+            if self.gpus:
+                os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[slot]
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Where the job ran: keeps how it ended. A job that failed must not keep others from beginning."""
+        if not is_sweep():
+            return
+        error = job_return._return_value if job_return.status == JobStatus.FAILED else None
+        if isinstance(error, JobFailed):
+            self._record(config, error.code, error.sentence)
+        else:
+            self._record(config, 0 if error is None else 1, str(error or ""))
+        if self.planned is not None:  # a sweeper that searches has to know
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+    def in_worker(self) -> bool:
+        """Whether this is another process than that of the command."""
+        return (os.getpid(), socket.gethostname()) != (self.pid, self.host)
+
+    def _prepare_worker(self) -> None:
+        """Gives another process what the command's own has: settings, what was typed, where to look for modules."""
+        show_what_can_be_shown()
+        read_env_file(ROOT / ".env")
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        os.environ["TERM"] = "dumb"  # the bars of several jobs would overwrite each other
+        if "SLURM_CPUS_PER_TASK" in os.environ:
+            os.environ.setdefault("OMP_NUM_THREADS", os.environ["SLURM_CPUS_PER_TASK"])
+        sys.argv = list(self.argv)
+        sys.path += [each for each in self.path if each not in sys.path]
+        command_line._typed.update(self.typed)
+        if os.path.isdir(self.cwd):
+            os.chdir(self.cwd)
+        if threading.current_thread() is threading.main_thread():
+            # A terminal sends Ctrl-C to all processes. The command's own decides, and then sends SIGTERM.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def _record(self, config: DictConfig, code: int | None, error: str = "") -> None:
+        about = {"number": config.hydra.job.num, "overrides": typed_overrides(), "code": code, "error": error}
+        about |= {"host": socket.gethostname(), "pid": os.getpid()}
+        with replacing(Path(config.hydra.runtime.output_dir) / RECORD) as partial:
+            partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+    def _take_slot(self) -> int:
+        """Waits for a GPU or a core that no other process of the sweep has; it is kept until this process ends."""
+        import fcntl  # here, because Windows has none
+
+        folder = self.folder / ".slots"
+        folder.mkdir(exist_ok=True)
+        while not held:
+            for i in range(self.slots):
+                file = open(folder / str(i), "a", encoding="utf-8")  # noqa: SIM115  # closing it would give it back
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    file.close()
+                    continue
+                held.append(file)
+                break
+            else:
+                time.sleep(0.5)
+        return int(Path(held[0].name).name)
+
+    def at_work(self) -> list[int]:
+        """The processes on this machine that jobs run in, other than this one."""
+        found = [record for _, record in read_records(self.folder).values() if record["code"] is None]
+        pids = [int(record["pid"]) for record in found if record["host"] == self.host]
+        return [pid for pid in pids if pid != os.getpid() and is_alive(pid)]
+
+    def in_slurm(self) -> list[str]:
+        """The numbers of the jobs that SLURM still has."""
+        numbers = {path.name.partition("_")[0] for path in self.folder.glob(".submitit/*") if path.name[:1].isdigit()}
+        if self.launcher != "SlurmLauncher" or not numbers:
+            return []
+        command = ["squeue", "--noheader", "--format=%A", f"--jobs={','.join(sorted(numbers))}"]
+        return subprocess.run(command, capture_output=True, encoding="utf-8").stdout.split()
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        """A handler of signals: stops all jobs, each with a checkpoint, and then the command."""
+        for each in self.handlers:
+            signal.signal(each, signal.default_int_handler)  # once more: at once
+        self.stopped_by = signum
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / STOP).touch()
+        processes, queued = self.at_work(), self.in_slurm()
+        if processes or queued:
+            print("stopping all jobs, each with a checkpoint; once more to stop at once", file=sys.stderr)
+        for pid in processes:
+            os.kill(pid, signal.SIGTERM)
+        if queued:
+            subprocess.run(["scancel", *queued], capture_output=True)
+        until = time.monotonic() + GRACE
+        while (self.at_work() or self.in_slurm()) and time.monotonic() < until:
+            time.sleep(0.1)
+        for pid in self.at_work():
+            os.kill(pid, signal.SIGKILL)
+        raise SystemExit(128 + signum)
+
+    def wait(self) -> None:
+        """Until no job is at work, where a launcher has given up on the others because of one."""
+        since = time.monotonic()
+        while time.monotonic() - since < SETTLE:
+            if self.at_work() or self.in_slurm():
+                since = time.monotonic()
+            elif all(job.status not in ("killed", "not begun") for job in read_jobs(self.folder, self.planned)):
+                return
+            time.sleep(0.2)
+
+
+def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bool = False) -> int:
+    """Ends a sweep, if this command is one: prints what it made and what to type next; returns the exit code.
+
+    Args:
+        verdict: what is to be said of the runs in these folders.
+        interrupted: whether a signal ended it.
+    """
+    if not sweeps:
+        return 0
+    sweep = sweeps.pop()
+    if not interrupted and sweep.launcher not in ("BasicLauncher", "JoblibLauncher"):
+        sweep.wait()
+    for signum, handler in sweep.handlers.items():
+        signal.signal(signum, handler)
+    jobs = read_jobs(sweep.folder, sweep.planned)
+    if all(job.status == "not begun" for job in jobs):
+        return 0  # what kept them from it has been said
+    if interrupted:
+        jobs = [job._replace(status="stopped") if job.status == "killed" else job for job in jobs]
+    done = [job for job in jobs if job.status == "finished"]
+    rest = [job for job in jobs if job.status != "finished"]
+    title = f"{len(done)} of {len(jobs)} jobs finished"
+    if varied(sweep.planned or ()) == ["seed"] and any(job.metrics for job in done):
+        seeds = [each.partition("=")[2] for job in done for each in job.overrides if each.startswith("seed=")]
+        print_spread(done, f"{title}: seed {', '.join(seeds)}")
+    else:
+        print_jobs(jobs, title)
+    console = plain_console()
+    said = verdict([job.folder for job in done if job.metrics and job.folder])
+    for line in said:
+        console.print(f"{'verdict':<11} {line}")
+    print_unfinished(jobs)
+    console.print(f"{'sweep':<11} {sweep.folder}")
+    if said:
+        runs = f"runs={glob.escape(str(sweep.folder))}/*"
+        console.print(f"{'report':<11} {next_command('task=report', runs)}")
+    if not rest or sweep.planned is None:
+        return 0
+    failed = ", ".join(f"job {job.number} {job.status}" for job in rest[:LISTED])
+    more = f" and {len(rest) - LISTED} more" if len(rest) > LISTED else ""
+    print(f"error: {len(rest)} of {len(jobs)} jobs did not finish: {failed}{more}; see above", file=sys.stderr)
+    return next((job.code for job in rest if job.code), 1)
+
+
+def swept() -> list[str]:
+    """The keys that this sweep varies; none in a single run."""
+    return varied(sweeps[-1].planned or ()) if sweeps else []
+
+
+def in_worker() -> bool:
+    """Whether this process works for a sweep that another process runs."""
+    return bool(sweeps) and sweeps[-1].in_worker()
+
+
+def plan(config: DictConfig) -> list[list[str]] | None:
+    """The overrides of each job, as Hydra's own sweeper multiplies them; None: a sweeper decides as it goes."""
+    sweeper = get_object(config.hydra.sweeper._target_)
+    if not hasattr(sweeper, "split_arguments"):
+        return None
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
+    return [[as_typed(each) for each in job] for batch in sweeper.split_arguments(overrides, None) for job in batch]
+
+
+def n_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [each.strip() for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if each.strip()]
+    import torch  # takes seconds
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine still runs; one that nobody has waited for does not."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
