@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from src.callbacks.quality import FEATURES
 from src.run.run_record import read_rows
 
 RECORDS = ROOT / "docs" / "results"
@@ -47,7 +48,8 @@ brackets: the same number for as many real images, which neither the classifier 
 draws other images than the validations that chose the checkpoint, and compares them with the same real images.
 
 - Features and labels come from our own small classifier of each data set. So **FD and KID here are not the FID and KID
-  of papers**: compare them only within a data set. The reference is the test split.
+  of papers**: compare them only within a data set. The reference is the test split. Each run names its classifier's
+  checksum; [feature_nets.md](feature_nets.md) says how much numbers differ between classifiers of the same data.
 - *label accuracy*: share of images in which the classifier sees the class that was asked for. *worst class*: the same
   for the class that does worst.
 - *variance*: within classes, divided by that of real images. *nearest*: mean distance to the nearest training image.
@@ -66,6 +68,8 @@ def record(run_dir: Path) -> dict:
         sys.exit(f"error: {run_dir} has no results.json: name the folder of a run that has ended")
     results = json.loads(path.read_text(encoding="utf-8"))
     results["curve"] = curve(run_dir)
+    measured = [row[FEATURES] for row in read_rows(run_dir / "metrics.jsonl") if FEATURES in row]
+    results["features"] = measured[-1] if measured else "not recorded"
     return results
 
 
@@ -116,7 +120,8 @@ def section(experiment: str, runs: list[dict]) -> str:
         numbers = [f"{row['label_accuracy']:.2%}", f"{row['worst_class_accuracy']:.2%}", f"{row['fd']:.3f}"]
         lines.append(f"| {row['seconds']:.0f} | " + " | ".join(numbers) + " |")
     lines += [""] + [
-        f"- {run['name']}: `{run['command']}`, commit {run['commit']}, {run['machine']}, {run['versions']}"
+        f"- {run['name']}: `{run['command']}`, commit {run['commit']}, {run['machine']}, {run['versions']}, classifier"
+        f" {run.get('features', 'not recorded')}"
         for run in runs
     ]
     return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from src.run.run_record import log_record
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FEATURES = "features"  # in a run's record: the classifier that measured it
 Enough = Annotated[int, Field(ge=LEAST)]
 
 
@@ -117,6 +118,7 @@ class LogQuality(Callback):
                 when, file = f"epoch {trainer.current_epoch}", f"epoch_{trainer.current_epoch:04d}"
             if trainer.is_global_zero:
                 log_record(trainer, f"{split}/label_confusion", quality.confusion.tolist())
+                log_record(trainer, FEATURES, f"{evaluator.name}, weights {evaluator.net.sha256()[:8]}")
             if trainer.is_global_zero and self.picture:
                 picture = draw_confusion(quality.confusion.numpy(), evaluator.datamodule.class_names)
                 accuracy, real = quality.metrics["label_accuracy"], floor["label_accuracy"]

@@ -22,6 +22,7 @@ from src.models.image_model import ImageModel
 from src.models.modules.generators import Generator
 from src.pictures.confusion import CELL, MARGIN
 from src.pictures.pixels import to_pixels
+from src.run.run_record import RunRecord, read_rows
 from tests.conftest import assert_same, build, load
 from tests.metrics.digits import CACHE_DIR, digits, references
 from tests.metrics.test_evaluator import KEYS
@@ -81,6 +82,13 @@ def test_what_each_class_is_taken_for_is_a_picture(tmp_path: Path) -> None:
     for asked in range(10):
         shades = [int(picture[MARGIN + CELL * asked + 3, MARGIN + CELL * seen + 3].sum()) for seen in range(10)]
         assert shades.index(min(shades)) == (asked + 1) % 10
+
+
+def test_the_record_names_the_classifier(tmp_path: Path) -> None:
+    """Numbers of different classifiers of the same data differ a little."""
+    measured(Replaying("test", shift=1), "test", tmp_path, {"logger": RunRecord(tmp_path, {})})
+    (named,) = [row["features"] for row in read_rows(tmp_path / "metrics.jsonl") if "features" in row]
+    assert named == f"{references().name}, weights {references().net.sha256()[:8]}"
 
 
 @pytest.fixture
