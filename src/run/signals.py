@@ -17,6 +17,9 @@ from src.run.slurm import TIME_IS_UP, job_id
 log = logging.getLogger(__name__)
 
 
+STOP = "stop_request"  # in the store: the signal, and the number of batches after which all stop
+
+
 class StopRequest(Callback):
     """Remembers which signal asked the run to stop, and stops training after that batch."""
 
@@ -31,13 +34,30 @@ class StopRequest(Callback):
             self.signum = int(trainer.strategy.reduce(signum, reduce_op="max"))
         return asked
 
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether this batch is the last: the same one for all processes, which do not wait for each other to know it.
+
+        A process that was asked to stop tells the others through the store in which they met, and all stop after the
+        next batch: none can be beyond it, as each batch's gradients come from all of them.
+        """
+        if trainer.world_size == 1:
+            return self.signum is not None
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if self.signum is not None:
+            store.compare_set(STOP, "", f"{self.signum} {trainer.global_step + 1}")  # the first one counts
+        if not store.check([STOP]):
+            return False
+        signum, last = map(int, store.get(STOP).split())
+        self.signum = self.signum or signum
+        return trainer.global_step >= last
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.is_made(trainer):
+        if self._is_due(trainer):
             # Lightning looks at this once the batch is complete, and raises `SIGTERMException`.
             trainer._signal_connector.received_sigterm = True
 
