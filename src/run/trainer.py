@@ -13,6 +13,7 @@ from pydantic import Field
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 
 from src.config.instantiate import check_arguments
 from src.config.types import Count, Share, check
@@ -114,9 +115,13 @@ def make_trainer(
             f" was asked for {on_each} on each of {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and"
             " trainer.num_nodes"
         )
+    parallel: str | DDPStrategy = strategy
     if strategy == "ddp" or (strategy == "auto" and (on_each not in (0, 1) or num_nodes != 1)):
-        # Each optimizer's backward pass leaves the other network's parameters without gradients.
-        strategy = "ddp_find_unused_parameters_true"
+        parallel = DDPStrategy(
+            find_unused_parameters=True,  # each optimizer's backward pass leaves the other network's without gradients
+            gradient_as_bucket_view=True,  # gradients are averaged where they lie
+            broadcast_buffers=False,  # not in each batch, but before a validation draws: see RunState
+        )
     for switch, kind in [("enable_progress_bar", ProgressBar), ("enable_model_summary", ModelSummary)]:
         if not kwargs.get(switch, True):
             callbacks = [c for c in callbacks if not isinstance(c, kind)]
@@ -129,7 +134,7 @@ def make_trainer(
     return Trainer(
         accelerator=accelerator,
         devices=devices,
-        strategy=strategy,
+        strategy=parallel,
         num_nodes=num_nodes,
         precision=precision,
         callbacks=list(callbacks),
