@@ -47,19 +47,20 @@ def run(task: str, arguments: list[str]) -> int:
 
     from src.config.command_line import in_hydras_grammar
     from src.config.keys import check_keys
-    from src.run.environment import let_searches_go_on, prefer_our_launchers, quieten, replace_home
+    from src.run.environment import prefer_our_options, quieten, replace_home
     from src.run.failures import Failures, JobFailed
     from src.run.ranks import let_first_record
+    from src.run.search import offer_search
     from src.run.sweep import conclude, in_worker
 
     by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ  # it inherits what is set below
     asked = os.environ.get("HYDRA_FULL_ERROR") == "1" and not by_lightning
     failures = Failures(task, arguments, show_traceback=asked)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
-    prefer_our_launchers()
+    prefer_our_options()
     sys.argv[1:] = in_hydras_grammar(task, arguments)
     sys.argv += let_first_record()
-    let_searches_go_on()
+    offer_search()
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=task)
     def job(config: DictConfig) -> float | None:

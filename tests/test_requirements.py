@@ -18,7 +18,7 @@ CARRIED = (
 )  # nothing imports it: MLflow runs it, with what it needs
 BY_HAND = {"tensorrt"}  # is of use on an NVIDIA GPU alone, and a message says how to install it
 SERVING = ROOT / "src" / "serve"  # imported by task=serve alone, which may find nothing else installed
-DISTRIBUTIONS = packages_distributions() | {"hydra_plugins": ["hydra-optuna-sweeper"]}  # not in a core install
+DISTRIBUTIONS = packages_distributions()
 
 
 def normal(name: str) -> str:

@@ -29,8 +29,8 @@ MEANT: dict[str, str | None] = {
 def read_env_file(path: Path) -> None:
     """Puts the variables of a `.env` file, if there is one, into the environment, except those that are set there.
 
-    The file is UTF-8, or as editors on Windows save it: UTF-16, or with a byte order mark. `DATA_DIR` and W&B's
-    variables count as not set where they are empty.
+    The file is UTF-8, or as editors on Windows save it: UTF-16, or with a byte order mark. `DATA_DIR`,
+    `STUDY_STORAGE` and W&B's variables count as not set where they are empty.
     """
     try:
         content = path.read_bytes() if path.is_file() else b""
@@ -47,7 +47,7 @@ def read_env_file(path: Path) -> None:
         if value:
             os.environ.setdefault(name, value)
     for name in [name for name, value in os.environ.items() if not value]:
-        if name == "DATA_DIR" or name.startswith("WANDB_"):
+        if name in ("DATA_DIR", "STUDY_STORAGE") or name.startswith("WANDB_"):
             del os.environ[name]
 
 

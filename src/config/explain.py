@@ -110,8 +110,6 @@ def _explain(error: BaseException, config: Mapping[str, Any]) -> str:
         if not (match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text)):
             return text.splitlines()[0]
         group, name = match.groups()
-        if group == "hydra/sweeper":
-            return f"the sweeper {name!r} is not installed: {EXTRAS}"
         options = sorted(error.options or _options(group))
         close = difflib.get_close_matches(name.removesuffix(".yaml"), options, n=1)
         suggestion = f"did you mean {group}={close[0]}?" if close else f"choose one of {', '.join(options)}"

@@ -54,9 +54,7 @@ class Failures:
         """Says why the command failed, unless its job has said so; returns the exit code."""
         if isinstance(error, JobFailed):  # Hydra raises a job's error again after the last job
             return error.code
-        if self.exit_code and "No trials are completed" in str(error):  # Optuna's
-            error = UserError("no trial of this search succeeded: the lines above say why")
-        elif "IS THE PLUGIN INSTALLED?" in str(error):  # Hydra's
+        if "IS THE PLUGIN INSTALLED?" in str(error):  # Hydra's
             error = UserError(f"this launcher is not installed: {SCALE}")
         elif type(error).__name__ == "TerminatedWorkerError":  # joblib's
             error = RuntimeError("a process of a job was killed, and joblib has ended the others with it")

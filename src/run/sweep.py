@@ -23,7 +23,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config import command_line
@@ -222,6 +221,8 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
         sweep.wait()
     for signum, handler in sweep.handlers.items():
         signal.signal(signum, handler)
+    if sweep.planned is None:  # a search, which says what it made
+        return 0
     jobs = read_jobs(sweep.folder, sweep.planned)
     if all(job.status == "not begun" for job in jobs):
         return 0  # what kept them from it has been said
@@ -244,7 +245,7 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
     if said:
         runs = f"runs={glob.escape(str(sweep.folder))}/*"
         console.print(f"{'report':<11} {next_command('task=report', runs)}")
-    if not rest or sweep.planned is None:
+    if not rest:
         return 0
     failed = ", ".join(f"job {job.number} {job.status}" for job in rest[:LISTED])
     more = f" and {len(rest) - LISTED} more" if len(rest) > LISTED else ""
@@ -264,7 +265,7 @@ def in_worker() -> bool:
 
 def plan(config: DictConfig) -> list[list[str]] | None:
     """The overrides of each job, as Hydra's own sweeper multiplies them; None: a sweeper decides as it goes."""
-    sweeper = get_object(config.hydra.sweeper._target_)
+    sweeper: Any = Plugins.instance().class_name_to_class.get(config.hydra.sweeper._target_)
     if not hasattr(sweeper, "split_arguments"):
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
