@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from src.config.before_hydra import check_arguments, in_hydras_words, read_env_file
+from src.config.before_hydra import as_typed_by_agent, check_arguments, in_hydras_words, read_env_file
 from src.config.help import VERBS, help_on, help_on_all
 from src.errors import UserError
 from src.run.console import show_what_can_be_shown
@@ -22,7 +22,7 @@ def main() -> int:
         read_env_file(ROOT / ".env")
         if os.getcwd() not in sys.path:  # last, for the user's own parts
             sys.path.append(os.getcwd())
-        arguments = in_hydras_words(sys.argv[1:])
+        arguments = in_hydras_words(as_typed_by_agent(sys.argv[1:]))
         verb = next((each.partition("=")[2] for each in reversed(arguments) if each.startswith("task=")), None)
         if {"-h", "--help"} & set(arguments) and verb in (None, *VERBS):
             print(help_on(verb) if verb else help_on_all())
