@@ -122,7 +122,7 @@ class EpochSampler(DistributedSampler):
         start, self.start = self.start, 0
         n = len(self.dataset)  # type: ignore[arg-type]
         first = self.epoch * self.length
-        stream: list[int] = []
+        stream = []
         for number in range(first // n, -(-(first + self.total_size) // n)):
             order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + number)).numpy()
             asked = np.arange(n)
@@ -131,9 +131,10 @@ class EpochSampler(DistributedSampler):
             if self.flip:
                 coins = np.random.default_rng((self.seed, number)).integers(2, size=n)
                 asked = np.where(coins, ~asked, asked)
-            stream += asked[order].tolist()
+            stream.append(asked[order])
         skipped = first % n
-        return iter(stream[skipped + self.rank : skipped + self.total_size : self.num_replicas][start:])
+        ours = np.concatenate(stream)[skipped + self.rank : skipped + self.total_size : self.num_replicas][start:]
+        return map(int, ours)  # a list of millions of numbers would take five times the memory of this array
 
 
 class ResumableDataLoader(DataLoader[Batch]):

@@ -73,12 +73,15 @@ def decode_one(
     With it come its largest value, where 65,535 was assumed to be white, and whether it has several frames.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image, open(path, "rb") as content:
+        with path.open("rb") as file:
+            head = file.read(25)
+            file.seek(0)
+            image = Image.open(file, formats=FORMATS)
             animated = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: photos and their previews
             image.draft(None, (2 * img_size, 2 * img_size))  # big JPEGs are decoded at a fraction of their size
             picture = ImageOps.exif_transpose(image)
             tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-            bits = content.read(25)[24] if image.format == "PNG" else np.ravel(tags.get(BITS_PER_SAMPLE, 8))[0]
+            bits = head[24] if image.format == "PNG" else np.ravel(tags.get(BITS_PER_SAMPLE, 8))[0]
             assumed = None
             if picture.mode == "F" or picture.mode.startswith("I"):
                 picture, assumed = to_8_bits(picture, image.format, tags, white)
@@ -103,8 +106,8 @@ def decode_one(
 def size_of(path: Path) -> tuple[int, int] | None:
     """A picture's width and height in pixels; None: it cannot be opened."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.size
+        with path.open("rb") as file:
+            return Image.open(file, formats=FORMATS).size
     except Exception:  # `decode` says what is wrong with it
         return None
 
