@@ -101,6 +101,7 @@ class ImageDataModule(LightningDataModule):
         if not self.class_names:
             self.class_names = [str(label) for label in range(self.n_classes)]
         self.sets: dict[str, ImageSet] = {}  # in main memory
+        self.references: dict[str, ImageSet] = {}  # of each split, what metrics compare with, whatever `subset` says
         self._placed: dict[str, ImageSet] = {}  # the same where `device` wants them
         self._encoded: dict[str, EncodedSet] = {}
         self.encodes: object = None  # the model that has encoded the images
@@ -127,8 +128,7 @@ class ImageDataModule(LightningDataModule):
         if self.sets:
             return
         splits = self.load()
-        # Metrics compare with all training images, whatever part of them a run trains on.
-        self.whole_train = self._serve(splits["train"])
+        self.references = {name: self._serve(split) for name, split in splits.items()}
         images, labels = splits["train"][:2]
         if self.subset_per_class:
             counts = labels.bincount(minlength=self.n_classes)
@@ -140,7 +140,7 @@ class ImageDataModule(LightningDataModule):
         if self.subset_per_class or self.subset:
             chosen = by_turns(labels)[: self.pass_length]
             splits["train"] = tuple(each[chosen] for each in splits["train"])
-        self.sets = {name: self._serve(split) for name, split in splits.items()}
+        self.sets = self.references | {"train": self._serve(splits["train"])}
         self.sets["train"].most_shift = round(self.crop * min(images.shape[-2:]))
 
     def serve_encoded(self, split: str, encoded: Tensor) -> None:
@@ -207,7 +207,7 @@ class ImageDataModule(LightningDataModule):
     def sha256(self, start: bytes = b"") -> str:
         """The checksum, in hexadecimal, of `start` and of all images, labels and captions, whatever `subset` says."""
         hashed = hashlib.sha256(start)
-        for split in (self.whole_train, self.sets["val"], self.sets["test"]):
+        for split in (self.references[name] for name in ("train", "val", "test")):
             for tensor in (split.images, split.labels, split.captions):
                 if tensor is not None:
                     hashed.update(repr(list(tensor.shape)).encode())
