@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from src.config.types import Count
-from src.datamodules.loader import Batch, EncodedSet, EpochSampler, ImageSet, ResumableDataLoader
+from src.datamodules.loader import Batch, EncodedSet, EpochSampler, Images, ImageSet, ResumableDataLoader
 from src.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,10 @@ class ImageDataModule(LightningDataModule):
         """The checksum, in hexadecimal, of a split's images as they are served, without labels and captions."""
         images = self.sets[split].images
         about = repr((list(images.shape), self.img_size)).encode()
-        return hashlib.sha256(about + images.contiguous().numpy().tobytes()).hexdigest()
+        hashed = hashlib.sha256(about)
+        for part in content_of(images):
+            hashed.update(part)
+        return hashed.hexdigest()
 
     def sha256(self, start: bytes = b"") -> str:
         """The checksum, in hexadecimal, of `start` and of all images, labels and captions, whatever `subset` says."""
@@ -211,8 +214,15 @@ class ImageDataModule(LightningDataModule):
             for tensor in (split.images, split.labels, split.captions):
                 if tensor is not None:
                     hashed.update(repr(list(tensor.shape)).encode())
-                    hashed.update(tensor.contiguous().numpy().data)
+                    for part in content_of(tensor):
+                        hashed.update(part)
         return hashed.hexdigest()
+
+
+def content_of(images: Images) -> Iterator[bytes | memoryview]:
+    """What a checksum of images, or of any tensor, is made from."""
+    assert isinstance(images, Tensor)
+    yield images.contiguous().numpy().data
 
 
 def placed_on(sets: dict[str, ImageSet], device: torch.device) -> dict[str, ImageSet]:

@@ -1,8 +1,9 @@
 """Batches of images in memory, in an order that a resumed run can continue anywhere."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +14,27 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 Batch = tuple[Tensor, Tensor]
 
 
+class Images(Protocol):
+    """What is asked of N images: a tensor uint8 [N, C, H, W] has it, and so has what decodes them when they are needed.
+
+    An index or a split chooses some of them; `float` says that their pixels are needed.
+    """
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> "Images": ...
+    def split(self, size: int, /) -> Sequence["Images"]: ...
+    def float(self) -> Tensor: ...
+
+
 @dataclass(eq=False, repr=False)
 class ImageSet(Dataset[Batch]):
-    """Decoded images that are resized and scaled a batch at a time."""
+    """Images that are resized and scaled a batch at a time."""
 
-    images: Tensor  # uint8 [N, C, H, W]
+    images: Images  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N]
     img_size: int  # height and width to serve, in pixels
     captions: Tensor | None = None  # int32 [N, LENGTH], as `to_codes` makes them; served instead of the labels
@@ -28,12 +45,13 @@ class ImageSet(Dataset[Batch]):
 
     @property
     def nbytes(self) -> int:
-        """How much memory it takes."""
-        tensors = (self.images, self.labels, self.captions)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        """How much memory it takes, all images decoded."""
+        others = sum(tensor.nbytes for tensor in (self.labels, self.captions) if tensor is not None)
+        return math.prod(self.images.shape) + others
 
     def to(self, device: torch.device) -> "ImageSet":
-        """A copy whose batches are made on a device, in the same order and from the same numbers."""
+        """A copy whose batches are made on a device, in the same order and from the same numbers; of decoded images."""
+        assert isinstance(self.images, Tensor)
         captions = None if self.captions is None else self.captions.to(device)
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), captions=captions)
 
