@@ -53,6 +53,7 @@ PEER_GONE = re.compile(
     r"(.*?(?:by peer|remote process exited|[Tt]imed out|[Tt]imeout|[Bb]roken pipe|got 0 bytes))",
     re.DOTALL,
 )
+WORKER_GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed|exited)")
 # Lines that do not help whoever typed the command.
 NOISE = re.compile(
     r"\(Background on this error at|full_key:|object_type=|For further information|frame #\d+|Exception raised from"
@@ -141,6 +142,12 @@ def _explain(error: BaseException, config: Mapping[str, Any]) -> str:
         return (
             f"another process of this run has ended or cannot be reached ({gone[1]}): what it printed says why; type"
             " ckpt_path=last to go on from the last checkpoint"
+        )
+    if isinstance(error, RuntimeError) and (gone := WORKER_GONE.search(text)):
+        return (
+            f"a worker process that loads data is gone (pid {gone[1]}), often for lack of memory, or of /dev/shm in a"
+            " container: type ckpt_path=last to go on from the last checkpoint, with fewer datamodule.num_workers if it"
+            " happens again"
         )
     if type(error).__module__.startswith("src."):  # ours say what to do
         return text

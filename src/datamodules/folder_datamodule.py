@@ -11,12 +11,16 @@ from pydantic import AfterValidator, Field
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.config.types import Count, Positive
-from src.datamodules.image_datamodule import SPLIT_SEED, Crop, ImageDataModule, Split
-from src.datamodules.listing import SPLIT_NAMES, list_folder
+from src.datamodules.image_datamodule import MOST_REFERENCES, SPLIT_SEED, Crop, ImageDataModule, Split, Workers
+from src.datamodules.listing import SPLIT_NAMES, Listing, list_folder
+from src.datamodules.loader import Images
 from src.datamodules.picture_files import some
 from src.datamodules.picture_pixels import decode, size_of
+from src.datamodules.streamed_images import StreamedImages, main_memory
 
 log = logging.getLogger(__name__)
+
+N_TRIED = 100  # pictures that are decoded at the start where they are not all
 
 
 def _make_one(shares: Sequence[float]) -> Sequence[float]:
@@ -25,6 +29,7 @@ def _make_one(shares: Sequence[float]) -> Sequence[float]:
     return shares
 
 
+InMemory = Annotated[Literal["auto"] | bool, Field(description="one of auto, true, false")]
 Shares = Annotated[
     Sequence[Positive],
     Field(min_length=3, max_length=3, description="a list of three shares that make 1, such as [0.8,0.1,0.1]"),
@@ -50,6 +55,8 @@ class FolderDataModule(ImageDataModule):
         captions: the column of texts in the table beside the pictures, for models that read text; null: classes alone.
         flip: mirror each training image, left to right, in every other epoch on average; not for letters or digits.
         crop: shift each training image at random by up to this share of its side; the border mirrors it.
+        in_memory: whether to decode all pictures at the start and keep them; else each batch is decoded when it is
+            needed, by worker processes, to the same pixels. "auto": if they take at most a quarter of the main memory.
         **kwargs: as in `ImageDataModule`.
 
     Raises:
@@ -67,6 +74,8 @@ class FolderDataModule(ImageDataModule):
         captions: str | None = None,
         flip: bool = False,
         crop: Crop = 0.0,
+        in_memory: InMemory = "auto",
+        num_workers: Workers | None = None,
         **kwargs: Any,
     ) -> None:
         if folder is None:
@@ -77,7 +86,7 @@ class FolderDataModule(ImageDataModule):
         self.flip = flip
         self.crop = crop
         self.folder = Path(folder).expanduser()
-        self.listing = listing = list_folder(self.folder, captions)
+        self.listing = listing = self.list_pictures()
         self.class_names = listing.class_names
         self.n_classes = len(self.class_names)
         self.source = self.folder.resolve().name[:60]  # a tag of a W&B run has 64 characters at most
@@ -99,16 +108,38 @@ class FolderDataModule(ImageDataModule):
                     f" {len(pool)} in {self.folder}{way_out}"
                 )
             self._splits[pool] = torch.arange(3).repeat_interleave(sizes)
-        super().__init__(self._splits.bincount(minlength=3).tolist(), img_size=img_size, **kwargs)
+        self._needed = len(self._splits) * channels * img_size**2
+        self.in_memory = self._needed <= main_memory() / 4 if in_memory == "auto" else in_memory
+        super().__init__(
+            self._splits.bincount(minlength=3).tolist(), img_size=img_size, num_workers=num_workers, **kwargs
+        )
+
+    def list_pictures(self) -> Listing:
+        """What there is, before a picture is decoded."""
+        return list_folder(self.folder, self.captions)
 
     def n_smaller(self, size: float) -> int:
-        sizes = map(size_of, self.listing.pictures)
+        pictures = self.listing.pictures
+        sizes = (size_of(pictures[number]) for number in range(len(pictures)))
         return sum(each is not None and min(each) < size for each in sizes)
 
     def load(self) -> dict[str, Split]:
         listing = self.listing
-        images, animated = decode(listing.pictures, self.channels, self.img_size, self.white)
-        tensors = [images, listing.labels] + ([] if listing.captions is None else [listing.captions])
+        how = self.channels, self.img_size, self.white
+        order = torch.randperm(len(listing.pictures), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        images: Images
+        # If not all, a few show before training that all of it works.
+        tried = range(len(order)) if self.in_memory else order[:N_TRIED].tolist()
+        images, animated = decode([listing.pictures[number] for number in tried], *how)
+        if not self.in_memory:
+            images = StreamedImages(listing.pictures, *how)
+            rank_zero_only(log.info)(
+                "images stay in their files, and are decoded when they are needed: in memory they would take %s MiB of"
+                " %s; metrics compare with at most %s of the training images, and %s of the others",
+                *(f"{n:,.0f}" for n in (self._needed / 2**20, main_memory() / 2**20)),
+                *(f"{MOST_REFERENCES[name]:,}" for name in ("train", "val")),
+            )
+        columns = [images, listing.labels] + ([] if listing.captions is None else [listing.captions])
         said = listing.said.copy()
         if self._missing and "train" not in self._missing:
             totals = dict(zip(SPLIT_NAMES, self.train_val_test_split, strict=True))
@@ -119,7 +150,6 @@ class FolderDataModule(ImageDataModule):
             said.append(f"of {len(animated):,} pictures with several frames only the first one is taken ({named})")
         for text in said:
             rank_zero_only(log.warning)(text)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
         parts = [order[self._splits[order] == i] for i in range(3)]  # in random order, not class after class
-        splits = [tuple(tensor[part] for tensor in tensors) for part in parts]
+        splits = [tuple(column[part] for column in columns) for part in parts]
         return dict(zip(SPLIT_NAMES, splits, strict=True))

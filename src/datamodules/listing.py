@@ -4,19 +4,29 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.datamodules.picture_files import Found, find_pictures, some
+from src.datamodules.picture_pixels import Openable
 from src.models.prompts import LENGTH, n_characters, to_codes
 
 SPLIT_NAMES = ("train", "val", "test")
 
 
-class Paths(Sequence[Path]):
+class Pictures(Protocol):
+    """N pictures, by their numbers."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Openable: ...
+    def identity(self, number: int) -> object:
+        """What tells a picture from others, and from itself after a change, wherever its folder lies."""
+
+
+class Paths:
     """Many paths below a folder in little memory: a `Path` takes ten times as much."""
 
     def __init__(self, folder: Path, paths: Sequence[Path]) -> None:
@@ -24,29 +34,27 @@ class Paths(Sequence[Path]):
         names = [os.fsencode(path.relative_to(folder)) for path in paths]
         self._ends = np.cumsum([0, *map(len, names)])
         self._names = b"".join(names)
+        self._sizes = np.array([path.stat().st_size for path in paths], np.int64)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, number: int) -> Path: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Path]: ...
-    def __getitem__(self, number: int | slice) -> Path | list[Path]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
-        return self.folder / self.name(range(len(self))[number])
+    def __getitem__(self, number: int) -> Path:
+        return self.folder / os.fsdecode(self._name(number))
 
-    def name(self, number: int) -> str:
-        """A path from the folder."""
-        return os.fsdecode(self._names[self._ends[number] : self._ends[number + 1]])
+    def _name(self, number: int) -> bytes:
+        return self._names[self._ends[number] : self._ends[number + 1]]
+
+    def identity(self, number: int) -> tuple[bytes, int]:
+        """The path from the folder, and how many bytes the file had."""
+        return self._name(number), int(self._sizes[number])
 
 
 @dataclass
 class Listing:
     """N pictures, in an order that follows from their names alone."""
 
-    pictures: Sequence[Path]
+    pictures: Pictures
     class_names: Sequence[str]  # empty: there are captions alone
     labels: Tensor  # int64 [N]; 0 where there are no classes
     splits: Tensor  # int64 [N], the ready-made split in `SPLIT_NAMES`; -1: there is none

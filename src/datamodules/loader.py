@@ -1,6 +1,11 @@
 """Batches of images in memory, in an order that a resumed run can continue anywhere."""
 
+import atexit
+import gc
 import math
+import multiprocessing
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -155,7 +160,35 @@ class EpochSampler(DistributedSampler):
         return map(int, ours)  # a list of millions of numbers would take five times the memory of this array
 
 
-class ResumableDataLoader(DataLoader[Batch]):
+class ImageLoader(DataLoader[Batch]):
+    """Its workers leave signals to the main process, and end with it.
+
+    That a worker is gone is noticed between batches. Torch would raise anywhere, and a checkpoint hold half a step.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if not self.num_workers:
+            return super().__iter__()
+        in_main = threading.current_thread() is threading.main_thread()
+        handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+        batches = super().__iter__()
+        for worker in set(multiprocessing.active_children()) - others:
+            atexit.register(worker.kill)  # Python would wait for it, having asked it with a signal
+        if in_main:
+            signal.signal(signal.SIGCHLD, handler)
+        return batches
+
+
+def prepare_worker(worker: int) -> None:
+    """For a new worker process."""
+    gc.freeze()  # the collector would touch, and so copy, all that the process shares with the main one
+    # What stops a run reaches its workers, too, but the main process needs them for its last batch.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+class ResumableDataLoader(ImageLoader):
     """Keeps in the checkpoint how far into which epoch it is; its sampler is an `EpochSampler`."""
 
     _served = 0

@@ -20,7 +20,7 @@ from src.datamodules.image_datamodule import ImageDataModule
 from src.run.commands import is_sweep, search_of_run, typed_overrides
 from src.run.loggers import LONGEST_TAG
 from src.run.provenance import provenance
-from src.run.resume import Past, go_on, take_over
+from src.run.resume import Past, go_on, point_out_other_data, take_over
 from src.run.run_record import RunRecord
 from src.run.signals import StopRequest
 from src.run.slurm import job_id
@@ -50,6 +50,8 @@ def name_run(config: DictConfig, datamodule: LightningDataModule, trainer: Train
         group += f"-sweep-{Path(HydraConfig.get().sweep.dir).name}"
     with open_dict(config):
         config.data_source = escaped(source)
+        if isinstance(datamodule, ImageDataModule) and "in_memory" in config.datamodule:
+            config.datamodule.in_memory = datamodule.in_memory  # auto is another on another machine
         config.trainer.precision = trainer.precision
         search = search_of_run()
         config.group = escaped(config.group or (search.study if search else group))
@@ -69,7 +71,9 @@ def describe(config: DictConfig, model: LightningModule, datamodule: LightningDa
             **{split: len(datamodule.sets[split]) for split in ("train", "val", "test")},
             "img_size": datamodule.img_size,
             "channels": datamodule.channels,
+            **({} if datamodule.in_memory else {"in_memory": False}),
         }
+        point_out_other_data(past, data)
     packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
     resumed = {"checkpoint": str(past.checkpoint), "batch": past.batch, "folders": list(past.folders)}
     return {
