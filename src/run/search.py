@@ -122,15 +122,15 @@ class OptunaSweeper(Sweeper):
             raise UserError(f"hydra.sweeper.direction is {direction}, which would find the worst {last}: remove it")
         study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
         told = study.user_attrs
-        if told and (told["metric"], study.direction.name.lower()) != (self.metric, direction):
+        if "metric" in told and (told["metric"], study.direction.name.lower()) != (self.metric, direction):
             raise UserError(
                 f"study={name} was begun to {study.direction.name.lower()} {told['metric']}, not to {direction}"
                 f" {self.metric}: type the same as then, or another name"
             )
         fixed = sorted(self.fixed.values())
-        if not told:
-            study.set_user_attr("fixed", fixed)
+        if "fixed" not in told:  # new, or killed right after it was made
             study.set_user_attr("metric", self.metric)
+            study.set_user_attr("fixed", fixed)
         elif told["fixed"] != fixed:
             changed = sorted({*fixed} ^ {*told["fixed"]})
             print(
