@@ -22,6 +22,7 @@ from src.run.recorded import name_run
 from src.train import train
 from tests.conftest import ROOT, build_model, compose_config, load
 from tests.datamodules.conftest import HAS_CIFAR10, HAS_FASHION, HAS_FLOWERS, HAS_MNIST
+from tests.datamodules.test_shards_datamodule import write as write_shard
 
 EXTRAS = r"pip install -r requirements-extras\.txt"
 OPTIONS = sorted((file.parent.name, file.stem) for file in (ROOT / "configs").glob("*/*.yaml"))
@@ -129,6 +130,10 @@ def test_models(name: str) -> None:
 @options("datamodule")
 def test_datamodules(name: str, tmp_path: Path) -> None:
     pictures = []
+    if name == "shards":
+        files = {f"{i}.{ending}": text for i in range(160) for ending, text in (("png", b""), ("cls", b"%d" % (i % 4)))}
+        write_shard(tmp_path / "0.tar", files)
+        pictures = [f"datamodule.folder={tmp_path}"]
     if name == "folder":
         for label in ("cats", "dogs", "mice"):
             (tmp_path / label).mkdir()
@@ -140,9 +145,10 @@ def test_datamodules(name: str, tmp_path: Path) -> None:
     assert isinstance(datamodule, LightningDataModule)
     assert (datamodule.img_size, datamodule.seed) == (config.model.img_size, 7)
     kind = (datamodule.channels, datamodule.n_classes)
-    assert kind == {"cifar10": (3, 10), "flowers": (3, 102), "folder": (3, 3)}.get(name, (1, 10))
+    assert kind == {"cifar10": (3, 10), "flowers": (3, 102), "folder": (3, 3), "shards": (3, 4)}.get(name, (1, 10))
     assert len(set(datamodule.class_names)) == datamodule.n_classes
     assert getattr(datamodule, "data_dir", tmp_path) == tmp_path
+    assert getattr(datamodule, "cache_dir", tmp_path / "shards") == tmp_path / "shards"
 
 
 @options("callbacks")
