@@ -76,8 +76,9 @@ def run(task: str, arguments: list[str]) -> int:
             return made if task == "train" else None  # the number that a sweep optimises
         except Exception as error:
             failures.in_job(error)
-        except (SystemExit, KeyboardInterrupt):
-            if in_worker():  # of which nothing but the job may end
+        except (SystemExit, KeyboardInterrupt) as stop:
+            # In a worker, nothing but the job may end; submitit leaves with -1 where SLURM starts the job again.
+            if in_worker() and getattr(stop, "code", None) != -1:
                 raise JobFailed(143, "") from None
             raise
 

@@ -118,8 +118,10 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
     with open_dict(config):
         config.ckpt_path = escaped(str(path))
         loggers: Any = config.get("logger") or {}
+        # Jobs of a sweep that all begin with one checkpoint are runs of their own.
+        same_run = not is_sweep() or path.parent.parent == Path(config.trainer.default_root_dir)
         for name, key in [("wandb", "id"), ("mlflow", "run_id")]:
-            if loggers.get(name) is not None and loggers[name].get(key) is None and not is_sweep():
+            if loggers.get(name) is not None and loggers[name].get(key) is None and same_run:
                 loggers[name][key] = checkpoint["loggers"].get(name)
         if loggers.get("tensorboard") is not None and folder is not None:
             # TensorBoard then hides what earlier files have from the checkpoint on; they have the parameters, too.

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from src.config import command_line
 from src.config.before_hydra import read_env_file
 from src.config.command_line import as_typed
-from src.run.commands import is_sweep, next_command, typed_overrides
+from src.run.commands import about_run, is_sweep, next_command, typed_overrides
 from src.run.console import plain_console, show_what_can_be_shown
 from src.run.failures import JobFailed
 from src.run.files import replacing
@@ -58,18 +58,24 @@ class Sweep(Callback):
         self.stopped_by: int | None = None
         self.launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
         here = self.launcher in ("JoblibLauncher", "LocalLauncher")
-        self.gpus = gpus() if here and OmegaConf.select(config, "trainer.gpus") in (1, "1") else []
+        on_gpu = OmegaConf.select(config, "trainer.gpus") in (1, "1")
+        self.gpus = gpus() if here and on_gpu else []
         at_once = len(self.gpus) or min(n_cores(), len(self.planned or ()) or n_cores())
         self.slots = len(self.gpus) or (at_once if self.launcher == "LocalLauncher" else 0)
         if self.launcher == "LocalLauncher":  # joblib and Ray do so themselves
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // at_once)))
+        if self.launcher == "SlurmLauncher":  # which submitit asks for before the time limit, and runs answer
+            os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
         # A worker that submitit or Ray starts finds this project before it reads what it was sent.
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.sweep.dir = str(self.folder)
-            if "n_jobs" in config.hydra.launcher and config.hydra.launcher.n_jobs is None:
-                config.hydra.launcher.n_jobs = at_once
+            launcher = config.hydra.launcher
+            if self.launcher == "JoblibLauncher" and launcher.n_jobs is None:
+                launcher.n_jobs = at_once
+            if self.launcher == "SlurmLauncher" and launcher.gpus_per_node is None and on_gpu:
+                launcher.gpus_per_node = 1
         (self.folder / STOP).unlink(missing_ok=True)
         for old in self.folder.rglob(RECORD):  # the folder was used before
             old.unlink()
@@ -93,8 +99,6 @@ class Sweep(Callback):
         if self.in_worker():
             sweeps[:] = [self]
             self._prepare_worker()
-        record = Path(config.hydra.runtime.output_dir) / RECORD
-        self.begun_before = record.exists()
         self._record(config, None)
         if self.slots and (not self.gpus or OmegaConf.select(config, "trainer.gpus") in (1, "1")):
             slot = self._take_slot()
@@ -106,6 +110,9 @@ class Sweep(Callback):
         if not is_sweep():
             return
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
+        stopped = about_run(Path(config.hydra.runtime.output_dir)).get("status") == "stopped"
+        if error is None and stopped and "SLURM_JOB_ID" in os.environ:
+            time.sleep(GRACE)  # SLURM queues this job again, and ends this process: it must not say that it is done
         if isinstance(error, JobFailed):
             self._record(config, error.code, error.sentence)
         else:
@@ -221,6 +228,10 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
         sweep.wait()
     for signum, handler in sweep.handlers.items():
         signal.signal(signum, handler)
+    if sweep.launcher == "JoblibLauncher":
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor(reuse=True).shutdown()  # its processes would wait for more
     if sweep.planned is None:  # a search, which says what it made
         return 0
     jobs = read_jobs(sweep.folder, sweep.planned)
@@ -237,7 +248,8 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
     else:
         print_jobs(jobs, title)
     console = plain_console()
-    said = verdict([job.folder for job in done if job.metrics and job.folder])
+    measured = [job.folder for job in done if job.metrics and job.folder]
+    said = verdict(measured) if measured else []
     for line in said:
         console.print(f"{'verdict':<11} {line}")
     print_unfinished(jobs)
