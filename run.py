@@ -11,12 +11,14 @@ from src.config.before_hydra import as_typed_by_agent, check_arguments, in_hydra
 from src.config.help import VERBS, help_on, help_on_all
 from src.errors import UserError
 from src.run.console import show_what_can_be_shown
+from src.run.slurm import remember_what_comes_early
 
 ROOT = Path(__file__).resolve().parent
 
 
 def main() -> int:
     """Runs the command line; returns the exit code: 0, 1 (the run failed), 2 (the command is wrong), 128 + signal."""
+    remember_what_comes_early()
     show_what_can_be_shown()
     try:
         read_env_file(ROOT / ".env")

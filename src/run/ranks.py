@@ -6,7 +6,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import as_typed
 from src.errors import UserError
-from src.run.slurm import by_srun, folder_before, is_restarted, job_id
+from src.run.commands import about_run
+from src.run.slurm import by_srun, is_restarted, job_id
 
 agreed: dict[str, str] = {}  # the folder that all processes use, by the one that this process would use alone
 
@@ -71,7 +72,7 @@ def _agree(folder: str, config: DictConfig) -> str:
         return str(runs / f"slurm-{job_id()}" / f"step-{os.environ['SLURM_STEP_ID']}")  # the same after a requeue
     if is_restarted() and is_first():
         typed = [as_typed(each) for each in OmegaConf.select(config, "hydra.overrides.task", default=[])]
-        folder = str(folder_before(runs, typed) or folder)
+        folder = str(_folder_before(runs, typed) or folder)
     if by_torchrun() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         from torch.distributed import TCPStore  # here, because verbs that only serve do without torch
 
@@ -84,6 +85,25 @@ def _agree(folder: str, config: DictConfig) -> str:
         return str(store.get(key).decode())
     trainer: Mapping[str, Any] = config.get("trainer") or {}
     return wait_for_machines(trainer.get("num_nodes"), trainer.get("nodes_timeout"), folder)
+
+
+def _folder_before(runs: Path, overrides: Sequence[str]) -> Path | None:
+    """The folder in which this job ran the same command before it was requeued, if it began.
+
+    A script may run one command several times: the first that has not finished goes on.
+
+    Args:
+        runs: where runs are written, `logs/runs`.
+        overrides: what was typed.
+    """
+    found = {run.parent: about_run(run.parent) for run in sorted(runs.glob("*/*/run.json"))}
+    ours = {
+        run: about
+        for run, about in found.items()
+        if about.get("slurm_job") == job_id() and about.get("overrides") == list(overrides)
+    }
+    unfinished = [run for run, about in ours.items() if about.get("status") != "finished"]
+    return next(iter([*unfinished, *reversed(ours)]), None)
 
 
 def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 
-from src.run.slurm import TIME_IS_UP, job_id
+from src.run.slurm import TIME_IS_UP, came_early, job_id
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     because its handler communicates with the others while each is somewhere else.
     """
     request = StopRequest()
+    request.signum = next(iter(came_early), None)
 
     def handle(signum: int, frame: FrameType | None) -> None:
         fitting = (trainer.state.fn, trainer.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
