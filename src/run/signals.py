@@ -77,10 +77,13 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
 
     def handle(signum: int, frame: FrameType | None) -> None:
         fitting = (trainer.state.fn, trainer.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
-        waits = request.begun and fitting and request.signum is None
+        first = request.signum is None
+        waits = request.begun and fitting and first
         request.signum = request.signum or signum
         if signum == TIME_IS_UP and trainer.state.status != TrainerStatus.RUNNING:
             return  # between two stages, or after the last: there is time enough to see it there, or to finish
+        if signum == signal.SIGTERM and first and trainer.state.status == TrainerStatus.INTERRUPTED:
+            return  # torchrun sends it when another process has died, which is what ends this one already
         if not waits:
             raise KeyboardInterrupt
         if trainer.is_global_zero:
