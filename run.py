@@ -45,13 +45,14 @@ def main() -> int:
 def run(task: str, arguments: list[str]) -> int:
     """Composes the configuration and calls the verb, in a sweep once a job; returns the exit code."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
     from src.config.command_line import in_hydras_grammar
     from src.config.keys import check_keys
     from src.run.environment import prefer_our_options, quieten, replace_home
     from src.run.failures import Failures, JobFailed
-    from src.run.ranks import let_first_record
+    from src.run.ranks import let_first_record, remove_empty
     from src.run.search import offer_search
     from src.run.sweep import conclude, in_worker
 
@@ -83,6 +84,8 @@ def run(task: str, arguments: list[str]) -> int:
             if in_worker() and getattr(stop, "code", None) != -1:
                 raise JobFailed(143, "") from None
             raise
+        finally:
+            remove_empty(Path(HydraConfig.get().runtime.output_dir))
 
     try:
         job()

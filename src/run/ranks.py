@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ def is_first_here() -> bool:
 def by_torchrun() -> bool:
     """Whether `torchrun` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def reads_no_checkpoint(path: str) -> bool:
+    """Whether this process gets a checkpoint from the first one instead, as its machine may have none, or another."""
+    return not is_first() and (by_torchrun() or not os.path.exists(os.path.expanduser(path)))
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a run folder that another machine's process has made, if nothing lies in it, and the empty ones above."""
+    if all(os.environ.get(name, "0") == "0" for name in ("GROUP_RANK", "NODE_RANK", "SLURM_NODEID")):
+        return
+    above = [each for each in folder.parents if "logs" in (each.name, *(parent.name for parent in each.parents))]
+    with suppress(OSError):  # it is not empty
+        for each in (folder, *above):
+            each.rmdir()
 
 
 def started_processes() -> tuple[int, int] | None:
@@ -104,6 +120,27 @@ def _folder_before(runs: Path, overrides: Sequence[str]) -> Path | None:
     }
     unfinished = [run for run, about in ours.items() if about.get("status") != "finished"]
     return next(iter([*unfinished, *reversed(ours)]), None)
+
+
+def check_reachable(n_machines: int, on_cpu: bool) -> None:
+    """Refuses to train on several machines where the others would look for this one at their own address.
+
+    Gloo, which connects CPUs, tells them what this machine's name means, and that is often 127.0.1.1.
+    """
+    first = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if n_machines < 2 or not on_cpu or "GLOO_SOCKET_IFNAME" in os.environ or _is_loopback(first):
+        return
+    if _is_loopback(name := socket.gethostname()):
+        raise UserError(
+            f"this machine calls itself {name}, which means 127.0.0.1 or the like here, where others cannot reach it:"
+            " set GLOO_SOCKET_IFNAME to the name of its network device, such as eth0 (`ip -brief address` lists them)"
+        )
+
+
+def _is_loopback(name: str) -> bool:
+    with suppress(OSError, ValueError):
+        return ip_address(socket.gethostbyname(name)).is_loopback
+    return False
 
 
 def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:

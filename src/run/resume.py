@@ -27,7 +27,7 @@ from src.config.text import escaped
 from src.errors import UserError
 from src.run.checkpoints import check_fits, read_checkpoint
 from src.run.commands import about_run, find_checkpoint, is_sweep
-from src.run.ranks import is_first
+from src.run.ranks import is_first, reads_no_checkpoint
 from src.run.run_record import read_rows
 from src.run.slurm import is_restarted
 
@@ -88,6 +88,8 @@ def go_on_after_requeue(config: DictConfig) -> dict[str, float] | None:
 
 def resume_from(config: DictConfig, model: LightningModule) -> Past:
     """Reads the checkpoint to resume, or refuses it, and sets W&B and MLflow to go on with the same runs."""
+    if reads_no_checkpoint(config.ckpt_path):
+        return Past(Path(config.ckpt_path).resolve())
     path = find_checkpoint(config.ckpt_path, config.work_dir, newest_run=True)
     checkpoint = read_checkpoint(path)
     check_files(checkpoint["config"], OmegaConf.to_container(config, resolve=True), path)

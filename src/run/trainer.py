@@ -19,7 +19,7 @@ from src.config.instantiate import check_arguments
 from src.config.types import Count, Share, check
 from src.errors import UserError
 from src.run.files import replacing
-from src.run.ranks import by_torchrun, started_processes, wait_for_machines
+from src.run.ranks import by_torchrun, check_reachable, started_processes, wait_for_machines
 from src.run.slurm import by_srun, job_id
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ def make_trainer(
         precision = native_precision(on_cpu=accelerator == "cpu")
         log.info("training in %s, chosen by trainer.precision=auto", precision)
     wait_for_machines(num_nodes, nodes_timeout, str(kwargs.get("default_root_dir")))
+    check_reachable(num_nodes, accelerator == "cpu")
     return Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -211,7 +212,10 @@ def point_out_gpu(trainer: Trainer, typed: Sequence[str]) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and then renames: whatever happens, the target is whole, old or new."""
+    """Writes beside the target and then renames: whatever happens, the target is whole, old or new.
+
+    Machines need not share their folders: where one has not the same file, the first process reads it for all.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -227,3 +231,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if isinstance(refused, OSError) and refused.errno is not None:
                 raise OSError(refused.errno, refused.strerror, str(path)) from error
             raise
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not torch.distributed.is_initialized():
+            return super().load_checkpoint(path, *args, **kwargs)
+        asked = [str(path)]  # of the first process: to others, `last` may mean another run
+        torch.distributed.broadcast_object_list(asked)
+        file = Path(asked[0])
+        found: list[Any] = [None] * torch.distributed.get_world_size()
+        is_there = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else None
+        torch.distributed.all_gather_object(found, is_there)
+        if len(set(found)) == 1:
+            return super().load_checkpoint(file, *args, **kwargs)
+        read: list[Any] = [None]
+        if torch.distributed.get_rank() == 0:
+            read = [super().load_checkpoint(file, *args, **kwargs)]
+        torch.distributed.broadcast_object_list(read)
+        return read[0]
