@@ -149,8 +149,7 @@ def test_a_killed_process_of_torchrun_ends_all_with_a_sentence(tmp_path: Path) -
     assert error.startswith("error: another process of this run has ended or cannot be reached"), (rank, batch)
     assert "Signal 9 (SIGKILL) received by PID" in said
     (last,) = folder.glob("logs/runs/*/*/ckpts/last.ckpt")
-    reached = load(last.parents[1])["global_step"]
-    assert 3 <= reached <= batch
+    assert load(last.parents[1])["global_step"] == batch // 3 * 3  # the last whole epoch
     typed = [*TYPED, "callbacks.quality=null", "trainer=ddp_cpu", f"ckpt_path={last}", "trainer.max_epochs=5"]
     done = run_forked(*typed, cwd=folder)
     assert done.returncode == 0, done.stderr
