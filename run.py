@@ -7,22 +7,24 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from src.config.before_hydra import check_arguments, in_hydras_words, read_env_file
+from src.config.before_hydra import as_typed_by_agent, check_arguments, in_hydras_words, read_env_file
 from src.config.help import VERBS, help_on, help_on_all
 from src.errors import UserError
 from src.run.console import show_what_can_be_shown
+from src.run.slurm import remember_what_comes_early
 
 ROOT = Path(__file__).resolve().parent
 
 
 def main() -> int:
     """Runs the command line; returns the exit code: 0, 1 (the run failed), 2 (the command is wrong), 128 + signal."""
+    remember_what_comes_early()
     show_what_can_be_shown()
     try:
         read_env_file(ROOT / ".env")
         if os.getcwd() not in sys.path:  # last, for the user's own parts
             sys.path.append(os.getcwd())
-        arguments = in_hydras_words(sys.argv[1:])
+        arguments = in_hydras_words(as_typed_by_agent(sys.argv[1:]))
         verb = next((each.partition("=")[2] for each in reversed(arguments) if each.startswith("task=")), None)
         if {"-h", "--help"} & set(arguments) and verb in (None, *VERBS):
             print(help_on(verb) if verb else help_on_all())
@@ -43,23 +45,25 @@ def main() -> int:
 def run(task: str, arguments: list[str]) -> int:
     """Composes the configuration and calls the verb, in a sweep once a job; returns the exit code."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
     from src.config.command_line import in_hydras_grammar
     from src.config.keys import check_keys
-    from src.run.environment import let_searches_go_on, prefer_our_launchers, quieten, replace_home
+    from src.run.environment import prefer_our_options, quieten, replace_home
     from src.run.failures import Failures, JobFailed
-    from src.run.ranks import let_first_record
+    from src.run.ranks import let_first_record, remove_empty
+    from src.run.search import offer_search
     from src.run.sweep import conclude, in_worker
 
     by_lightning = "LOCAL_RANK" in os.environ and "RANK" not in os.environ  # it inherits what is set below
     asked = os.environ.get("HYDRA_FULL_ERROR") == "1" and not by_lightning
     failures = Failures(task, arguments, show_traceback=asked)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them its own way
-    prefer_our_launchers()
+    prefer_our_options()
     sys.argv[1:] = in_hydras_grammar(task, arguments)
     sys.argv += let_first_record()
-    let_searches_go_on()
+    offer_search()
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=task)
     def job(config: DictConfig) -> float | None:
@@ -75,10 +79,13 @@ def run(task: str, arguments: list[str]) -> int:
             return made if task == "train" else None  # the number that a sweep optimises
         except Exception as error:
             failures.in_job(error)
-        except (SystemExit, KeyboardInterrupt):
-            if in_worker():  # of which nothing but the job may end
+        except (SystemExit, KeyboardInterrupt) as stop:
+            # In a worker, nothing but the job may end; submitit leaves with -1 where SLURM starts the job again.
+            if in_worker() and getattr(stop, "code", None) != -1:
                 raise JobFailed(143, "") from None
             raise
+        finally:
+            remove_empty(Path(HydraConfig.get().runtime.output_dir))
 
     try:
         job()

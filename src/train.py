@@ -8,12 +8,13 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 
 from src.callbacks.checkpoint import RequiredMetric, arrange, check_logged
+from src.callbacks.pruning import Pruning
 from src.callbacks.run_state import RunState
 from src.config.instantiate import blamed_on, instantiate, instantiate_each
 from src.errors import DivergedError
 from src.run.checkpoints import read_start, take_weights
 from src.run.checks import check_parts, check_run_wide, expect_prompts, follow_data, follow_files, leave_out_classes
-from src.run.commands import is_sweep, typed_overrides
+from src.run.commands import is_sweep, search_of_run, typed_overrides
 from src.run.loggers import check_wandb
 from src.run.provenance import record_diff
 from src.run.recorded import describe, name_run, recorded
@@ -21,6 +22,7 @@ from src.run.resume import Past, go_on_after_requeue, resume_from
 from src.run.run_record import RunRecord, as_recorded
 from src.run.signals import StopRequest, stop_on_signals
 from src.run.slurm import TIME_IS_UP, requeue
+from src.run.study import RunningTrial
 from src.run.summary import print_summary, record_config
 from src.run.trainer import point_out_gpu
 from src.run.trust import warn_of_strangers
@@ -67,7 +69,7 @@ def train(config: DictConfig) -> float | None:
     about = describe(config, model, datamodule, past)
     record_config(config, Path(trainer.default_root_dir))
     record_diff(Path(trainer.default_root_dir))
-    trainer.callbacks[:0] = [*required_metrics(config), RunState(about, past)]
+    trainer.callbacks[:0] = [*required_metrics(config), *pruning(config), RunState(about, past)]
     with stop_on_signals(trainer) as stop, recorded(config, trainer, about, past, stop) as record:
         record.metrics = fit_and_test(config, trainer, model, datamodule, past, record, stop)
 
@@ -116,7 +118,9 @@ def fit_and_test(
         # what a resumed run has logged.
         trainer.validate(model, datamodule=datamodule, verbose=False)
         metrics |= trainer.callback_metrics
-    if config.test_after_training:
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    record.pruned = any(isinstance(callback, Pruning) and callback.pruned for callback in callbacks)
+    if config.test_after_training and not record.pruned:
         checkpoints = trainer.checkpoint_callback
         best = getattr(checkpoints, "best_model_path", None) or getattr(checkpoints, "last_model_path", None)
         trainer.test(model, datamodule=datamodule, ckpt_path=best or None, weights_only=True, verbose=False)
@@ -133,3 +137,11 @@ def required_metrics(config: DictConfig) -> list[RequiredMetric]:
     for key, metric in ({"optimized_metric": config.optimized_metric} | monitors).items():
         keys.setdefault(metric, []).append(key)
     return [RequiredMetric(their_keys, metric) for metric, their_keys in keys.items() if metric]
+
+
+def pruning(config: DictConfig) -> list[Pruning]:
+    """What ends the run early where it is a trial of a search, and others are better by a metric of validation."""
+    search, metric = search_of_run(), config.optimized_metric
+    if search is None or not metric.startswith("val/"):
+        return []
+    return [Pruning(metric, RunningTrial(search, config.work_dir))]

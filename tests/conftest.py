@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def missing(item: pytest.Item) -> list[str]:
     needed = {name for mark in item.iter_markers("extras") for name in mark.args}
     there = {"chromium"} if CHROMIUM else set()
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    there |= {name for name in needed if name.startswith("hydra-") and any(distributions(name=name))}
     return sorted(name for name in needed - there if not (find_spec(name) or shutil.which(name, path=beside)))
 
 

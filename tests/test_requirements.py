@@ -18,7 +18,7 @@ CARRIED = (
 )  # nothing imports it: MLflow runs it, with what it needs
 BY_HAND = {"tensorrt"}  # is of use on an NVIDIA GPU alone, and a message says how to install it
 SERVING = ROOT / "src" / "serve"  # imported by task=serve alone, which may find nothing else installed
-DISTRIBUTIONS = packages_distributions() | {"hydra_plugins": ["hydra-optuna-sweeper"]}  # not in a core install
+DISTRIBUTIONS = packages_distributions()
 
 
 def normal(name: str) -> str:
@@ -61,7 +61,10 @@ def test_a_file_imports_what_is_installed(file: Path) -> None:
         return
     core, extras = (
         listed("requirements.txt"),
-        listed("requirements-extras.txt") | serving | listed("requirements-text.txt"),
+        listed("requirements-extras.txt")
+        | serving
+        | listed("requirements-text.txt")
+        | listed("requirements-scale.txt"),
     )
     if file.is_relative_to(ROOT / "tests"):  # such a test is skipped where its tool is not there
         extras |= listed("requirements-dev.txt")
@@ -77,7 +80,10 @@ def test_nothing_is_installed_for_nothing() -> None:
 
 
 def test_every_requirement_states_a_range() -> None:
-    for name in ("requirements.txt", *(f"requirements-{kind}.txt" for kind in ("extras", "dev", "serve", "text"))):
+    for name in (
+        "requirements.txt",
+        *(f"requirements-{kind}.txt" for kind in ("extras", "dev", "scale", "serve", "text")),
+    ):
         for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
             if re.match(r"\w", line):
                 assert re.match(r"[\w.-]+(>=|==)\d", line), f"{name}: {line}"

@@ -91,7 +91,7 @@ class Slurm:
 
     def wait(self, number: str, until: Callable[[dict[str, str]], bool], output: Path) -> dict[str, str]:
         """Waits for a state of a job; one that was requeued is started at once."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while not until(job := self.job(number)):
             assert time.monotonic() < end, (job, output.read_text(encoding="utf-8"))
             if job["JobState"] == "PENDING" and job["Restarts"] != "0":

@@ -1,10 +1,14 @@
 """A job of a sweep that fails is one job: the others go on, and the exit code tells."""
 
 import json
+import os
 import shlex
+import signal
 import statistics
+import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +19,8 @@ from src.report.command import find_runs
 from src.report.run_folder import Run
 from src.report.verdict import judge
 from src.run.jobs import RECORD
-from tests.conftest import QUICK, Typed
-from tests.forked import run_forked
+from tests.conftest import QUICK, Typed, wandb_records, wandb_run
+from tests.forked import run_forked, start_forked
 
 FEW = [*QUICK[:3], "logger=none", "callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
 FEW += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"]
@@ -69,7 +73,7 @@ def test_a_search_in_which_all_fail(typed: Typed, tmp_path: Path) -> None:
 
     assert code == 2
     assert "not -1" in stderr and "not -2" in stderr
-    assert stderr.splitlines()[-1] == "error: no trial of this search succeeded: the lines above say why"
+    assert stderr.splitlines()[-1] == "error: no trial of this search succeeded: the table says how each ended"
 
 
 @needs_optuna
@@ -77,7 +81,7 @@ def test_a_search_for_nothing_is_refused(typed: Typed) -> None:
     code, stderr = typed(*FEW, *OPTUNA, "optimized_metric=null", "seed=choice(1,2)")
 
     assert code == 2
-    assert stderr.count("error: optimized_metric is null, but the sweeper needs a number") == 4
+    assert stderr.count("error: optimized_metric is null, but a search needs a number") == 1
 
 
 @pytest.mark.parametrize("batches", [[], ["hydra.sweeper.max_batch_size=1"]])
@@ -122,7 +126,120 @@ def test_a_folder_that_was_used_before_says_nothing_of_this_sweep(typed: Typed, 
     assert not (tmp_path / "sweep" / "7" / RECORD).exists()
 
 
-def test_the_sweeper_is_an_extra(typed: Typed) -> None:
+def test_optuna_is_an_extra(typed: Typed) -> None:
     if find_spec("optuna") is None:
         code, stderr = typed(*FEW, "-m", "hydra/sweeper=optuna", "seed=choice(1,2)")
         assert code == 2 and "pip install -r requirements-extras.txt" in stderr
+
+
+def read_study(folder: Path, name: str) -> list[Any]:
+    """The trials of a study."""
+    import optuna
+
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/logs/studies/{name}.db").get_trials()
+
+
+@needs_optuna
+def test_a_study_goes_on_under_its_name(typed: Typed, tmp_path: Path) -> None:
+    search = [*FEW, *OPTUNA, "model/objective=choice(lsgan,hinge)", "model.optimizer_g.lr=interval(1e-5,1e-3)"]
+    assert typed(*search, "study=ours", "hydra.sweeper.n_trials=1")[0] == 0
+    code, stderr = typed(*search, "study=ours", "hydra.sweeper.n_trials=2", "trainer.limit_val_batches=2")
+
+    assert code == 0
+    first, second = read_study(tmp_path, "ours")
+    assert first.params["model/objective"] in ("lsgan", "hinge")
+    assert first.params["model.optimizer_g.lr"] != second.params["model.optimizer_g.lr"]
+    about = json.loads((tmp_path / "sweep" / "1" / "run.json").read_text(encoding="utf-8"))
+    assert about["config"]["group"] == "ours" and about["name"].endswith("-seed12345-trial1")
+    assert not any("study" in each for each in about["overrides"])
+    assert "begun with other settings (trainer.limit_val_batches=1 trainer.limit_val_batches=2)" in stderr
+    for wrong, said in [
+        ("optimized_metric=val/d_loss", "begun to minimize val/g_loss, not to minimize val/d_loss"),
+        ("model/objective=choice(lsgan,wasserstein)", "begun with other choices for model/objective"),
+        ("study=a/b", "error: study must be a name of letters, digits, _, . and - or null, not 'a/b'"),
+        ("hydra.sweeper.n_trials=0", "error: hydra.sweeper.n_trials must be a whole number of at least 1, not 0"),
+    ]:
+        code, stderr = typed(*search, "study=ours", "hydra.sweeper.n_trials=3", wrong)
+        assert code == 2 and said in stderr
+
+
+@needs_optuna
+def test_hopeless_trials_are_pruned(typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pruned run ends well, in its folder and in W&B, and is not the best."""
+    models: list[MNISTGANModel] = []
+
+    def validation_step(self: MNISTGANModel, batch: object, batch_idx: int) -> None:
+        if self not in models:
+            models.append(self)
+        self.log("val/g_loss", torch.tensor(float(models.index(self))), batch_size=1)
+
+    monkeypatch.setattr(MNISTGANModel, "validation_step", validation_step)
+    search = ["seed=range(1,9)", "hydra.sweeper.n_trials=2"]
+    search += ["hydra.sweeper.pruner.n_startup_trials=1", "hydra.sweeper.pruner.n_warmup_steps=2"]
+    code, _ = typed(*FEW, *OPTUNA, *search, "trainer.max_epochs=3", "logger=wandb", "study=ours")
+    trials = read_study(tmp_path, "ours")
+
+    assert code == 0
+    assert [(trial.state.name, trial.value) for trial in trials] == [("COMPLETE", 0.0), ("PRUNED", 1.0)]
+    assert [trial.intermediate_values for trial in trials] == [{1: 0.0, 2: 0.0, 3: 0.0}, {1: 1.0, 2: 1.0}]
+    for number, status in enumerate(["finished", "pruned"]):
+        run = tmp_path / "sweep" / str(number)
+        about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        theirs = wandb_run(run)
+        assert (about["status"], theirs["state"], theirs["group"]) == (status, "finished", "ours")
+        updates = [record["run"]["tags"] for record in wandb_records(run) if record["type"] == "run"]
+        assert ("pruned" in updates[-1]) == (status == "pruned")
+
+
+@needs_optuna
+def test_two_workers_share_a_study(tmp_path: Path) -> None:
+    search = [*FEW, *OPTUNA, "seed=range(1,9)", "study=ours", "hydra.sweep.dir=${oc.env:WORKER}"]
+    outputs = [tmp_path / "a.out", tmp_path / "b.out"]
+    both = [
+        start_forked(*search, cwd=tmp_path, files=(output, output), environment={"WORKER": output.stem})
+        for output in outputs
+    ]
+    for worker in both:
+        worker.join(300)
+
+    assert [worker.exitcode for worker in both] == [0, 0]
+    trials = read_study(tmp_path, "ours")
+    assert [trial.state.name for trial in trials if trial.state.name != "WAITING"] == 4 * ["COMPLETE"]
+    assert all((Path(trial.user_attrs["folder"]) / "results.json").exists() for trial in trials[:4])
+    assert all("study ours" in output.read_text(encoding="utf-8") for output in outputs)
+
+
+@needs_optuna
+def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
+    """First killed, then stopped with Ctrl-C, each while a trial runs."""
+    search = [*FEW, *OPTUNA, "model.optimizer_g.lr=interval(1e-5,1e-3)", "study=ours"]
+    search += ["hydra.sweeper.heartbeat=1", "hydra.sweeper.n_trials=2", "hydra.sweep.dir=sweep/${now:%S%f}"]
+    long = ["trainer.max_epochs=-1", "callbacks.model_checkpoint.every_n_batches=1"]
+    for signum, code in [(signal.SIGKILL, -9), (signal.SIGINT, 130)]:
+        output = tmp_path / f"{code}.out"
+        before = set(tmp_path.glob("sweep/*/*/ckpts/last.ckpt"))
+        worker = start_forked(*search, *long, cwd=tmp_path, files=(output, output))
+        while not set(tmp_path.glob("sweep/*/*/ckpts/last.ckpt")) - before:
+            assert worker.exitcode is None, output.read_text(encoding="utf-8")
+            time.sleep(0.05)
+        assert worker.pid is not None
+        os.kill(worker.pid, signum)
+        worker.join(60)
+        assert worker.exitcode == code, output.read_text(encoding="utf-8")
+    done = run_forked(*search, cwd=tmp_path)
+
+    assert "study=ours" in output.read_text(encoding="utf-8").splitlines()[-1]
+    assert done.returncode == 0, done.stderr
+    trials = read_study(tmp_path, "ours")
+    states = [trial.state.name for trial in trials]
+    assert (states.count("COMPLETE"), states.count("FAIL")) == (2, 2)
+    ended = {trial.user_attrs.get("ended") for trial in trials if trial.state.name == "FAIL"}
+    assert ended == {None, "interrupted"}
+    tried = {trial.params["model.optimizer_g.lr"] for trial in trials if trial.params}
+    assert len(tried) == 2  # what was lost was tried again
+
+
+def test_study_needs_a_search(typed: Typed) -> None:
+    code, stderr = typed(*FEW, "study=ours")
+
+    assert code == 2 and "study=ours needs a search: add hparams_search=mnist_gan_optuna" in stderr

@@ -29,9 +29,9 @@ log = logging.getLogger(__name__)
 class Checkpoint(ModelCheckpoint):
     """Keeps `last.ckpt` current, and with a `monitor` the best checkpoints beside it.
 
-    `last.ckpt` is rewritten after every epoch, when the run is stopped or raises, and when `max_steps` ends it inside
-    an epoch. It stays as it was when training has diverged or the disk is full. The first of several of these callbacks
-    writes it.
+    `last.ckpt` is rewritten after every epoch, when the run is stopped or raises between two batches, and when
+    `max_steps` ends it inside an epoch. It stays as it was when training has diverged or the disk is full. The first of
+    several of these callbacks writes it.
 
     A checkpoint whose images are copies of training images is passed over, and the log says so: copies score well by
     most metrics. If all are passed over, `last.ckpt` takes the place of the best.
@@ -91,6 +91,7 @@ class Checkpoint(ModelCheckpoint):
         self._passed_over = 0  # checkpoints that would have been among the best
         self._is_news = False  # whether the last validation has not been judged yet
         self.writes_last = True
+        self._inside_batch = False
         self._step_written = 0
         self._step_validated = -1  # of a validation after which the best is yet to be chosen
 
@@ -177,9 +178,14 @@ class Checkpoint(ModelCheckpoint):
             return str(copy)
         return None
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._inside_batch = True
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._inside_batch = False
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         # Lightning would save this as the end of an epoch, whose other batches a resumed run would then leave out.
         is_last = trainer.global_step == trainer.max_steps
@@ -222,6 +228,9 @@ class Checkpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # While testing, the model holds the weights that are tested, not those of the last batch.
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or isinstance(exception, DivergedError):
+            return
+        # One network may have made its step and the other not, and the images of the batch would be left out.
+        if self._inside_batch:
             return
         # A resumed run shall validate again, which Lightning does only after a stop in validation's first batch, and
         # then choose the best.

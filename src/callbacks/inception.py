@@ -53,7 +53,7 @@ class LogInception(Callback):
         if not is_whole(trainer):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        train, test = data.whole_train, data.sets["test"]
+        train, test = data.references["train"], data.references["test"]
         n = min(self.n, len(train))
         pixels = draw(trainer, pl_module, test.labels.repeat(n // len(test) + 1)[:n], seed=0)
         metrics = on_rank_zero(trainer, lambda: compare(pixels, train, test, pl_module.device))

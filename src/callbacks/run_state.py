@@ -53,6 +53,13 @@ class RunState(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # BatchNorm's running statistics are each process's own in training, which does not use them. All draw with
+        # those that checkpoints hold.
+        if trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         run_dir = Path(trainer.default_root_dir)
         checkpoint |= self.about | {

@@ -1,10 +1,14 @@
 """What comes before Hydra: settings from `.env`, and a look at the arguments. Neither torch nor Hydra is needed."""
 
+import ast
 import codecs
+import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
@@ -29,8 +33,8 @@ MEANT: dict[str, str | None] = {
 def read_env_file(path: Path) -> None:
     """Puts the variables of a `.env` file, if there is one, into the environment, except those that are set there.
 
-    The file is UTF-8, or as editors on Windows save it: UTF-16, or with a byte order mark. `DATA_DIR` and W&B's
-    variables count as not set where they are empty.
+    The file is UTF-8, or as editors on Windows save it: UTF-16, or with a byte order mark. `DATA_DIR`,
+    `STUDY_STORAGE` and W&B's variables count as not set where they are empty.
     """
     try:
         content = path.read_bytes() if path.is_file() else b""
@@ -47,8 +51,26 @@ def read_env_file(path: Path) -> None:
         if value:
             os.environ.setdefault(name, value)
     for name in [name for name, value in os.environ.items() if not value]:
-        if name == "DATA_DIR" or name.startswith("WANDB_"):
+        if name in ("DATA_DIR", "STUDY_STORAGE") or name.startswith("WANDB_"):
             del os.environ[name]
+
+
+def as_typed_by_agent(arguments: Sequence[str]) -> list[str]:
+    """What the agent of a W&B sweep types is in Python's notation: None, lists, and nested parameters as dicts."""
+    if "WANDB_SWEEP_ID" not in os.environ:
+        return list(arguments)
+    typed = []
+    for argument in arguments:
+        key, _, text = argument.partition("=")
+        value: Any = text
+        if text == "None" or text.startswith(("[", "{")):
+            with suppress(ValueError, SyntaxError):  # then it is what somebody has typed
+                value = ast.literal_eval(text)
+        if isinstance(value, dict):
+            typed += as_typed_by_agent([f"{key}.{inner}={each}" for inner, each in value.items()])
+        else:
+            typed.append(argument if value is text else f"{key}={json.dumps(value, ensure_ascii=False)}")
+    return typed
 
 
 def in_hydras_words(typed: Iterable[str]) -> list[str]:

@@ -53,6 +53,7 @@ PEER_GONE = re.compile(
     r"(.*?(?:by peer|remote process exited|[Tt]imed out|[Tt]imeout|[Bb]roken pipe|got 0 bytes))",
     re.DOTALL,
 )
+WORKER_GONE = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed|exited)")
 # Lines that do not help whoever typed the command.
 NOISE = re.compile(
     r"\(Background on this error at|full_key:|object_type=|For further information|frame #\d+|Exception raised from"
@@ -110,8 +111,6 @@ def _explain(error: BaseException, config: Mapping[str, Any]) -> str:
         if not (match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]*)'", text)):
             return text.splitlines()[0]
         group, name = match.groups()
-        if group == "hydra/sweeper":
-            return f"the sweeper {name!r} is not installed: {EXTRAS}"
         options = sorted(error.options or _options(group))
         close = difflib.get_close_matches(name.removesuffix(".yaml"), options, n=1)
         suggestion = f"did you mean {group}={close[0]}?" if close else f"choose one of {', '.join(options)}"
@@ -143,6 +142,12 @@ def _explain(error: BaseException, config: Mapping[str, Any]) -> str:
         return (
             f"another process of this run has ended or cannot be reached ({gone[1]}): what it printed says why; type"
             " ckpt_path=last to go on from the last checkpoint"
+        )
+    if isinstance(error, RuntimeError) and (gone := WORKER_GONE.search(text)):
+        return (
+            f"a worker process that loads data is gone (pid {gone[1]}), often for lack of memory, or of /dev/shm in a"
+            " container: type ckpt_path=last to go on from the last checkpoint, with fewer datamodule.num_workers if it"
+            " happens again"
         )
     if type(error).__module__.startswith("src."):  # ours say what to do
         return text

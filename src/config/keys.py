@@ -44,6 +44,8 @@ KEYS: dict[str, dict[str, Any]] = {
         "init_from": Checkpoint | None,
         "test_after_training": bool,
         "optimized_metric": str | None,
+        "study": Annotated[str, Field(pattern=r"^\w[\w.-]{0,99}$", description="a name of letters, digits, _, . and -")]
+        | None,
         "print_config": bool,
         "ignore_warnings": bool,
         "trusted_packages": Packages,

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import AfterValidator, Field
 from pytorch_lightning.utilities import rank_zero_only
 
 from src.config.types import Count, Positive
-from src.datamodules.image_datamodule import SPLIT_SEED, Crop, ImageDataModule, Split
-from src.datamodules.picture_files import Found, Picture, find_pictures, some
+from src.datamodules.image_datamodule import MOST_REFERENCES, SPLIT_SEED, Crop, ImageDataModule, Split, Workers
+from src.datamodules.listing import SPLIT_NAMES, Listing, list_folder
+from src.datamodules.loader import Images
+from src.datamodules.picture_files import some
 from src.datamodules.picture_pixels import decode, size_of
-from src.models.prompts import LENGTH, n_characters, to_codes
+from src.datamodules.streamed_images import StreamedImages, main_memory
 
 log = logging.getLogger(__name__)
 
-SPLIT_NAMES = ("train", "val", "test")
+N_TRIED = 100  # pictures that are decoded at the start where they are not all
 
 
 def _make_one(shares: Sequence[float]) -> Sequence[float]:
@@ -28,6 +29,7 @@ def _make_one(shares: Sequence[float]) -> Sequence[float]:
     return shares
 
 
+InMemory = Annotated[Literal["auto"] | bool, Field(description="one of auto, true, false")]
 Shares = Annotated[
     Sequence[Positive],
     Field(min_length=3, max_length=3, description="a list of three shares that make 1, such as [0.8,0.1,0.1]"),
@@ -53,6 +55,8 @@ class FolderDataModule(ImageDataModule):
         captions: the column of texts in the table beside the pictures, for models that read text; null: classes alone.
         flip: mirror each training image, left to right, in every other epoch on average; not for letters or digits.
         crop: shift each training image at random by up to this share of its side; the border mirrors it.
+        in_memory: whether to decode all pictures at the start and keep them; else each batch is decoded when it is
+            needed, by worker processes, to the same pixels. "auto": if they take at most a quarter of the main memory.
         **kwargs: as in `ImageDataModule`.
 
     Raises:
@@ -70,6 +74,8 @@ class FolderDataModule(ImageDataModule):
         captions: str | None = None,
         flip: bool = False,
         crop: Crop = 0.0,
+        in_memory: InMemory = "auto",
+        num_workers: Workers | None = None,
         **kwargs: Any,
     ) -> None:
         if folder is None:
@@ -80,23 +86,19 @@ class FolderDataModule(ImageDataModule):
         self.flip = flip
         self.crop = crop
         self.folder = Path(folder).expanduser()
-        self.found = find_pictures(self.folder, captions)
-        check_classes(self.found, captions)
-        self.class_names = self.found.class_names
+        self.listing = listing = self.list_pictures()
+        self.class_names = listing.class_names
         self.n_classes = len(self.class_names)
         self.source = self.folder.resolve().name[:60]  # a tag of a W&B run has 64 characters at most
-        label_of = {name: label for label, name in enumerate(self.class_names)}
-        self._labels = torch.tensor([label_of.get(picture.label, 0) for picture in self.found.pictures])
-        ready = [picture.split or "train" for picture in self.found.pictures]
-        self._missing = [name for name in SPLIT_NAMES if name not in {picture.split for picture in self.found.pictures}]
-        self._splits = torch.tensor([SPLIT_NAMES.index(name) for name in ready])
+        self._missing = [name for number, name in enumerate(SPLIT_NAMES) if not (listing.splits == number).any()]
+        self._splits = listing.splits.clamp(min=0)
         shares = [
             share if name in ("train", *self._missing) else 0
             for name, share in zip(SPLIT_NAMES, train_val_test_split, strict=True)
         ]
-        order = torch.randperm(len(ready), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        order = torch.randperm(len(self._splits), generator=torch.Generator().manual_seed(SPLIT_SEED))
         for label, name in enumerate(self.class_names or [""]):
-            pool = order[(self._labels[order] == label) & (self._splits[order] == 0)]
+            pool = order[(listing.labels[order] == label) & (self._splits[order] == 0)]
             val, test = (max(1, round(len(pool) * share / sum(shares))) if share else 0 for share in shares[1:])
             sizes = torch.tensor([len(pool) - val - test, val, test])
             if sizes[0] < 1:
@@ -106,25 +108,39 @@ class FolderDataModule(ImageDataModule):
                     f" {len(pool)} in {self.folder}{way_out}"
                 )
             self._splits[pool] = torch.arange(3).repeat_interleave(sizes)
-        super().__init__(self._splits.bincount(minlength=3).tolist(), img_size=img_size, **kwargs)
+        self._needed = len(self._splits) * channels * img_size**2
+        self.in_memory = self._needed <= main_memory() / 4 if in_memory == "auto" else in_memory
+        super().__init__(
+            self._splits.bincount(minlength=3).tolist(), img_size=img_size, num_workers=num_workers, **kwargs
+        )
+
+    def list_pictures(self) -> Listing:
+        """What there is, before a picture is decoded."""
+        return list_folder(self.folder, self.captions)
 
     def n_smaller(self, size: float) -> int:
-        sizes = [size_of(picture.path) for picture in self.found.pictures]
+        pictures = self.listing.pictures
+        sizes = (size_of(pictures[number]) for number in range(len(pictures)))
         return sum(each is not None and min(each) < size for each in sizes)
 
     def load(self) -> dict[str, Split]:
-        paths = [picture.path for picture in self.found.pictures]
-        images, animated = decode(paths, self.channels, self.img_size, self.white)
-        tensors = [images, self._labels]
-        said = [self.found.in_words()]
-        if self.captions is not None:
-            codes, about = encode_captions(self.found.pictures)
-            if not codes.any():
-                raise ValueError(
-                    f"captions is {self.captions!r}, a column of {self.folder} with no text in it: fill it in"
-                )
-            tensors.append(codes)
-            said += about
+        listing = self.listing
+        how = self.channels, self.img_size, self.white
+        order = torch.randperm(len(listing.pictures), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        images: Images
+        # If not all, a few show before training that all of it works.
+        tried = range(len(order)) if self.in_memory else order[:N_TRIED].tolist()
+        images, animated = decode([listing.pictures[number] for number in tried], *how)
+        if not self.in_memory:
+            images = StreamedImages(listing.pictures, *how)
+            rank_zero_only(log.info)(
+                "images stay in their files, and are decoded when they are needed: in memory they would take %s MiB of"
+                " %s; metrics compare with at most %s of the training images, and %s of the others",
+                *(f"{n:,.0f}" for n in (self._needed / 2**20, main_memory() / 2**20)),
+                *(f"{MOST_REFERENCES[name]:,}" for name in ("train", "val")),
+            )
+        columns = [images, listing.labels] + ([] if listing.captions is None else [listing.captions])
+        said = listing.said.copy()
         if self._missing and "train" not in self._missing:
             totals = dict(zip(SPLIT_NAMES, self.train_val_test_split, strict=True))
             taken = " and ".join(f"{totals[name]:,} images for {name}" for name in self._missing)
@@ -132,59 +148,8 @@ class FolderDataModule(ImageDataModule):
         if animated:
             named = some([*map(str, animated)], ", ", 3)
             said.append(f"of {len(animated):,} pictures with several frames only the first one is taken ({named})")
-        for text in filter(None, said):
+        for text in said:
             rank_zero_only(log.warning)(text)
-        order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(SPLIT_SEED))
         parts = [order[self._splits[order] == i] for i in range(3)]  # in random order, not class after class
-        splits = [tuple(tensor[part] for tensor in tensors) for part in parts]
+        splits = [tuple(column[part] for column in columns) for part in parts]
         return dict(zip(SPLIT_NAMES, splits, strict=True))
-
-
-def encode_captions(pictures: Sequence[Picture]) -> tuple[torch.Tensor, list[str]]:
-    """The pictures' captions as codes int32 [N, LENGTH], and sentences about those that are empty or cut."""
-    codes = to_codes([picture.caption or "" for picture in pictures]).astype(np.int32)
-    empty = [str(picture.path) for picture, first in zip(pictures, codes[:, 0], strict=True) if not first]
-    cut = [str(picture.path) for picture in pictures if n_characters(picture.caption or "") > LENGTH]
-    said = []
-    if empty:
-        what = "have no letter and no digit: these pictures are trained on as if nothing were asked for"
-        said.append(f"{len(empty):,} of {len(pictures):,} captions {what} ({some(empty, ', ', 3)})")
-    if cut:
-        what = f"have more than {LENGTH} characters: the rest is left out"
-        said.append(f"{len(cut):,} of {len(pictures):,} captions {what} ({some(cut, ', ', 3)})")
-    return torch.from_numpy(codes), said
-
-
-def check_classes(found: Found, captions: str | None) -> None:
-    """Refuses a folder without two classes, or whose splits have different classes; captions do without classes."""
-    folder, names, left_out = found.folder, found.class_names, found.in_words()
-    left_out = f" ({left_out})" if left_out else ""
-    if found.empty:
-        raise ValueError(
-            f"folder is {folder}, where {found.empty[0].name!r} has no pictures: put some into it, named *.png, *.jpg"
-            f" or the like, or remove it{left_out}"
-        )
-    if captions is not None and not found.pictures:
-        raise ValueError(
-            f"folder is {folder}, where no picture has a row in the table: file_name must be its path from the"
-            f" table{left_out}"
-        )
-    if names and not all(picture.label for picture in found.pictures):
-        raise ValueError(f"folder is {folder}, where not every split's table has classes: state them in all or in none")
-    if len(names) < 2 and (captions is None or names):
-        way_out = "put the pictures of each class into a subfolder, two classes at least"
-        if captions is not None:
-            way_out = "remove the table's column of classes, or state two at least"
-        raise ValueError(
-            f"folder is {folder}, which has {len(names)} classes{f' ({names[0]})' if names else ''}:"
-            f" {way_out}{left_out}"
-        )
-    for split in SPLIT_NAMES:
-        its = {picture.label for picture in found.pictures if picture.split == split}
-        if its and (lacks := [repr(name) for name in names if name not in its]):
-            raise ValueError(
-                f"folder is {folder}, whose {split} split has no pictures of {some(lacks, ', ')}: every split needs"
-                " every class"
-            )
-    if {picture.split for picture in found.pictures} <= {"val", "test"}:
-        raise ValueError(f"folder is {folder}, where no picture is for train: name that split train")

@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
+import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,11 +15,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_convert
 
 from src.config.types import Count
-from src.datamodules.loader import Batch, EncodedSet, EpochSampler, ImageSet, ResumableDataLoader
+from src.datamodules.loader import (
+    Batch,
+    EncodedSet,
+    EpochSampler,
+    ImageLoader,
+    ImageSet,
+    ResumableDataLoader,
+    prepare_worker,
+)
 from src.errors import UserError
 
 log = logging.getLogger(__name__)
 
+# Of each split, the images that metrics compare with where these are decoded for it.
+MOST_REFERENCES = {"train": 20_000, "val": 10_000, "test": 10_000}
+MOST_WORKERS = 8
 SPLIT_SEED = 42  # of the one split into train and val that everybody compares on; not the run's seed
 
 Sizes = Annotated[
@@ -29,11 +41,12 @@ Workers = Annotated[
     int, Field(ge=0, le=1024, description="a whole number from 0 to 1024, at least 0 for no further process")
 ]
 Where = Literal["cpu", "auto"]
-Split = tuple[Tensor, ...]  # images uint8 [N, C, H, W], labels int64 [N] and, if any, captions int32 [N, LENGTH]
+# Images, a tensor uint8 [N, C, H, W] or other `Images`; labels int64 [N]; and, if any, captions int32 [N, LENGTH].
+Split = tuple[Any, ...]
 
 
 class ImageDataModule(LightningDataModule):
-    """Serves a data set that fits into memory. A new one sets `channels`, `n_classes`, `source` and writes `load`.
+    """Serves a data set that is in memory, or in files. A new one sets `channels`, `n_classes`, `source` and `load`.
 
     It may also set `class_names`, one for each label, `flip`, `crop`, and `captions` where its splits hold some:
     batches are then images and captions. A set of captions may be without classes: `n_classes` and all labels are 0.
@@ -41,8 +54,9 @@ class ImageDataModule(LightningDataModule):
     Args:
         train_val_test_split: how many images each split has.
         batch_size: images a batch (and process, where there are several).
-        num_workers: processes that prepare batches; 0: none, which is fastest for images in memory.
-        pin_memory: page-locked batches, which reach a GPU faster.
+        num_workers: processes that prepare batches; 0: none, which is fastest for images in memory; null: none for
+            these, else one for each CPU but one, at most 8.
+        pin_memory: page-locked batches, which reach a GPU faster; always on where images are not in memory.
         device: where the images are kept: "cpu": in main memory; "auto": on the GPU that trains (in several processes,
             each on its own), if there is one and they take at most a quarter of its free memory, else in main memory.
         img_size: height and width of the images served, in pixels.
@@ -60,6 +74,7 @@ class ImageDataModule(LightningDataModule):
     class_names: Sequence[str] = ()  # what each label stands for; empty: numbers
     captions: str | None = None  # what its texts are called, where batches hold texts instead of labels
     source: str  # names the data in the run's name and configuration
+    in_memory = True  # else its splits hold `Images` that are decoded when they are needed
     epoch_length: int | None = None  # training images an epoch has, in repeated passes; None: each once
     # Mirror each training image, left to right, in every other epoch on average. Not for digits and letters.
     flip = False
@@ -70,7 +85,7 @@ class ImageDataModule(LightningDataModule):
         self,
         train_val_test_split: Sizes,
         batch_size: Count = 64,
-        num_workers: Workers = 0,
+        num_workers: Workers | None = 0,
         pin_memory: bool = False,
         device: Where = "cpu",
         img_size: Count = 32,
@@ -101,6 +116,7 @@ class ImageDataModule(LightningDataModule):
         if not self.class_names:
             self.class_names = [str(label) for label in range(self.n_classes)]
         self.sets: dict[str, ImageSet] = {}  # in main memory
+        self.references: dict[str, ImageSet] = {}  # of each split, what metrics compare with, whatever `subset` says
         self._placed: dict[str, ImageSet] = {}  # the same where `device` wants them
         self._encoded: dict[str, EncodedSet] = {}
         self.encodes: object = None  # the model that has encoded the images
@@ -127,8 +143,11 @@ class ImageDataModule(LightningDataModule):
         if self.sets:
             return
         splits = self.load()
-        # Metrics compare with all training images, whatever part of them a run trains on.
-        self.whole_train = self._serve(splits["train"])
+        self.whole = {name: self._serve(split) for name, split in splits.items()}
+        self.references = self.whole
+        if not self.in_memory:  # parts of them: all would be decoded before the first batch
+            parts = {name: tuple(each[: MOST_REFERENCES[name]] for each in split) for name, split in splits.items()}
+            self.references = {name: self._serve(part) for name, part in parts.items()}
         images, labels = splits["train"][:2]
         if self.subset_per_class:
             counts = labels.bincount(minlength=self.n_classes)
@@ -140,7 +159,7 @@ class ImageDataModule(LightningDataModule):
         if self.subset_per_class or self.subset:
             chosen = by_turns(labels)[: self.pass_length]
             splits["train"] = tuple(each[chosen] for each in splits["train"])
-        self.sets = {name: self._serve(split) for name, split in splits.items()}
+        self.sets = self.whole | {"train": self._serve(splits["train"])}
         self.sets["train"].most_shift = round(self.crop * min(images.shape[-2:]))
 
     def serve_encoded(self, split: str, encoded: Tensor) -> None:
@@ -174,25 +193,31 @@ class ImageDataModule(LightningDataModule):
         return self._loader(ResumableDataLoader, "train", sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(DataLoader, "val")
+        return self._loader(ImageLoader, "val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(DataLoader, "test")
+        return self._loader(ImageLoader, "test")
 
     def _loader(self, kind: type[DataLoader[Batch]], split: str, **kwargs: object) -> DataLoader[Batch]:
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers = self.num_workers
+        if workers is None:
+            in_memory = self.in_memory or split in self._encoded
+            workers = 0 if in_memory else workers_for(self.trainer.num_devices if self.trainer else 1)
         return kind(
             self._served(split),
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            pin_memory=self.pin_memory or (on_gpu and not self.in_memory),
+            persistent_workers=workers > 0,
+            worker_init_fn=prepare_worker,
             collate_fn=default_convert,  # `ImageSet` serves whole batches: nothing is left to collate
             generator=torch.Generator(),  # else torch would draw from the global one, and change the noise
             **kwargs,  # type: ignore[arg-type]
         )
 
     def _placed_sets(self) -> dict[str, ImageSet]:
-        if self.device == "cpu" or self.trainer is None:
+        if self.device == "cpu" or self.trainer is None or not self.in_memory:
             return self.sets
         if not self._placed:
             self._placed = placed_on(self.sets, self.trainer.strategy.root_device)
@@ -202,17 +227,35 @@ class ImageDataModule(LightningDataModule):
         """The checksum, in hexadecimal, of a split's images as they are served, without labels and captions."""
         images = self.sets[split].images
         about = repr((list(images.shape), self.img_size)).encode()
-        return hashlib.sha256(about + images.contiguous().numpy().tobytes()).hexdigest()
+        hashed = hashlib.sha256(about)
+        for part in content_of(images):
+            hashed.update(part)
+        return hashed.hexdigest()
 
     def sha256(self, start: bytes = b"") -> str:
         """The checksum, in hexadecimal, of `start` and of all images, labels and captions, whatever `subset` says."""
         hashed = hashlib.sha256(start)
-        for split in (self.whole_train, self.sets["val"], self.sets["test"]):
+        for split in (self.whole[name] for name in ("train", "val", "test")):
             for tensor in (split.images, split.labels, split.captions):
                 if tensor is not None:
                     hashed.update(repr(list(tensor.shape)).encode())
-                    hashed.update(tensor.contiguous().numpy().data)
+                    for part in content_of(tensor):
+                        hashed.update(part)
         return hashed.hexdigest()
+
+
+def workers_for(processes: int) -> int:
+    """How many workers each of the processes of this machine has that train together: of its CPUs all but one."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cpus // processes - 1))
+
+
+def content_of(images: Any) -> Iterator[bytes | memoryview]:
+    """What a checksum of `Images`, or of any tensor, is made from."""
+    if isinstance(images, Tensor):
+        yield images.contiguous().numpy().data
+    else:
+        yield from images.identity()
 
 
 def placed_on(sets: dict[str, ImageSet], device: torch.device) -> dict[str, ImageSet]:

@@ -1,8 +1,14 @@
 """Batches of images in memory, in an order that a resumed run can continue anywhere."""
 
+import atexit
+import gc
+import math
+import multiprocessing
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +19,27 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 Batch = tuple[Tensor, Tensor]
 
 
+class Images(Protocol):
+    """What is asked of N images: a tensor uint8 [N, C, H, W] has it, and so has what decodes them when they are needed.
+
+    An index or a split chooses some of them; `float` says that their pixels are needed.
+    """
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> "Images": ...
+    def split(self, size: int, /) -> Sequence["Images"]: ...
+    def float(self) -> Tensor: ...
+
+
 @dataclass(eq=False, repr=False)
 class ImageSet(Dataset[Batch]):
-    """Decoded images that are resized and scaled a batch at a time."""
+    """Images that are resized and scaled a batch at a time."""
 
-    images: Tensor  # uint8 [N, C, H, W]
+    images: Images  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N]
     img_size: int  # height and width to serve, in pixels
     captions: Tensor | None = None  # int32 [N, LENGTH], as `to_codes` makes them; served instead of the labels
@@ -28,12 +50,13 @@ class ImageSet(Dataset[Batch]):
 
     @property
     def nbytes(self) -> int:
-        """How much memory it takes."""
-        tensors = (self.images, self.labels, self.captions)
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        """How much memory it takes, all images decoded."""
+        others = sum(tensor.nbytes for tensor in (self.labels, self.captions) if tensor is not None)
+        return math.prod(self.images.shape) + others
 
     def to(self, device: torch.device) -> "ImageSet":
-        """A copy whose batches are made on a device, in the same order and from the same numbers."""
+        """A copy whose batches are made on a device, in the same order and from the same numbers; of decoded images."""
+        assert isinstance(self.images, Tensor)
         captions = None if self.captions is None else self.captions.to(device)
         return replace(self, images=self.images.to(device), labels=self.labels.to(device), captions=captions)
 
@@ -122,7 +145,7 @@ class EpochSampler(DistributedSampler):
         start, self.start = self.start, 0
         n = len(self.dataset)  # type: ignore[arg-type]
         first = self.epoch * self.length
-        stream: list[int] = []
+        stream = []
         for number in range(first // n, -(-(first + self.total_size) // n)):
             order = torch.randperm(n, generator=torch.Generator().manual_seed(self.seed + number)).numpy()
             asked = np.arange(n)
@@ -131,12 +154,41 @@ class EpochSampler(DistributedSampler):
             if self.flip:
                 coins = np.random.default_rng((self.seed, number)).integers(2, size=n)
                 asked = np.where(coins, ~asked, asked)
-            stream += asked[order].tolist()
+            stream.append(asked[order])
         skipped = first % n
-        return iter(stream[skipped + self.rank : skipped + self.total_size : self.num_replicas][start:])
+        ours = np.concatenate(stream)[skipped + self.rank : skipped + self.total_size : self.num_replicas][start:]
+        return map(int, ours)  # a list of millions of numbers would take five times the memory of this array
 
 
-class ResumableDataLoader(DataLoader[Batch]):
+class ImageLoader(DataLoader[Batch]):
+    """Its workers leave signals to the main process, and end with it.
+
+    That a worker is gone is noticed between batches. Torch would raise anywhere, and a checkpoint hold half a step.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if not self.num_workers:
+            return super().__iter__()
+        in_main = threading.current_thread() is threading.main_thread()
+        handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+        batches = super().__iter__()
+        for worker in set(multiprocessing.active_children()) - others:
+            atexit.register(worker.kill)  # Python would wait for it, having asked it with a signal
+        if in_main:
+            signal.signal(signal.SIGCHLD, handler)
+        return batches
+
+
+def prepare_worker(worker: int) -> None:
+    """For a new worker process."""
+    gc.freeze()  # the collector would touch, and so copy, all that the process shares with the main one
+    # What stops a run reaches its workers, too, but the main process needs them for its last batch.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+class ResumableDataLoader(ImageLoader):
     """Keeps in the checkpoint how far into which epoch it is; its sampler is an `EpochSampler`."""
 
     _served = 0

@@ -3,8 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +21,15 @@ MIN_MAX_TAGS = ((280, 281), (340, 341))  # TIFF tags that state which values are
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 
-def decode(paths: Sequence[Path], channels: int, img_size: int, white: float | None) -> tuple[torch.Tensor, list[Path]]:
+class Openable(Protocol):
+    """A picture's file, which its text names: a `Path`, for instance."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO: ...
+
+
+def decode(
+    paths: Sequence[Openable], channels: int, img_size: int, white: float | None
+) -> tuple[torch.Tensor, list[Openable]]:
     """Pictures as uint8 [N, channels, img_size, img_size], and the paths of those that have several frames.
 
     Each is turned as its EXIF data say, laid on white where it is transparent, cut to its central square and resized.
@@ -38,8 +45,8 @@ def decode(paths: Sequence[Path], channels: int, img_size: int, white: float | N
     """
     images = np.empty((len(paths), img_size, img_size, channels), np.uint8)
     damaged: list[str] = []
-    animated: list[Path] = []
-    assumed: dict[Path, int] = {}  # the largest values where 65,535 was assumed to be white
+    animated: list[Openable] = []
+    assumed: dict[Openable, int] = {}  # the largest values where 65,535 was assumed to be white
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # unusual pictures are decoded all the same
         decoded = pool.map(lambda path: decode_one(path, channels, img_size, white), paths)
@@ -66,19 +73,22 @@ def decode(paths: Sequence[Path], channels: int, img_size: int, white: float | N
 
 
 def decode_one(
-    path: Path, channels: int, img_size: int, white: float | None
+    path: Openable, channels: int, img_size: int, white: float | None
 ) -> tuple[np.ndarray, int | None, bool] | str:
     """A picture as uint8 [img_size, img_size, channels], or what is wrong with it.
 
     With it come its largest value, where 65,535 was assumed to be white, and whether it has several frames.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image, open(path, "rb") as content:
+        with path.open("rb") as file:
+            head = file.read(25)
+            file.seek(0)
+            image = Image.open(file, formats=FORMATS)
             animated = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: photos and their previews
             image.draft(None, (2 * img_size, 2 * img_size))  # big JPEGs are decoded at a fraction of their size
             picture = ImageOps.exif_transpose(image)
             tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-            bits = content.read(25)[24] if image.format == "PNG" else np.ravel(tags.get(BITS_PER_SAMPLE, 8))[0]
+            bits = head[24] if image.format == "PNG" else np.ravel(tags.get(BITS_PER_SAMPLE, 8))[0]
             assumed = None
             if picture.mode == "F" or picture.mode.startswith("I"):
                 picture, assumed = to_8_bits(picture, image.format, tags, white)
@@ -94,17 +104,17 @@ def decode_one(
             picture = ImageOps.fit(picture, (img_size, img_size), Image.Resampling.BICUBIC)
             return np.asarray(picture).reshape(img_size, img_size, channels), assumed, animated
     except Exception as error:  # decoders fail on damaged files in many ways
-        text = str(error) or type(error).__name__
+        text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
             text = "not a picture of a kind that Pillow knows"
         return f"{path} cannot be decoded ({text})"
 
 
-def size_of(path: Path) -> tuple[int, int] | None:
+def size_of(path: Openable) -> tuple[int, int] | None:
     """A picture's width and height in pixels; None: it cannot be opened."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image.size
+        with path.open("rb") as file:
+            return Image.open(file, formats=FORMATS).size
     except Exception:  # `decode` says what is wrong with it
         return None
 

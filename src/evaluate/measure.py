@@ -76,7 +76,7 @@ def measure_real(
     if config.cas:
         floors["cas"] = evaluator.cas_floor
     if clip is not None:
-        real, _ = datamodule.sets["val"].__getitems__(evaluator.held_out[:N_NEAREST].tolist())
+        real, _ = datamodule.references["val"].__getitems__(evaluator.held_out[:N_NEAREST].tolist())
         floors["clip_score"] = clip(to_pixels(real), evaluator.labels[:N_NEAREST])
     return Real(evaluator, datamodule.sha256(), floors, clip)
 

@@ -43,7 +43,7 @@ def draw_neighbours(pixels: Tensor, features: Tensor, nearest: Nearest, evaluato
     names, n = drawable(datamodule.class_names), len(labels)
     first = [labels.index(label) for label in sorted(set(labels))][:N_SHOWN]
     closest, real_closest = (near.closeness.argsort()[:N_SHOWN].tolist() for near in (nearest, real_nearest))
-    held_out = to_pixels(datamodule.sets["val"].__getitems__(evaluator.held_out[:N_NEAREST].tolist())[0])
+    held_out = to_pixels(datamodule.references["val"].__getitems__(evaluator.held_out[:N_NEAREST].tolist())[0])
     panels = [  # a title of up to four lines, images, their features and closeness, and which images are rows
         (
             f"The {len(closest)} of {n:,} images that are nearest\nto a training image, and beside them the nearest."
@@ -77,7 +77,7 @@ def draw_neighbours(pixels: Tensor, features: Tensor, nearest: Nearest, evaluato
             draw.text((left, top + CELL // 2 - 9), name, INK, font, anchor="lm")
             draw.text((left, top + CELL // 2 + 9), f"{closeness[i]:.2f}", GREY, font, anchor="lm")
             picture.paste(enlarged(images[i]), (left + LEFT, top))
-            neighbours, _ = datamodule.whole_train.__getitems__(indices[row].tolist())
+            neighbours, _ = datamodule.references["train"].__getitems__(indices[row].tolist())
             for k, neighbour in enumerate(to_pixels(neighbours)):
                 picture.paste(enlarged(neighbour), (left + LEFT + CELL + GAP + k * CELL, top))
     return np.asarray(picture)

@@ -112,14 +112,14 @@ class Evaluator:
 
     @cached_property
     def _cas_images(self) -> Tensor:
-        labels = self.datamodule.whole_train.labels
+        labels = self.datamodule.references["train"].labels
         chosen = choice(len(labels), N_CAS)
         return chosen[_within(labels[chosen], self._counts)]
 
     @property
     def cas_labels(self) -> Tensor:
         """The classes of the images to draw for `cas`, int64 [M]: those of training images."""
-        return self.datamodule.whole_train.labels[self._cas_images]
+        return self.datamodule.references["train"].labels[self._cas_images]
 
     def cas(self, pixels: Tensor) -> float:
         """The accuracy on real test images of a classifier that has seen nothing but generated ones.
@@ -130,14 +130,14 @@ class Evaluator:
         Args:
             pixels: an image uint8 [M, C, H, W] of each of `cas_labels`.
         """
-        test = self.datamodule.sets["test"]
+        test = self.datamodule.references["test"]
         what = self.datamodule.n_classes, test.images.shape[-2], self._device, "classifier of generated images"
         return embed_served(train_classifier(pixels, self.cas_labels, *what), test).accuracy
 
     @cached_property
     def cas_floor(self) -> float:
         """The same after as many real training images."""
-        train = self.datamodule.whole_train
+        train = self.datamodule.references["train"]
         if len(self._cas_images) == min(N_CAS, len(train)):
             return self.real["test"].accuracy  # the feature net has seen them
         return self.cas(to_pixels(train.__getitems__(self._cas_images.tolist())[0]))

@@ -11,6 +11,8 @@ from torch.nn.functional import cross_entropy, interpolate, relu
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
+from src.datamodules.loader import Images
+
 RECIPE = 2  # raise it with any change to what follows: nets trained before are then no longer used
 N_FEATURES = 64
 WIDTHS = (24, 48, 96)
@@ -102,7 +104,7 @@ def resized(images: Tensor, size: int) -> Tensor:
 @torch.inference_mode(False)  # a test runs in it
 @torch.enable_grad()
 def train_classifier(
-    pixels: Tensor, labels: Tensor, n_classes: int, native_size: int, device: torch.device, task: str
+    pixels: Images, labels: Tensor, n_classes: int, native_size: int, device: torch.device, task: str
 ) -> FeatureNet:
     """A `FeatureNet` trained from scratch on at most 250,000 randomly shifted images, in about a minute on two cores.
 
@@ -118,9 +120,9 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(SEED)
         net = FeatureNet(n_classes, pixels.shape[1], native_size).to(device)
-    pixels = torch.cat([resized(part.float(), net.size).round().byte() for part in pixels.split(EMBED_BATCH)])
-    batch = min(BATCH, len(pixels))
-    steps = min(N_PASSES * len(pixels), MOST_IMAGES) // batch
+    small = torch.cat([resized(part.float(), net.size).round().byte() for part in pixels.split(EMBED_BATCH)])
+    batch = min(BATCH, len(small))
+    steps = min(N_PASSES * len(small), MOST_IMAGES) // batch
     optimizer = AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.25)
     order = torch.empty(0, dtype=torch.int64)
@@ -128,9 +130,9 @@ def train_classifier(
     with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
         for _ in track(range(steps), task, console=console, transient=True, disable=not console.is_terminal):
             if len(order) < batch:
-                order = torch.randperm(len(pixels), generator=rng)
+                order = torch.randperm(len(small), generator=rng)
             index, order = order[:batch], order[batch:]
-            images = shifted(pixels[index], net.size // 16, rng).to(device)
+            images = shifted(small[index], net.size // 16, rng).to(device)
             # Half of them are blurred a little, as images are that were drawn or served larger than this size.
             larger = resized(images[::2].float(), 2 * net.size)
             images[::2] = resized(larger, net.size).round().byte()

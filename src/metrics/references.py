@@ -54,7 +54,7 @@ def load_references(data: ImageDataModule, cache_dir: Path, device: torch.device
             "datamodule has no classes, and images are measured by a classifier of them: add a column label to the"
             " table beside the pictures"
         )
-    sets, train = data.sets | {"train": data.whole_train}, data.whole_train
+    sets, train = data.references, data.references["train"]
     for split in ("val", "test"):
         if len(sets[split]) < LEAST:
             raise UserError(

@@ -81,7 +81,9 @@ def complete(
             if numbers := points(row, step, at):
                 found += numbers + points({"epoch": epoch}, step, at)
         client.log_batch(run_id, metrics=[each for each in found if (each.key, each.step) not in known])
-    client.set_terminated(run_id, {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
+    client.set_terminated(
+        run_id, {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED"}.get(status, "KILLED")
+    )
 
     names = ("config_tree.txt", "run.json", "metrics.jsonl", "results.json", "diff.patch", "run.log")
     files: list[tuple[Path, str | None]] = [(run_dir / name, None) for name in names]

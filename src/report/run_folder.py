@@ -64,7 +64,8 @@ class About(BaseModel, strict=True):
     """What `run.json` says. A value that is missing or cannot be used is the default."""
 
     name: Word = ""
-    status: Literal["running", "finished", "failed", "stopped", "unknown"] = "unknown"  # a killed run stays `running`
+    # A killed run stays `running`.
+    status: Literal["running", "finished", "pruned", "failed", "stopped", "unknown"] = "unknown"
     command: str = ""
     overrides: list[str] = Field(default=[], max_length=1_000)
     commit: Word = ""  # ends with `+changes` where not everything was committed

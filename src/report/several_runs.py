@@ -27,7 +27,7 @@ ALL_PAIRS = 4  # groups up to which each is compared with each, and not with the
 # Keys that do not change what is learnt: by name, by their last word, by the class of the part that they belong to.
 ASIDE = {"name", "group", "tags", "notes", "task", "print_config", "ignore_warnings", "ckpt_path", "optimized_metric"}
 ASIDE |= {"test_after_training", "datamodule.num_workers", "datamodule.pin_memory", "datamodule.offline_fallback"}
-ASIDE |= {"datamodule.device"}
+ASIDE |= {"datamodule.device", "datamodule.in_memory"}
 ASIDE |= {"trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"}
 ASIDE |= {"trainer.profiler", "callbacks.quality.picture", "callbacks.quality.cas"}
 PATHS = {"data_dir", "work_dir", "cache_dir", "save_dir", "dirpath", "default_root_dir"}

@@ -38,6 +38,7 @@ def judge(run: Run) -> Verdict:
         "finished": "",
         "failed": f"It failed {when}: what is below is what it left.",
         "stopped": f"It was stopped {when}.",
+        "pruned": f"Its search ended it {when}, as other trials were better by then.",
         "running": f"It has not ended, or was killed: what is below is the state {when}.",
         "unknown": f"How it ended is not recorded: what is below is the state {when}.",
     }[run.about.status]

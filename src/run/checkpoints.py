@@ -17,6 +17,7 @@ from src.errors import UserError
 from src.models.image_model import ImageModel
 from src.models.modules.ema import EMA
 from src.run.commands import find_checkpoint
+from src.run.ranks import reads_no_checkpoint
 from src.run.trust import MODELS, refuse_untrusted
 
 log = logging.getLogger(__name__)
@@ -82,12 +83,17 @@ def check_fits(checkpoint: dict[str, Any], model: LightningModule, path: Path) -
             )
 
 
-def read_start(config: DictConfig) -> dict[str, Any]:
-    """Reads the checkpoint that `init_from` means; a UserError, if it cannot be used or the run is resumed as well."""
+def read_start(config: DictConfig) -> dict[str, Any] | None:
+    """Reads the checkpoint that `init_from` means; a UserError, if it cannot be used or the run is resumed as well.
+
+    None: another process reads it, and this one gets the weights from there.
+    """
     if config.ckpt_path:
         raise UserError(
             "init_from begins a new run, and ckpt_path resumes one: type one of them, and leave out the other"
         )
+    if reads_no_checkpoint(config.init_from):
+        return None
     try:
         path = find_checkpoint(config.init_from, config.work_dir)
         checkpoint = read_checkpoint(path)

@@ -7,7 +7,6 @@ from typing import Any
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,9 +35,9 @@ def check_run_wide(config: DictConfig) -> None:
         os.environ["WANDB_TAGS"] = ",".join(tags)  # wandb reads it, too, and refuses a comma at its end
     if not config.tags:
         config.tags = tags
+    if config.study is not None:  # a search has taken it
+        raise UserError(f"study={config.study} needs a search: add hparams_search=mnist_gan_optuna, or leave it out")
     metric = config.optimized_metric
-    if metric is None and is_sweep() and "basic_sweeper" not in HydraConfig.get().sweeper._target_:
-        raise UserError("optimized_metric is null, but the sweeper needs a number: set optimized_metric=val/fd")
     if metric and metric.startswith("test/") and not config.test_after_training:
         raise UserError(f"optimized_metric={metric} needs test_after_training=true")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import as_typed, in_quotes
 from src.errors import UserError
@@ -31,6 +31,13 @@ def typed_overrides() -> list[str]:
 def is_sweep() -> bool:
     """Whether this is one of several jobs of a `-m` command."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def search_of_run() -> DictConfig | None:
+    """The settings of the search that this run belongs to, with its `study` and the number of the `trial`."""
+    if not is_sweep() or HydraConfig.get().sweeper.get("trial") is None:
+        return None
+    return HydraConfig.get().sweeper
 
 
 def next_command(*overrides: str) -> str:

@@ -1,4 +1,4 @@
-"""Prepares the process for a run: folders that libraries can write, warnings, plugins. No torch is needed for it."""
+"""Prepares the process for a run: folders that libraries can write, warnings. No torch is needed for it."""
 
 import getpass
 import logging
@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 from hydra.core.config_store import ConfigStore
@@ -57,25 +58,17 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def prefer_our_launchers() -> None:
-    """Forgets what plugins register under the names of our files in configs/hydra/launcher.
+def prefer_our_options() -> None:
+    """Forgets what plugins register under the names of our files in configs/hydra.
 
     Hydra would merge the two, and says at length that it will not do so in future.
     """
     Plugins.instance()  # registers them
-    theirs = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
-    for path in (CONFIGS / "hydra" / "launcher").glob("*.yaml"):
+    for path in (CONFIGS / "hydra").rglob("*.yaml"):
+        theirs: Any = ConfigStore.instance().repo
+        for group in path.parent.relative_to(CONFIGS).parts:
+            theirs = theirs.get(group, {})
         theirs.pop(path.name, None)
-
-
-def let_searches_go_on() -> None:
-    """Makes Optuna's sweeper record a trial that failed and go on, as other sweeps do, where nothing else is set."""
-    Plugins.instance()  # registers them, with defaults of their own
-    try:
-        from hydra_plugins.hydra_optuna_sweeper.config import OptunaSweeperConf
-    except ImportError:
-        return
-    ConfigStore.instance().store("optuna", OptunaSweeperConf(max_failure_rate=1.0), group="hydra/sweeper")
 
 
 def has_wandb_key(url: str) -> bool:

@@ -18,6 +18,9 @@ from src.run.commands import is_sweep
 from src.run.ranks import is_first_here
 from src.run.slurm import by_srun
 
+# What joblib, submitit and Ray raise where a process has ended before its job.
+LOST = ("TerminatedWorkerError", "UncompletedJobError", "WorkerCrashedError")
+
 
 class JobFailed(Exception):
     """Ends one job of a sweep, which goes on. It can be sent from one process to another."""
@@ -54,12 +57,13 @@ class Failures:
         """Says why the command failed, unless its job has said so; returns the exit code."""
         if isinstance(error, JobFailed):  # Hydra raises a job's error again after the last job
             return error.code
-        if self.exit_code and "No trials are completed" in str(error):  # Optuna's
-            error = UserError("no trial of this search succeeded: the lines above say why")
-        elif "IS THE PLUGIN INSTALLED?" in str(error):  # Hydra's
-            error = UserError(f"this launcher is not installed: {SCALE}")
-        elif type(error).__name__ == "TerminatedWorkerError":  # joblib's
-            error = RuntimeError("a process of a job was killed, and joblib has ended the others with it")
+        if "Unknown plugin class : 'hydra_plugins." in str(error):  # Hydra's
+            chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
+            error = UserError(f"hydra/launcher={chosen} is not installed: {SCALE}")
+        elif (name := type(error).__name__) in LOST:
+            others = ", and joblib has ended the others with it" if name == "TerminatedWorkerError" else ""
+            print(f"error: the process of a job was killed{others}", file=sys.stderr)
+            return 1
         elif isinstance(error, UnicodeDecodeError):
             for path in (path for path in CONFIGS.rglob("*.yaml") if error.object in path.read_bytes()):
                 error = UserError(f"{path} cannot be read ({error}): save it as UTF-8")

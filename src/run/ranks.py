@@ -6,9 +6,10 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import as_typed
 from src.errors import UserError
-from src.run.slurm import by_srun, folder_before, is_restarted, job_id
+from src.run.commands import about_run
+from src.run.slurm import by_srun, is_restarted, job_id
 
 agreed: dict[str, str] = {}  # the folder that all processes use, by the one that this process would use alone
 
@@ -36,6 +38,21 @@ def is_first_here() -> bool:
 def by_torchrun() -> bool:
     """Whether `torchrun` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def reads_no_checkpoint(path: str) -> bool:
+    """Whether this process gets a checkpoint from the first one instead, as its machine may have none, or another."""
+    return not is_first() and (by_torchrun() or not os.path.exists(os.path.expanduser(path)))
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes a run folder that another machine's process has made, if nothing lies in it, and the empty ones above."""
+    if all(os.environ.get(name, "0") == "0" for name in ("GROUP_RANK", "NODE_RANK", "SLURM_NODEID")):
+        return
+    above = [each for each in folder.parents if "logs" in (each.name, *(parent.name for parent in each.parents))]
+    with suppress(OSError):  # it is not empty
+        for each in (folder, *above):
+            each.rmdir()
 
 
 def started_processes() -> tuple[int, int] | None:
@@ -71,7 +88,7 @@ def _agree(folder: str, config: DictConfig) -> str:
         return str(runs / f"slurm-{job_id()}" / f"step-{os.environ['SLURM_STEP_ID']}")  # the same after a requeue
     if is_restarted() and is_first():
         typed = [as_typed(each) for each in OmegaConf.select(config, "hydra.overrides.task", default=[])]
-        folder = str(folder_before(runs, typed) or folder)
+        folder = str(_folder_before(runs, typed) or folder)
     if by_torchrun() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         from torch.distributed import TCPStore  # here, because verbs that only serve do without torch
 
@@ -84,6 +101,46 @@ def _agree(folder: str, config: DictConfig) -> str:
         return str(store.get(key).decode())
     trainer: Mapping[str, Any] = config.get("trainer") or {}
     return wait_for_machines(trainer.get("num_nodes"), trainer.get("nodes_timeout"), folder)
+
+
+def _folder_before(runs: Path, overrides: Sequence[str]) -> Path | None:
+    """The folder in which this job ran the same command before it was requeued, if it began.
+
+    A script may run one command several times: the first that has not finished goes on.
+
+    Args:
+        runs: where runs are written, `logs/runs`.
+        overrides: what was typed.
+    """
+    found = {run.parent: about_run(run.parent) for run in sorted(runs.glob("*/*/run.json"))}
+    ours = {
+        run: about
+        for run, about in found.items()
+        if about.get("slurm_job") == job_id() and about.get("overrides") == list(overrides)
+    }
+    unfinished = [run for run, about in ours.items() if about.get("status") != "finished"]
+    return next(iter([*unfinished, *reversed(ours)]), None)
+
+
+def check_reachable(n_machines: int, on_cpu: bool) -> None:
+    """Refuses to train on several machines where the others would look for this one at their own address.
+
+    Gloo, which connects CPUs, tells them what this machine's name means, and that is often 127.0.1.1.
+    """
+    first = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    if n_machines < 2 or not on_cpu or "GLOO_SOCKET_IFNAME" in os.environ or _is_loopback(first):
+        return
+    if _is_loopback(name := socket.gethostname()):
+        raise UserError(
+            f"this machine calls itself {name}, which means 127.0.0.1 or the like here, where others cannot reach it:"
+            " set GLOO_SOCKET_IFNAME to the name of its network device, such as eth0 (`ip -brief address` lists them)"
+        )
+
+
+def _is_loopback(name: str) -> bool:
+    with suppress(OSError, ValueError):
+        return ip_address(socket.gethostbyname(name)).is_loopback
+    return False
 
 
 def wait_for_machines(n: Any, timeout: Any, folder: str) -> str:

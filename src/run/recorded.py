@@ -17,10 +17,10 @@ from src.config.explain import telling
 from src.config.instantiate import instantiate_each
 from src.config.text import escaped
 from src.datamodules.image_datamodule import ImageDataModule
-from src.run.commands import is_sweep, typed_overrides
+from src.run.commands import is_sweep, search_of_run, typed_overrides
 from src.run.loggers import LONGEST_TAG
 from src.run.provenance import provenance
-from src.run.resume import Past, go_on, take_over
+from src.run.resume import Past, go_on, point_out_other_data, take_over
 from src.run.run_record import RunRecord
 from src.run.signals import StopRequest
 from src.run.slurm import job_id
@@ -50,10 +50,13 @@ def name_run(config: DictConfig, datamodule: LightningDataModule, trainer: Train
         group += f"-sweep-{Path(HydraConfig.get().sweep.dir).name}"
     with open_dict(config):
         config.data_source = escaped(source)
+        if isinstance(datamodule, ImageDataModule) and "in_memory" in config.datamodule:
+            config.datamodule.in_memory = datamodule.in_memory  # auto is another on another machine
         config.trainer.precision = trainer.precision
-        config.group = escaped(config.group or group)
-        numbers = [f"seed{config.seed}"] + ([f"job{HydraConfig.get().job.num}"] if is_sweep() else [])
-        config.name = escaped(config.name or "-".join([name, *numbers]))
+        search = search_of_run()
+        config.group = escaped(config.group or (search.study if search else group))
+        of_sweep = [f"trial{search.trial}" if search else f"job{HydraConfig.get().job.num}"] if is_sweep() else []
+        config.name = escaped(config.name or "-".join([name, f"seed{config.seed}", *of_sweep]))
         config.tags = [escaped(tag) for tag in dict.fromkeys([*config.tags, source[:LONGEST_TAG]])]
         config.notes = escaped(config.notes or " ".join(typed)) or None
 
@@ -68,7 +71,9 @@ def describe(config: DictConfig, model: LightningModule, datamodule: LightningDa
             **{split: len(datamodule.sets[split]) for split in ("train", "val", "test")},
             "img_size": datamodule.img_size,
             "channels": datamodule.channels,
+            **({} if datamodule.in_memory else {"in_memory": False}),
         }
+        point_out_other_data(past, data)
     packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf", "numpy", "pillow", "wandb")
     resumed = {"checkpoint": str(past.checkpoint), "batch": past.batch, "folders": list(past.folders)}
     return {
@@ -93,8 +98,8 @@ def recorded(
     """For the block, the trainer logs to the run folder and to the loggers of `config`, which are told how it ended.
 
     A signal that `stop` names ends the block without an error; `about` is what `run.json` says of the run. At the end,
-    callbacks and loggers with a `finish_run(trainer, status, metrics)` are called; the status is `finished`, `failed`
-    or, after a signal, `stopped`.
+    callbacks and loggers with a `finish_run(trainer, status, metrics)` are called; the status is `finished`, `failed`,
+    after a signal `stopped`, or `pruned` by a search.
     """
     run_dir = Path(trainer.default_root_dir)
     record = RunRecord(run_dir, about, take_over(past, run_dir) or ())
@@ -115,7 +120,8 @@ def recorded(
             raise
         record.exit_code = 128 + stop.signum
     finally:
-        status = {0: "finished", 1: "failed"}.get(record.exit_code, "stopped")
+        ended = "pruned" if record.pruned else "finished"
+        status = {0: ended, 1: "failed"}.get(record.exit_code, "stopped")
         for part in [*trainer.callbacks, *loggers] if rank_zero_only.rank == 0 else ():  # type: ignore[attr-defined]
             try:
                 if hasattr(part, "finish_run"):
@@ -126,5 +132,7 @@ def recorded(
             if isinstance(logger, WandbLogger):  # Lightning ends the others
                 if past.checkpoint:  # W&B forgets the best of a run that is stopped and resumed
                     logger.experiment.summary.update(record.best())
+                if record.pruned:
+                    logger.experiment.tags = (*(logger.experiment.tags or ()), "pruned")
                 logger.experiment.finish(exit_code=record.exit_code)
         record.set_status(status, seconds_so_far(run_dir, past.seconds))

@@ -27,7 +27,7 @@ from src.config.text import escaped
 from src.errors import UserError
 from src.run.checkpoints import check_fits, read_checkpoint
 from src.run.commands import about_run, find_checkpoint, is_sweep
-from src.run.ranks import is_first
+from src.run.ranks import is_first, reads_no_checkpoint
 from src.run.run_record import read_rows
 from src.run.slurm import is_restarted
 
@@ -47,6 +47,7 @@ class Past:
         started: when the first part started, ISO 8601 and UTC.
         folders: the run folders of the earlier parts, the oldest first.
         folder: the last of them; None: it is gone.
+        data: what `run.json` says of the data.
     """
 
     checkpoint: Path | None = None
@@ -57,6 +58,7 @@ class Past:
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     folders: tuple[str, ...] = ()
     folder: Path | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def go_on_after_requeue(config: DictConfig) -> dict[str, float] | None:
@@ -86,6 +88,8 @@ def go_on_after_requeue(config: DictConfig) -> dict[str, float] | None:
 
 def resume_from(config: DictConfig, model: LightningModule) -> Past:
     """Reads the checkpoint to resume, or refuses it, and sets W&B and MLflow to go on with the same runs."""
+    if reads_no_checkpoint(config.ckpt_path):
+        return Past(Path(config.ckpt_path).resolve())
     path = find_checkpoint(config.ckpt_path, config.work_dir, newest_run=True)
     checkpoint = read_checkpoint(path)
     check_files(checkpoint["config"], OmegaConf.to_container(config, resolve=True), path)
@@ -100,7 +104,9 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
         # Where the file lies, or where the run was; none of them may be that run's any more.
         around = {folder: about_run(folder) for folder in (path.parent.parent, Path(folders[-1]))}
         folder = next((folder for folder, about in around.items() if about.get("started") == started), None)
-        past = Past(path, checkpoint["global_step"], epochs, again, seconds, started, tuple(folders), folder)
+        batch = checkpoint["global_step"]
+        data = checkpoint["data"] if isinstance(checkpoint.get("data"), dict) else {}
+        past = Past(path, batch, epochs, again, seconds, started, tuple(folders), folder, data)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"ckpt_path={path} holds weights only, from which training cannot resume: choose a ckpts/last.ckpt"
@@ -114,8 +120,10 @@ def resume_from(config: DictConfig, model: LightningModule) -> Past:
     with open_dict(config):
         config.ckpt_path = escaped(str(path))
         loggers: Any = config.get("logger") or {}
+        # Jobs of a sweep that all begin with one checkpoint are runs of their own.
+        same_run = not is_sweep() or path.parent.parent == Path(config.trainer.default_root_dir)
         for name, key in [("wandb", "id"), ("mlflow", "run_id")]:
-            if loggers.get(name) is not None and loggers[name].get(key) is None and not is_sweep():
+            if loggers.get(name) is not None and loggers[name].get(key) is None and same_run:
                 loggers[name][key] = checkpoint["loggers"].get(name)
         if loggers.get("tensorboard") is not None and folder is not None:
             # TensorBoard then hides what earlier files have from the checkpoint on; they have the parameters, too.
@@ -148,11 +156,27 @@ def check_files(before: Any, now: Any, path: Path) -> None:
             )
 
 
+@rank_zero_only
+def point_out_other_data(past: Past, data: Mapping[str, Any]) -> None:
+    """Says so where the images are not those that the run went on with before: pictures were added, for instance."""
+    before = past.data
+    # Images in memory and images in files have different checksums.
+    same_kind = before.get("in_memory", True) == data.get("in_memory", True)
+    if before.get("source") != data["source"] or not same_kind or before.get("sha256") == data.get("sha256"):
+        return
+    counts = [", ".join(f"{each.get(split)} {split}" for split in ("train", "val", "test")) for each in (before, data)]
+    log.warning(
+        "the images of %s are not those of the run that was stopped (%s then, %s now): it goes on in another order, and"
+        " what is tested may have been trained on",
+        *(data["source"], *counts),
+    )
+
+
 def changed_keys(before: Any, now: Any, prefix: str = "") -> list[str]:
     """The keys of the model, the data and the seed that differ between two configurations."""
     # A model learns the same; of an encoder, its checksum counts.
     where_and_how_fast = (
-        *("data_dir", "num_workers", "pin_memory", "device", "offline_fallback", "cache_dir"),
+        *("data_dir", "num_workers", "pin_memory", "device", "in_memory", "offline_fallback", "cache_dir"),
         *("encoder", "base"),
     )
     changed = []

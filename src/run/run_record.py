@@ -34,6 +34,7 @@ class RunRecord(Logger):
         self.values: dict[str, float | None] = {}
         self.metrics: dict[str, float] = {}  # the final ones; empty where the run does not finish
         self.exit_code = 1  # 0: it finished; 128 + the number of the signal that stopped it; 1: it failed
+        self.pruned = False  # whether a search ended it early
         self._begun = time.perf_counter()
         self._metrics_file = folder / "metrics.jsonl"
         self._epoch = 0

@@ -12,9 +12,12 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 
-from src.run.slurm import TIME_IS_UP, job_id
+from src.run.slurm import TIME_IS_UP, came_early, job_id
 
 log = logging.getLogger(__name__)
+
+
+STOP = "stop_request"  # in the store: the signal, and the number of batches after which all stop
 
 
 class StopRequest(Callback):
@@ -31,13 +34,30 @@ class StopRequest(Callback):
             self.signum = int(trainer.strategy.reduce(signum, reduce_op="max"))
         return asked
 
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether this batch is the last: the same one for all processes, which do not wait for each other to know it.
+
+        A process that was asked to stop tells the others through the store in which they met, and all stop after the
+        next batch: none can be beyond it, as each batch's gradients come from all of them.
+        """
+        if trainer.world_size == 1:
+            return self.signum is not None
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if self.signum is not None:
+            store.compare_set(STOP, "", f"{self.signum} {trainer.global_step + 1}")  # the first one counts
+        if not store.check([STOP]):
+            return False
+        signum, last = map(int, store.get(STOP).split())
+        self.signum = self.signum or signum
+        return trainer.global_step >= last
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.is_made(trainer):
+        if self._is_due(trainer):
             # Lightning looks at this once the batch is complete, and raises `SIGTERMException`.
             trainer._signal_connector.received_sigterm = True
 
@@ -53,13 +73,17 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     because its handler communicates with the others while each is somewhere else.
     """
     request = StopRequest()
+    request.signum = next(iter(came_early), None)
 
     def handle(signum: int, frame: FrameType | None) -> None:
         fitting = (trainer.state.fn, trainer.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
-        waits = request.begun and fitting and request.signum is None
+        first = request.signum is None
+        waits = request.begun and fitting and first
         request.signum = request.signum or signum
         if signum == TIME_IS_UP and trainer.state.status != TrainerStatus.RUNNING:
             return  # between two stages, or after the last: there is time enough to see it there, or to finish
+        if signum == signal.SIGTERM and first and trainer.state.status == TrainerStatus.INTERRUPTED:
+            return  # torchrun sends it when another process has died, which is what ends this one already
         if not waits:
             raise KeyboardInterrupt
         if trainer.is_global_zero:

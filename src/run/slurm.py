@@ -1,18 +1,16 @@
-"""A job of SLURM that is started again goes on where it stopped, in the same run folder. No torch is needed for it."""
+"""A job of SLURM: who started this process, and how to get another turn. Neither torch nor Hydra is needed for it."""
 
 import logging
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
-from pathlib import Path
-
-from src.run.commands import about_run
+from types import FrameType
 
 log = logging.getLogger(__name__)
 
 # What `sbatch --signal=SIGUSR1@90` sends 90 seconds before the time limit. Windows has no such signal.
 TIME_IS_UP: int | None = getattr(signal, "SIGUSR1", None)
+came_early: list[int] = []  # the same, before anything could be saved
 
 
 def job_id() -> str | None:
@@ -30,23 +28,14 @@ def is_restarted() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
-def folder_before(runs: Path, overrides: Sequence[str]) -> Path | None:
-    """The folder in which this job ran the same command before it was requeued, if it began.
+def remember_what_comes_early() -> None:
+    """Keeps the signal of the time limit from ending a process that has not begun to train: its first batch will."""
 
-    A script may run one command several times: the first that has not finished goes on.
+    def remember(signum: int, frame: FrameType | None) -> None:
+        came_early.append(signum)
 
-    Args:
-        runs: where runs are written, `logs/runs`.
-        overrides: what was typed.
-    """
-    found = {run.parent: about_run(run.parent) for run in sorted(runs.glob("*/*/run.json"))}
-    ours = {
-        run: about
-        for run, about in found.items()
-        if about.get("slurm_job") == job_id() and about.get("overrides") == list(overrides)
-    }
-    unfinished = [run for run, about in ours.items() if about.get("status") != "finished"]
-    return next(iter([*unfinished, *reversed(ours)]), None)
+    if TIME_IS_UP is not None and job_id() is not None:
+        signal.signal(TIME_IS_UP, remember)
 
 
 def requeue() -> bool:

@@ -23,13 +23,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config import command_line
 from src.config.before_hydra import read_env_file
 from src.config.command_line import as_typed
-from src.run.commands import is_sweep, next_command, typed_overrides
+from src.run.commands import about_run, is_sweep, next_command, typed_overrides
 from src.run.console import plain_console, show_what_can_be_shown
 from src.run.failures import JobFailed
 from src.run.files import replacing
@@ -59,18 +58,24 @@ class Sweep(Callback):
         self.stopped_by: int | None = None
         self.launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
         here = self.launcher in ("JoblibLauncher", "LocalLauncher")
-        self.gpus = gpus() if here and OmegaConf.select(config, "trainer.gpus") in (1, "1") else []
+        on_gpu = OmegaConf.select(config, "trainer.gpus") in (1, "1")
+        self.gpus = gpus() if here and on_gpu else []
         at_once = len(self.gpus) or min(n_cores(), len(self.planned or ()) or n_cores())
         self.slots = len(self.gpus) or (at_once if self.launcher == "LocalLauncher" else 0)
         if self.launcher == "LocalLauncher":  # joblib and Ray do so themselves
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // at_once)))
+        if self.launcher == "SlurmLauncher":  # which submitit asks for before the time limit, and runs answer
+            os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
         # A worker that submitit or Ray starts finds this project before it reads what it was sent.
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.sweep.dir = str(self.folder)
-            if "n_jobs" in config.hydra.launcher and config.hydra.launcher.n_jobs is None:
-                config.hydra.launcher.n_jobs = at_once
+            launcher = config.hydra.launcher
+            if self.launcher == "JoblibLauncher" and launcher.n_jobs is None:
+                launcher.n_jobs = at_once
+            if self.launcher == "SlurmLauncher" and launcher.gpus_per_node is None and on_gpu:
+                launcher.gpus_per_node = 1
         (self.folder / STOP).unlink(missing_ok=True)
         for old in self.folder.rglob(RECORD):  # the folder was used before
             old.unlink()
@@ -94,8 +99,6 @@ class Sweep(Callback):
         if self.in_worker():
             sweeps[:] = [self]
             self._prepare_worker()
-        record = Path(config.hydra.runtime.output_dir) / RECORD
-        self.begun_before = record.exists()
         self._record(config, None)
         if self.slots and (not self.gpus or OmegaConf.select(config, "trainer.gpus") in (1, "1")):
             slot = self._take_slot()
@@ -107,6 +110,9 @@ class Sweep(Callback):
         if not is_sweep():
             return
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
+        stopped = about_run(Path(config.hydra.runtime.output_dir)).get("status") == "stopped"
+        if error is None and stopped and "SLURM_JOB_ID" in os.environ:
+            time.sleep(GRACE)  # SLURM queues this job again, and ends this process: it must not say that it is done
         if isinstance(error, JobFailed):
             self._record(config, error.code, error.sentence)
         else:
@@ -218,10 +224,17 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
     if not sweeps:
         return 0
     sweep = sweeps.pop()
+    interrupted |= sweep.stopped_by is not None  # Ray makes an error of its own of it
     if not interrupted and sweep.launcher not in ("BasicLauncher", "JoblibLauncher"):
         sweep.wait()
     for signum, handler in sweep.handlers.items():
         signal.signal(signum, handler)
+    if sweep.launcher == "JoblibLauncher":
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor(reuse=True).shutdown()  # its processes would wait for more
+    if sweep.planned is None:  # a search, which says what it made
+        return 0
     jobs = read_jobs(sweep.folder, sweep.planned)
     if all(job.status == "not begun" for job in jobs):
         return 0  # what kept them from it has been said
@@ -236,7 +249,8 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
     else:
         print_jobs(jobs, title)
     console = plain_console()
-    said = verdict([job.folder for job in done if job.metrics and job.folder])
+    measured = [job.folder for job in done if job.metrics and job.folder]
+    said = verdict(measured) if measured else []
     for line in said:
         console.print(f"{'verdict':<11} {line}")
     print_unfinished(jobs)
@@ -244,12 +258,12 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
     if said:
         runs = f"runs={glob.escape(str(sweep.folder))}/*"
         console.print(f"{'report':<11} {next_command('task=report', runs)}")
-    if not rest or sweep.planned is None:
+    if not rest:
         return 0
     failed = ", ".join(f"job {job.number} {job.status}" for job in rest[:LISTED])
     more = f" and {len(rest) - LISTED} more" if len(rest) > LISTED else ""
     print(f"error: {len(rest)} of {len(jobs)} jobs did not finish: {failed}{more}; see above", file=sys.stderr)
-    return next((job.code for job in rest if job.code), 1)
+    return 128 + sweep.stopped_by if sweep.stopped_by else next((job.code for job in rest if job.code), 1)
 
 
 def swept() -> list[str]:
@@ -264,7 +278,7 @@ def in_worker() -> bool:
 
 def plan(config: DictConfig) -> list[list[str]] | None:
     """The overrides of each job, as Hydra's own sweeper multiplies them; None: a sweeper decides as it goes."""
-    sweeper = get_object(config.hydra.sweeper._target_)
+    sweeper: Any = Plugins.instance().class_name_to_class.get(config.hydra.sweeper._target_)
     if not hasattr(sweeper, "split_arguments"):
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]

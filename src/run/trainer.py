@@ -13,12 +13,13 @@ from pydantic import Field
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
+from pytorch_lightning.strategies import DDPStrategy
 
 from src.config.instantiate import check_arguments
 from src.config.types import Count, Share, check
 from src.errors import UserError
 from src.run.files import replacing
-from src.run.ranks import by_torchrun, started_processes, wait_for_machines
+from src.run.ranks import by_torchrun, check_reachable, started_processes, wait_for_machines
 from src.run.slurm import by_srun, job_id
 
 log = logging.getLogger(__name__)
@@ -114,9 +115,13 @@ def make_trainer(
             f" was asked for {on_each} on each of {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and"
             " trainer.num_nodes"
         )
+    parallel: str | DDPStrategy = strategy
     if strategy == "ddp" or (strategy == "auto" and (on_each not in (0, 1) or num_nodes != 1)):
-        # Each optimizer's backward pass leaves the other network's parameters without gradients.
-        strategy = "ddp_find_unused_parameters_true"
+        parallel = DDPStrategy(
+            find_unused_parameters=True,  # each optimizer's backward pass leaves the other network's without gradients
+            gradient_as_bucket_view=True,  # gradients are averaged where they lie
+            broadcast_buffers=False,  # not in each batch, but before a validation draws: see RunState
+        )
     for switch, kind in [("enable_progress_bar", ProgressBar), ("enable_model_summary", ModelSummary)]:
         if not kwargs.get(switch, True):
             callbacks = [c for c in callbacks if not isinstance(c, kind)]
@@ -126,10 +131,11 @@ def make_trainer(
         precision = native_precision(on_cpu=accelerator == "cpu")
         log.info("training in %s, chosen by trainer.precision=auto", precision)
     wait_for_machines(num_nodes, nodes_timeout, str(kwargs.get("default_root_dir")))
+    check_reachable(num_nodes, accelerator == "cpu")
     return Trainer(
         accelerator=accelerator,
         devices=devices,
-        strategy=strategy,
+        strategy=parallel,
         num_nodes=num_nodes,
         precision=precision,
         callbacks=list(callbacks),
@@ -206,7 +212,10 @@ def point_out_gpu(trainer: Trainer, typed: Sequence[str]) -> None:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and then renames: whatever happens, the target is whole, old or new."""
+    """Writes beside the target and then renames: whatever happens, the target is whole, old or new.
+
+    Machines need not share their folders: where one has not the same file, the first process reads it for all.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -222,3 +231,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if isinstance(refused, OSError) and refused.errno is not None:
                 raise OSError(refused.errno, refused.strerror, str(path)) from error
             raise
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not torch.distributed.is_initialized():
+            return super().load_checkpoint(path, *args, **kwargs)
+        asked = [str(path)]  # of the first process: to others, `last` may mean another run
+        torch.distributed.broadcast_object_list(asked)
+        file = Path(asked[0])
+        found: list[Any] = [None] * torch.distributed.get_world_size()
+        is_there = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else None
+        torch.distributed.all_gather_object(found, is_there)
+        if len(set(found)) == 1:
+            return super().load_checkpoint(file, *args, **kwargs)
+        read: list[Any] = [None]
+        if torch.distributed.get_rank() == 0:
+            read = [super().load_checkpoint(file, *args, **kwargs)]
+        torch.distributed.broadcast_object_list(read)
+        return read[0]

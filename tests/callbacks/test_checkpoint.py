@@ -86,6 +86,25 @@ def test_every_second_epoch_is_written_and_stopping_the_test_leaves_it(
     assert checkpoint["state_dict"]["generator.model.3.num_batches_tracked"] == 6
 
 
+def test_an_error_inside_a_batch_leaves_the_last_whole_state(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G would be a step ahead of D, and a resumed run would leave out the batch's images."""
+    original = MNISTGANModel.step
+
+    def failing(self, batch, batch_idx, optimizer_idx=None):
+        if self.training and self.trainer.global_step == 4 and optimizer_idx == 1:
+            raise RuntimeError("another process has ended")
+        return original(self, batch, batch_idx, optimizer_idx)
+
+    monkeypatch.setattr(MNISTGANModel, "step", failing)
+    with pytest.raises(RuntimeError):
+        train_here("run", *SHORT, "trainer.max_epochs=3")
+
+    (run_dir,) = tmp_path.glob("logs/runs/*/run")
+    assert load(run_dir)["global_step"] == 3
+
+
 def test_a_few_steps_end_with_validated_numbers(train_here: Train) -> None:
     run_dir = train_here("run", "trainer.max_steps=7", "logger=csv")
 

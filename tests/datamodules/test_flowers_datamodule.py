@@ -139,7 +139,7 @@ def test_all_classes_are_in_all_sets_alike(tmp_path: Path, request: pytest.Fixtu
     n = datamodule.n_classes
     for name, size in zip(["train", "val", "test"], split, strict=True):
         assert datamodule.sets[name].labels.bincount(minlength=n).tolist() == [size // n] * n
-    assert len(datamodule.whole_train.images.flatten(1).unique(dim=0)) == split[0]
+    assert len(datamodule.references["train"].images.flatten(1).unique(dim=0)) == split[0]
 
 
 def test_they_are_published_where_torchvision_says() -> None:

@@ -136,7 +136,7 @@ def test_training_images_are_shifted_by_a_share_of_their_side_and_no_others() ->
     drawn = where("train")
     assert len(drawn) > 5 and all(2 <= at <= 6 for place in drawn for at in place)
     assert where("val") == where("test") == {(4, 4)}
-    assert datamodule.whole_train.n_places == 1
+    assert datamodule.references["train"].n_places == 1
 
 
 # Where images are kept
@@ -198,7 +198,7 @@ def test_images_lie_on_the_gpu_that_trains_and_metrics_have_theirs_in_main_memor
     assert [len(images) for images, _ in batches] == [5] * 8 + [5, 3] * 2
     assert datamodule.train_dataloader().dataset.images is datamodule.train_dataloader().dataset.images  # moved once
     assert datamodule.train_dataloader().dataset.images.dtype == torch.uint8
-    assert {each.images.device.type for each in [*datamodule.sets.values(), datamodule.whole_train]} == {"cpu"}
+    assert {each.images.device.type for each in [*datamodule.sets.values(), datamodule.references["train"]]} == {"cpu"}
     assert len(datamodule.sha256()) == 64
     assert caplog.messages == ["images are on meta: 0 MiB"]
 
@@ -306,7 +306,7 @@ def test_the_checksum_is_of_every_pixel_and_label_whatever_the_subset() -> None:
     datamodule = loaded(subset=3)
     before = datamodule.sha256()
     assert before == loaded().sha256() and before != datamodule.sha256(b"start") and len(before) == 64
-    for split in (datamodule.whole_train, datamodule.sets["val"], datamodule.sets["test"]):
+    for split in (datamodule.references["train"], datamodule.sets["val"], datamodule.sets["test"]):
         for name in ("images", "labels"):
             kept = getattr(split, name)
             changed = kept.clone()

@@ -40,7 +40,7 @@ def test_an_epoch_of_the_digits_is_as_long_as_one_of_mnist(
 ) -> None:
     datamodule = loaded(tmp_path, **{"train_val_test_split": MNIST_SPLIT, "batch_size": 64, "img_size": 8} | arguments)
     assert len(datamodule.sets["train"]) == images
-    assert len(datamodule.whole_train) == 1_412
+    assert len(datamodule.references["train"]) == 1_412
     loader = datamodule.train_dataloader()
     assert len(loader) == batches
     counts = np.bincount(list(loader.sampler), minlength=images)

@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_written_costs_a_sentence(retrained: Path, caplo
 def test_a_net_that_learnt_nothing_is_refused(tmp_path: Path) -> None:
     data = DigitsDataModule()
     data.setup()
-    data.whole_train = ImageSet(data.whole_train.images[:300], torch.arange(300) % 10, 32)
+    data.references["train"] = ImageSet(data.references["train"].images[:300], torch.arange(300) % 10, 32)
 
     with pytest.raises(UserError, match=r"feature net of digits \(digits-\w{8}\.pt\) has a test accuracy of"):
         load_references(data, tmp_path, CPU)

@@ -14,10 +14,27 @@ from omegaconf import OmegaConf
 
 from src.errors import UserError
 from src.run import ranks
-from src.run.ranks import is_first, let_first_record, one_folder, started_processes, wait_for_machines
+from src.run.ranks import (
+    check_reachable,
+    is_first,
+    let_first_record,
+    one_folder,
+    remove_empty,
+    started_processes,
+    wait_for_machines,
+)
 from tests.conftest import ROOT, Typed
 
-LAUNCHED = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+LAUNCHED = (
+    "GLOO_SOCKET_IFNAME",
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+)
 SECOND = """
 from src.errors import UserError
 from src.run.ranks import wait_for_machines
@@ -190,6 +207,46 @@ def test_as_many_processes_as_srun_started(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "3")
     with pytest.raises(UserError, match=r"srun started 3 tasks on 2 machines: .* --ntasks-per-node=N"):
         started_processes()
+
+
+@pytest.mark.parametrize(
+    ("first", "device", "n_machines", "refused"),
+    [
+        ("10.0.0.1", "", 2, True),
+        ("10.0.0.1", "eth0", 2, False),
+        ("127.0.0.1", "", 2, False),
+        ("10.0.0.1", "", 1, False),
+    ],
+)
+def test_a_machine_that_others_would_look_for_at_their_own_address(
+    monkeypatch: pytest.MonkeyPatch, first: str, device: str, n_machines: int, refused: bool
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "box")
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1" if name == "box" else name)
+    monkeypatch.setenv("MASTER_ADDR", first)
+    if device:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", device)
+    check_reachable(n_machines, on_cpu=False)  # GPUs find each other in another way
+    if refused:
+        with pytest.raises(UserError, match=r"calls itself box, .* set GLOO_SOCKET_IFNAME to the name of its network"):
+            check_reachable(n_machines, on_cpu=True)
+    else:
+        check_reachable(n_machines, on_cpu=True)
+
+
+def test_the_folder_that_another_machine_made_for_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run_dir = tmp_path / "logs" / "runs" / "today" / "now"
+    run_dir.mkdir(parents=True)
+    remove_empty(run_dir)
+    assert run_dir.exists()  # it is the first machine
+    monkeypatch.setenv("GROUP_RANK", "1")
+    (run_dir / "traceback_1.txt").touch()
+    remove_empty(run_dir)
+    assert run_dir.exists()
+    (run_dir / "traceback_1.txt").unlink()
+    (tmp_path / "logs" / "runs" / "yesterday").mkdir()
+    remove_empty(run_dir)
+    assert [path.name for path in tmp_path.rglob("*")] == ["logs", "runs", "yesterday"]
 
 
 LAUNCHERS = {"torchrun": {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "N"}}

@@ -3,26 +3,46 @@
 import json
 import logging
 import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from src.run import signals, slurm
+from src.run.commands import about_run
 from src.run.resume import go_on_after_requeue
-from src.run.slurm import requeue
-from tests.conftest import compose_config
+from src.run.slurm import remember_what_comes_early, requeue
+from tests.conftest import Train, compose_config, load
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Makes this a job of SLURM, whose `scontrol` is the given script."""
+
+    def make(script: str) -> None:
+        scontrol = tmp_path / "scontrol"
+        scontrol.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        scontrol.chmod(0o755)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("SLURM_JOB_ID", "77")
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    return make
 
 
 @pytest.mark.parametrize(("script", "will"), [("echo $@ > said", True), ("echo Job is gone >&2; exit 1", False)])
 def test_slurm_is_asked_to_start_the_job_again(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, script: str, will: bool
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    answer: Callable[[str], None],
+    script: str,
+    will: bool,
 ) -> None:
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    scontrol.chmod(0o755)
-    monkeypatch.chdir(tmp_path)
-    for name, value in {"JOB_ID": "77", "ARRAY_JOB_ID": "70", "ARRAY_TASK_ID": "7"}.items():
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    answer(script)
+    for name, value in {"JOB_ID": "70", "TASK_ID": "7"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_{name}", value)
 
     assert requeue() == will
     if will:
@@ -39,6 +59,36 @@ def test_slurm_that_is_not_there_cannot_be_asked(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not requeue()
     assert "(scontrol: No such file or directory): submit it with" in caplog.text
+
+
+@pytest.mark.parametrize(("script", "code"), [("echo $@ > said", None), ("exit 1", 138)])
+def test_a_signal_that_comes_early_ends_the_run_after_its_first_batch(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    train_here: Train,
+    answer: Callable[[str], None],
+    script: str,
+    code: int | None,
+) -> None:
+    monkeypatch.setattr(slurm, "came_early", came := [])
+    monkeypatch.setattr(signals, "came_early", came)
+    answer(script)
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        remember_what_comes_early()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if code is None:
+            train_here("run", "logger=none")
+        else:
+            with pytest.raises(SystemExit) as stop:
+                train_here("run", "logger=none")
+            assert stop.value.code == code
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    (run_dir,) = tmp_path.glob("logs/*/*/run")
+    assert load(run_dir)["global_step"] == 1
+    assert about_run(run_dir)["status"] == "stopped"
+    assert (tmp_path / "said").exists() == (code is None)
 
 
 def test_a_run_that_has_finished_is_not_trained_again(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:

@@ -1,0 +1,204 @@
+"""Jobs of a sweep in processes of their own, which each launcher starts: real ones, as users have them."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from importlib.metadata import distributions
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from src.run.sweep import is_alive, n_cores
+from tests.conftest import QUICK, Typed, assert_same, load, wandb_run
+from tests.forked import run_forked, start_forked
+from tests.test_slurm import Slurm
+from tests.test_slurm import slurm as slurm  # a fixture
+
+FEW = [*QUICK, "callbacks.quality=null", "callbacks.model_checkpoint.monitor=null", "optimized_metric=null"]
+FEW.remove("callbacks.quality.cas=false")
+FEW += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "test_after_training=false"]
+FEW += ["hydra.sweep.dir=sweep", "trainer.enable_progress_bar=false"]
+LAUNCHERS = [
+    pytest.param("joblib", ["hydra.launcher.n_jobs=2"], marks=pytest.mark.extras("hydra-joblib-launcher")),
+    pytest.param("submitit_local", [], marks=pytest.mark.extras("hydra-submitit-launcher")),
+    pytest.param("ray", ["hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.extras("hydra-ray-launcher")),
+]
+needs_joblib = pytest.mark.extras("hydra-joblib-launcher")
+
+
+class Probe:
+    """Leaves in the sweep's folder what a job sees of its machine; then the job fails."""
+
+    def __init__(self, folder: str) -> None:
+        import torch
+
+        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+        seen = {name: os.environ.get(name) for name in names} | {"threads": torch.get_num_threads()}
+        (Path(folder) / f"{os.getpid()}.json").write_text(json.dumps(seen), encoding="utf-8")
+        raise ValueError("folder is filled")
+
+
+@pytest.fixture(scope="module")
+def one_after_another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sweep's folder of two jobs in one process."""
+    folder = tmp_path_factory.mktemp("one")
+    done = run_forked("-m", *FEW, "trainer.max_epochs=1", "logger=none", "seed=1,2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "sweep"
+
+
+@pytest.mark.parametrize(("launcher", "more"), LAUNCHERS)
+def test_a_launchers_jobs_are_those_of_one_process(
+    tmp_path: Path, one_after_another: Path, launcher: str, more: list[str]
+) -> None:
+    """The same weights, a finished W&B run each, and one that fails leaves the others alone."""
+    typed = ["-m", *FEW, "trainer.max_epochs=1", f"hydra/launcher={launcher}", *more, "seed=1,-1,2"]
+    done = run_forked(*typed, cwd=tmp_path, PYTHONPATH="")
+
+    assert_two_of_three(done, tmp_path, one_after_another)
+
+
+def assert_two_of_three(done: subprocess.CompletedProcess[str], folder: Path, one_after_another: Path) -> None:
+    """Of the seeds 1, -1 and 2, the second failed, and the others are what they are in one process."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "error: 1 of 3 jobs did not finish: job 1 failed; see above" in done.stderr
+    assert "job 1       seed=-1 failed: seed must be a whole number from 0 to 2**32 - 1, not -1" in done.stdout
+    records = [json.loads((folder / "sweep" / job / "job.json").read_text(encoding="utf-8")) for job in "012"]
+    assert [record["code"] for record in records] == [0, 2, 0]
+    for ours, theirs in [("0", "0"), ("2", "1")]:
+        job = folder / "sweep" / ours
+        assert_same(load(job)["state_dict"], load(one_after_another / theirs)["state_dict"])
+        run = wandb_run(job)
+        assert (run["state"], run["exit_code"]) == ("finished", 0)
+        assert run["name"] == f"mnist_gan_model-digits-seed{(theirs == '1' and 2) or 1}-job{ours}"
+        about = json.loads((job / "run.json").read_text(encoding="utf-8"))
+        assert about["command"].startswith("python run.py datamodule=digits") and "_submit" not in about["command"]
+        assert (job / "run.log").exists()
+
+
+def start(folder: Path, launcher: str, *more: str) -> tuple[BaseProcess, Path]:
+    """A sweep of three long jobs; as many as run at once have a checkpoint when this returns, with its output."""
+    output = folder / "output"
+    typed = ["-m", *FEW, "trainer.max_epochs=20000", f"hydra/launcher={launcher}", "seed=1,2,3", *more]
+    process = start_forked(*typed, cwd=folder, files=(output, output))
+    at_once = {"submitit_local": min(2, n_cores()), "submitit_slurm": 1}.get(launcher, 2)
+    while len(list(folder.glob("sweep/*/ckpts/last.ckpt"))) < at_once:
+        assert process.exitcode is None, output.read_text(encoding="utf-8")
+        time.sleep(0.05)
+    return process, output
+
+
+def records_of(folder: Path) -> dict[str, dict]:
+    files = folder.glob("sweep/*/job.json")
+    return {file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+
+def assert_gone(pids: list[int]) -> None:
+    until = time.monotonic() + 30
+    while left := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("launcher", "more"), LAUNCHERS[:2])  # Ray's ends as well, but with another exit code
+def test_ctrl_c_lets_every_job_write_its_checkpoint_and_ends_all(
+    tmp_path: Path, launcher: str, more: list[str]
+) -> None:
+    process, file = start(tmp_path, launcher, *more)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+
+    output = file.read_text(encoding="utf-8")
+    assert process.exitcode == 130, output
+    assert "0 of 3 jobs finished" in output
+    records = records_of(tmp_path)
+    controllers = [int(path.name) for path in tmp_path.glob("sweep/.submitit/[0-9]*")]
+    assert_gone([*controllers, *(record["pid"] for record in records.values())])
+    begun = [job for job in records if (tmp_path / "sweep" / job / "ckpts" / "last.ckpt").exists()]
+    assert begun
+    for job in begun:
+        assert records[job]["code"] == 143
+        assert wandb_run(tmp_path / "sweep" / job)["exit_code"] == 143
+        assert f"ckpt_path={tmp_path}/sweep/{job}/ckpts/last.ckpt hydra.run.dir={tmp_path}/sweep/{job}" in output
+
+
+@needs_joblib
+def test_a_job_that_is_killed_goes_on_with_the_command_that_is_printed(tmp_path: Path) -> None:
+    process, file = start(tmp_path, "joblib", "hydra.launcher.n_jobs=2", "logger=none")
+    pids = {job: record["pid"] for job, record in records_of(tmp_path).items()}
+    os.kill(pids["0"], signal.SIGKILL)
+    process.join(120)
+
+    output = file.read_text(encoding="utf-8")
+    assert process.exitcode == 1, output
+    assert "error: the process of a job was killed, and joblib has ended the others with it" in output
+    assert "Traceback" not in output
+    assert_gone([*pids.values()])
+    commands = [shlex.split(line) for line in re.findall(r"^go on +(.*)$", output, re.MULTILINE)]
+    assert len(commands) == 3
+    done = load(tmp_path / "sweep" / "0")["global_step"]
+    again = run_forked(*commands[0][2:], f"trainer.max_steps={done + 2}", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert load(tmp_path / "sweep" / "0")["global_step"] == done + 2
+
+
+@needs_joblib
+@pytest.mark.parametrize(
+    ("typed", "environment", "seen"),
+    [
+        ("trainer.gpus=1", {"CUDA_VISIBLE_DEVICES": "3,GPU-5"}, [("3", 1), ("GPU-5", 1)]),
+        ("trainer.gpus=0", {"CUDA_VISIBLE_DEVICES": "3,5"}, [("3,5", 1), ("3,5", 1)]),
+    ],
+)
+def test_each_job_has_a_gpu_of_its_own(
+    tmp_path: Path, typed: str, environment: dict[str, str], seen: list[tuple[str, int]]
+) -> None:
+    probe = ["+callbacks.probe._target_=tests.test_launchers.Probe", f"+callbacks.probe.folder={tmp_path}"]
+    more = ["hydra.launcher.n_jobs=2"] if typed == "trainer.gpus=0" else []
+    done = run_forked(
+        *["-m", *FEW, *probe, typed, "logger=none", "hydra/launcher=joblib", "seed=1,2,3,4", *more],
+        cwd=tmp_path,
+        **environment,
+    )
+
+    assert done.returncode == 2 and done.stderr.count("folder is filled") == 4, done.stderr
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("*.json")]
+    assert sorted((each["CUDA_VISIBLE_DEVICES"], each["threads"]) for each in found) == seen
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm", "ray"])
+def test_a_launcher_is_an_extra(typed: Typed, launcher: str) -> None:
+    if any(distributions(name=f"hydra-{launcher.partition('_')[0]}-launcher")):
+        return
+    code, stderr = typed("-m", *FEW, f"hydra/launcher={launcher}", "seed=1,2")
+    assert code == 2
+    says = f"error: hydra/launcher={launcher} is not installed: pip install -r requirements-scale.txt"
+    assert stderr.splitlines() == [says]
+
+
+@pytest.mark.extras("slurmctld", "slurmd", "munged", "srun", "hydra-submitit-launcher")
+def test_each_job_is_one_of_slurms(slurm: Slurm, tmp_path: Path, one_after_another: Path) -> None:
+    typed = ["-m", *FEW, "trainer.max_epochs=1", "hydra/launcher=submitit_slurm", "seed=1,-1,2"]
+    more = ["hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=5"]
+    done = run_forked(*typed, *more, cwd=tmp_path, SLURM_CONF=slurm.environment["SLURM_CONF"])
+
+    assert_two_of_three(done, tmp_path, one_after_another)
+
+
+@pytest.mark.extras("slurmctld", "slurmd", "munged", "srun", "hydra-submitit-launcher")
+def test_ctrl_c_cancels_slurms_jobs(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    process, file = start(tmp_path, "submitit_slurm", "hydra.launcher.cpus_per_task=1", "logger=none")
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+
+    assert process.exitcode == 130, file.read_text(encoding="utf-8")
+    assert not slurm.run("squeue", "--noheader")
+    assert {record["code"] for record in records_of(tmp_path).values()} == {143}
