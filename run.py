@@ -93,7 +93,8 @@ def run(task: str, arguments: list[str]) -> int:
     except Exception as error:
         code = failures.in_command(error)
     except (SystemExit, KeyboardInterrupt):
-        conclude(verdict, interrupted=True)
+        if stopped := conclude(verdict, interrupted=True):
+            return stopped  # Ray changes the code on the way here
         raise
     return conclude(verdict) or code
 

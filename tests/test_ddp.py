@@ -159,6 +159,18 @@ def assert_one_run_of_two(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["logs"]
 
 
+def test_batches_that_the_data_do_not_fill_are_the_same_for_both_processes(tmp_path: Path) -> None:
+    # 65 images: 33 for each process, as the last begins the next epoch, which are one batch of 20 and a rest.
+    typed = [*BRIEF, "trainer=ddp_cpu", "datamodule.subset=65", "datamodule.batch_size=20"]
+    done = run_forked(*typed, "trainer.max_epochs=2", "trainer.limit_train_batches=1.0", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = tmp_path.glob("logs/runs/*/*")
+    seen = [torch.load(run_dir / f"rank{rank}.pt", weights_only=True)["labels"] for rank in (0, 1)]
+    assert [len(each) for each in seen] == [40, 40]
+    assert_same(*(weights(run_dir, rank) for rank in (0, 1)))
+
+
 def test_torchrun_leaves_one_run_folder(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     typed = [*torchrun, str(ROOT / "run.py"), *BRIEF]

@@ -105,7 +105,7 @@ def assert_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("launcher", "more"), LAUNCHERS[:2])  # Ray's ends as well, but with another exit code
+@pytest.mark.parametrize(("launcher", "more"), LAUNCHERS)
 def test_ctrl_c_lets_every_job_write_its_checkpoint_and_ends_all(
     tmp_path: Path, launcher: str, more: list[str]
 ) -> None:

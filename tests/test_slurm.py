@@ -95,7 +95,9 @@ class Slurm:
         while not until(job := self.job(number)):
             assert time.monotonic() < end, (job, output.read_text(encoding="utf-8"))
             if job["JobState"] == "PENDING" and job["Restarts"] != "0":
-                self.run("scontrol", "update", f"JobId={number}", "StartTime=now")  # not in two minutes
+                # Not in two minutes; it may have been started since.
+                update = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
+                subprocess.run(update, env=self.environment, capture_output=True)
             time.sleep(0.2)
         return job
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from src.callbacks.quality import evaluator_of
@@ -243,18 +244,22 @@ class Checkpoint(ModelCheckpoint):
             epoch.current.processed, epoch.total.processed = epoch.current.completed, epoch.total.completed
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step - 1  # the step that it logs at
         try:
-            self.write_last(trainer)
+            # One process alone may have failed: the others, which compute on, would not come to where all meet.
+            self.write_last(trainer, together=trainer.world_size == 1 or isinstance(exception, SIGTERMException))
         except OSError as error:
             log.warning("the last moment could not be saved (%s); earlier checkpoints stand as they were", error)
 
-    def write_last(self, trainer: Trainer) -> None:
+    def write_last(self, trainer: Trainer, together: bool = True) -> None:
         """Writes `last.ckpt`, unless it holds this batch already or another callback writes it."""
         if not self.writes_last or trainer.fast_dev_run or trainer.global_step == self._step_written:  # type: ignore[attr-defined]
             return
         assert self.dirpath is not None
         path = Path(self.dirpath) / "last.ckpt"
         self.last_model_path = str(path)  # before saving, as it is part of what is saved
-        trainer.save_checkpoint(path)
+        if together:
+            trainer.save_checkpoint(path)
+        elif trainer.is_global_zero:
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
         self._step_written = trainer.global_step
 
 

@@ -117,7 +117,7 @@ class OptunaSweeper(Sweeper):
 
         last = self.metric.rpartition("/")[2]
         usual = "maximize" if last in HIGHER_IS_BETTER else "minimize"
-        direction = self.direction or usual
+        direction: Any = self.direction or usual  # Optuna names its words as types
         if last in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER) and direction != usual:
             raise UserError(f"hydra.sweeper.direction is {direction}, which would find the worst {last}: remove it")
         study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)

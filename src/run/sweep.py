@@ -224,7 +224,7 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
     if not sweeps:
         return 0
     sweep = sweeps.pop()
-    interrupted |= sweep.stopped_by is not None  # Ray makes an error of its own of it
+    interrupted |= sweep.stopped_by is not None
     if not interrupted and sweep.launcher not in ("BasicLauncher", "JoblibLauncher"):
         sweep.wait()
     for signum, handler in sweep.handlers.items():
@@ -263,7 +263,9 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
     failed = ", ".join(f"job {job.number} {job.status}" for job in rest[:LISTED])
     more = f" and {len(rest) - LISTED} more" if len(rest) > LISTED else ""
     print(f"error: {len(rest)} of {len(jobs)} jobs did not finish: {failed}{more}; see above", file=sys.stderr)
-    return 128 + sweep.stopped_by if sweep.stopped_by else next((job.code for job in rest if job.code), 1)
+    if interrupted:
+        return 128 + (sweep.stopped_by or signal.SIGINT)
+    return next((job.code for job in rest if job.code), 1)
 
 
 def swept() -> list[str]:

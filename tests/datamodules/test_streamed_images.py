@@ -275,3 +275,22 @@ def test_a_resumed_run_says_that_the_pictures_are_others(caplog: pytest.LogCaptu
         "the images of many are not those of the run that was stopped (48 train, 6 val, 6 test then, 50 train, 6 val, 6"
         " test now): it goes on in another order, and what is tested may have been trained on"
     ]
+
+
+class Delete(Callback):
+    """Deletes the pictures of one class when the second process has trained on some batches."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch, batch_idx: int) -> None:
+        if (trainer.global_rank, trainer.global_step) == (1, 4):
+            for path in (trainer.datamodule.folder / "b").iterdir():  # type: ignore[attr-defined]
+                path.unlink()
+
+
+def test_two_processes_end_where_one_finds_no_picture(tmp_path: Path) -> None:
+    ours = [*typed(make_pictures(tmp_path / "pictures")), *STREAMED, "trainer=ddp_cpu", "trainer.max_epochs=100"]
+    delete = "+callbacks.delete._target_=tests.datamodules.test_streamed_images.Delete"
+    done = run_forked(*ours, delete, "hydra.run.dir=run", cwd=tmp_path)
+    assert done.returncode not in (0, None)
+    assert "png cannot be decoded (No such file or directory): replace it, and type ckpt_path=last" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert load(tmp_path / "run")["global_step"] >= 3
