@@ -58,7 +58,7 @@ MISTAKES: list[tuple[str | tuple[str, str], str, str]] = [
     ("debug=1", "configuration group", "see configs/"),
     ("debug=nope", "debug=nope", "did you mean debug=none?"),
     ("trainer=", "trainer=", "choose one of ddp"),
-    ("hydra/sweeper=nope", "sweeper 'nope'", "pip install -r requirements-extras.txt"),
+    ("hydra/sweeper=nope", "hydra/sweeper=nope", "choose one of basic, optuna"),
     ("task=tran", "task=tran", "choose one of train, sample"),
     ("train", "'train'", "key=value"),
     ("trainer.gpus=[0", "trainer.gpus=[0", "key=[1,2]"),

@@ -80,7 +80,8 @@ class Slurm:
         """Submits a script that runs `python run.py ...` after the words `start`; returns the job's number."""
         command = shlex.join([sys.executable, str(ROOT / "run.py"), *arguments])
         script = folder.with_name(f"{folder.name}.sh")
-        script.write_text(f"#!/bin/bash\n#SBATCH --requeue --open-mode=append {options}\n{start} {command}\n", "utf-8")
+        text = f"#!/bin/bash\n#SBATCH --requeue --open-mode=append {options}\n{start} {command}\n"
+        script.write_text(text, encoding="utf-8")
         output = f"--output={folder}.output"
         return self.run("sbatch", "--parsable", f"--chdir={folder}", output, str(script), cwd=folder.parent).strip()
 

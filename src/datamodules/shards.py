@@ -33,7 +33,7 @@ class Member(NamedTuple):
     size: int
 
     def open(self, mode: Literal["rb"] = "rb", /) -> BinaryIO:
-        with open(self.shard, mode) as file:
+        with open(self.shard, "rb") as file:
             file.seek(self.offset)
             return io.BytesIO(file.read(self.size))
 
