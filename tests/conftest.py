@@ -133,6 +133,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI", "STABLE_DIFFUSION", *theirs):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("PYTHONIOENCODING", "")  # a command that a test runs in this process sets it
+    monkeypatch.delenv("PYTHONIOENCODING")
     monkeypatch.setenv("WANDB_MODE", "offline")
     yield
     GlobalHydra.instance().clear()

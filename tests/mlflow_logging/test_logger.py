@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, Trainer
 
 from src.errors import UserError
 from src.mlflow_logging import logger as mlflow_logger
@@ -51,12 +51,14 @@ def mlflow_runs(folder: Path) -> tuple[Any, list[Any]]:
 
 
 class Interrupting(Callback):
-    """Interrupts training, as a user or an error would."""
+    """Interrupts training in its second epoch, as a user or an error would."""
 
     def __init__(self, by_signal: bool) -> None:
         self.by_signal = by_signal
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step != 4:
+            return
         if self.by_signal:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
