@@ -14,8 +14,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.record import command_line
-
 COLUMNS = {
     "FD": ("fd", "{:.2f}"),
     "label accuracy": ("label_accuracy", "{:.1%}"),
@@ -26,8 +24,10 @@ COLUMNS = {
 ASIDE = ("logger", "hydra.", "callbacks.", "ckpt_path=", "name=", "test_after_training=")  # changes no image
 HEAD = """# What each change is worth: {experiment}
 
-Written by `{command}` from the runs' own files; [results.md](results.md) explains the columns. Brackets hold the number
-for as many real images. Each row is a run of `{base}` with this change.
+Written by `benchmarks/ablation.py` from the runs' own files; [results.md](results.md) explains the columns. Brackets
+hold the number for as many real images. Each row is a run with this change of:
+
+`{base}`
 
 """
 
@@ -56,7 +56,7 @@ def page(runs: list[dict]) -> str:
     base = runs[0]["typed"]
     command = shlex.join(["python", "run.py", *(f"{key}={value}" for key, value in base.items())])
     experiment = base.get("experiment", "").removesuffix(".yaml")
-    lines = [HEAD.format(experiment=experiment, command=command_line(), base=command)]
+    lines = [HEAD.format(experiment=experiment, base=command)]
     lines[0] += "| change | " + " | ".join([*COLUMNS, "seconds"]) + " |\n" + "|---" * (len(COLUMNS) + 2) + "|"
     for run in runs:
         cells = [change(run["typed"], base)]

@@ -44,13 +44,13 @@ measured means nothing if it is smaller than twice the spread.
 
 def trained(data: ImageDataModule, threads: int, seed: int) -> FeatureNet:
     """A feature net of the project's recipe."""
-    images = data.whole_train.images
+    train = data.references["train"]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with patch.object(feature_net, "SEED", seed):
             return feature_net.train_classifier(
-                images, data.whole_train.labels, data.n_classes, images.shape[-1], torch.device("cpu"), data.source
+                train.images, train.labels, data.n_classes, train.images.shape[-1], torch.device("cpu"), data.source
             )
     finally:
         torch.set_num_threads(before)
@@ -64,9 +64,9 @@ def blurred(pixels: Tensor) -> Tensor:
 
 def measured(data: ImageDataModule, net: FeatureNet) -> tuple[float, float, float, float]:
     """FD and label accuracy of held-out images, and of these blurred."""
-    real = {split: embed_served(net, images) for split, images in data.sets.items()}
+    real = {split: embed_served(net, images) for split, images in data.references.items()}
     evaluator = Evaluator(data, References(data.source, net, real), 5_000, torch.device("cpu"))
-    held_out = data.sets["val"]
+    held_out = data.references["val"]
     pixels, labels = held_out.images[evaluator.held_out], held_out.labels[evaluator.held_out]
     found: list[float] = []
     for each in (pixels, blurred(pixels)):

@@ -36,7 +36,7 @@ def test_a_run_without_a_test_is_refused(tmp_path: Path) -> None:
     folder = ended(tmp_path / "run", fd=1.0)
     (folder / "results.json").write_text('{"metrics": {}}', encoding="utf-8")
     command = [sys.executable, "benchmarks/ablation.py", "--out", str(tmp_path / "page.md"), str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
 
     assert done.returncode == 1 and "has no test: repeat it with test_after_training=true" in done.stderr
     assert not (tmp_path / "page.md").exists()
