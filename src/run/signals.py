@@ -3,12 +3,15 @@
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import torch
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 
@@ -17,6 +20,7 @@ from src.run.slurm import TIME_IS_UP, came_early, job_id
 log = logging.getLogger(__name__)
 
 
+GRACE = 30.0  # seconds that a process has to end by itself after another one
 STOP = "stop_request"  # in the store: the signal, and the number of batches after which all stop
 
 
@@ -53,6 +57,10 @@ class StopRequest(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
+        # Lightning kills this process within 5 s of the end of one that it started: perhaps before it has said why.
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):
+                thread._terminate_all = partial(_after_grace, thread._terminate_all)  # type: ignore[method-assign]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,6 +68,11 @@ class StopRequest(Callback):
         if self._is_due(trainer):
             # Lightning looks at this once the batch is complete, and raises `SIGTERMException`.
             trainer._signal_connector.received_sigterm = True
+
+
+def _after_grace(kill: Callable[[], None]) -> None:
+    time.sleep(GRACE)  # in a thread that ends with the process
+    kill()
 
 
 @contextmanager
