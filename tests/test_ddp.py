@@ -50,6 +50,7 @@ class SameStep(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs, batch, batch_idx: int) -> None:
         step = {"labels": batch[1], "losses": pl_module._latest}
         step["gradients"] = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+        step["weights"] = dict(pl_module.named_parameters())
         torch.save(step, Path(trainer.default_root_dir) / f"step{trainer.global_rank}.pt")
 
 
@@ -107,6 +108,9 @@ def test_a_step_of_two_processes_is_that_of_one_with_both_their_images(tmp_path:
     typed += ["model/networks=residual", "model/objective=non_saturating", "model.penalties.r1.every=1"]
     typed += ["datamodule.img_size=28", "trainer.max_steps=1", "trainer.limit_val_batches=0"]
     typed += ["optimized_metric=null", "test_after_training=false", "+callbacks.probe._target_=tests.test_ddp.SameStep"]
+    for network in ("g", "d"):  # with plain gradient descent, weights differ as little as gradients do
+        adam = f"model.optimizer_{network}"
+        typed += [f"{adam}._target_=torch.optim.SGD", f"{adam}.lr=1", f"~{adam}.betas", f"~{adam}.fused"]
     steps = {}
     for number, more in [(1, ["datamodule.batch_size=128"]), (2, ["trainer=ddp_cpu"])]:
         done = run_forked(*typed, *more, f"hydra.run.dir={number}", cwd=tmp_path)
@@ -125,6 +129,8 @@ def test_a_step_of_two_processes_is_that_of_one_with_both_their_images(tmp_path:
         for each in two:
             torch.testing.assert_close(each["gradients"][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
         assert gradient.any() or "embedding" in name
+        for each in two:
+            torch.testing.assert_close(each["weights"][name], one["weights"][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_sweep_over_several_processes_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Adam, Optimizer
 
 from src.config.types import Count, Positive, Share
+from src.models.averaged_gradients import can_wait
 from src.models.compatibility import check_options, check_run
 from src.models.gan_confusion import DiscriminatorConfusion
 from src.models.gan_curves import gan_alarms, gan_curves, gan_tables
@@ -257,40 +259,50 @@ class MNISTGANModel(ScheduledModel):
         # Reading numbers out costs time, on a GPU most of all: only where Lightning will log them.
         log_every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         until_due = -(self.trainer.global_step + 1) % log_every if log_every > 0 else math.inf
-        due = until_due == 0
-        metrics: dict[str, Tensor | float] = {}
 
         trains_g = (self.trainer.global_step + 1) % self.d_steps == 0
-        for optimizer_idx, (name, optimizer) in enumerate(zip("gd", optimizers, strict=True)):
-            if optimizer_idx == GENERATOR and not trains_g:
-                continue
+        # D sees the images that G drew for its own loss, so it learns the same from this batch before and after G's
+        # step. Several processes let that wait, and average the gradients of both networks at once.
+        strategy, waits = self.trainer.strategy, trains_g and can_wait(self.trainer)
+        ready: list[int] = []
+        for optimizer_idx in (GENERATOR, DISCRIMINATOR) if trains_g else (DISCRIMINATOR,):
+            optimizer = optimizers[optimizer_idx]
             assert isinstance(optimizer, LightningOptimizer)
             self.toggle_optimizer(optimizer)  # the other network needs no gradients
             losses, loss = self.step(batch, batch_idx, optimizer_idx)
             optimizer.zero_grad()
-            self.manual_backward(loss)
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            self._latest |= losses
-            if self.clip_grad_norm is not None:
-                self._latest[f"grad_norm_{name}"] = clip_grad_norm_(parameters, self.clip_grad_norm)
-            elif until_due < (self.d_steps if optimizer_idx == GENERATOR else 1):  # the network's last step before it
-                norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-                self._latest[f"grad_norm_{name}"] = norm
-            if due:
-                metrics[f"lr_{name}"] = optimizer.param_groups[0]["lr"]
-            if optimizer_idx < len(optimizers) - 1:
-                # Lightning counts optimizer steps. Only D's goes through its counter, so that `global_step`,
-                # `max_steps` and every logger count batches.
-                self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
-            else:
-                optimizer.step()
+            waits = waits and optimizer_idx == GENERATOR
+            with strategy.block_backward_sync() if waits else nullcontext():  # type: ignore[attr-defined]
+                self.manual_backward(loss)
             self.untoggle_optimizer(optimizer)
+            self._latest |= losses
+            ready.append(optimizer_idx)
+            if not waits:
+                for each in ready:
+                    self._take_step(each, until_due)
+                ready = []
 
         if self.ema is not None and trains_g:
             self.ema.update(self.generator, len(batch[0]) * self.d_steps * self.trainer.world_size)
-        if due:
-            metrics |= self._latest
+        if until_due == 0:
+            rates = {f"lr_{n}": each.param_groups[0]["lr"] for n, each in zip("gd", optimizers, strict=True)}
+            metrics = rates | self._latest
             self.log_dict({f"train/{key}": value for key, value in metrics.items()}, batch_size=len(batch[0]))
+
+    def _take_step(self, optimizer_idx: int, until_due: float) -> None:
+        """Steps one optimizer, `until_due` batches before metrics are logged."""
+        optimizer, name = self.optimizers()[optimizer_idx], "gd"[optimizer_idx]  # type: ignore[index]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if self.clip_grad_norm is not None:
+            self._latest[f"grad_norm_{name}"] = clip_grad_norm_(parameters, self.clip_grad_norm)
+        elif until_due < (self.d_steps if optimizer_idx == GENERATOR else 1):  # the network's last step before it
+            self._latest[f"grad_norm_{name}"] = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if optimizer_idx == GENERATOR:
+            # Lightning counts optimizer steps. Only D's goes through its counter, so that `global_step`, `max_steps`
+            # and every logger count batches.
+            self.trainer.strategy.optimizer_step(optimizer.optimizer, closure=lambda: None)
+        else:
+            optimizer.step()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch, batch_idx)

@@ -13,11 +13,12 @@ from pydantic import Field
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import Checkpoint, ModelSummary, ProgressBar
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import Strategy
 
 from src.config.instantiate import check_arguments
 from src.config.types import Count, Share, check
 from src.errors import UserError
+from src.models.averaged_gradients import AveragedGradients
 from src.run.files import replacing
 from src.run.ranks import by_torchrun, check_reachable, started_processes, wait_for_machines
 from src.run.slurm import by_srun, job_id
@@ -115,10 +116,9 @@ def make_trainer(
             f" was asked for {on_each} on each of {num_nodes} machines: leave out trainer.devices, trainer.gpus=N and"
             " trainer.num_nodes"
         )
-    parallel: str | DDPStrategy = strategy
+    parallel: str | Strategy = strategy
     if strategy == "ddp" or (strategy == "auto" and (on_each not in (0, 1) or num_nodes != 1)):
-        parallel = DDPStrategy(
-            find_unused_parameters=True,  # each optimizer's backward pass leaves the other network's without gradients
+        parallel = AveragedGradients(
             gradient_as_bucket_view=True,  # gradients are averaged where they lie
             broadcast_buffers=False,  # not in each batch, but before a validation draws: see RunState
         )

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary
-from pytorch_lightning.strategies import DDPStrategy
 
 from src.callbacks.progress import ProgressBar
 from src.errors import UserError
+from src.models.averaged_gradients import AveragedGradients
 from src.run import trainer as module
 from src.run.trainer import AtomicCheckpointIO, make_trainer, parse_gpus, point_out_gpu
 from tests.conftest import Train, build
 
-DDP = DDPStrategy
+DDP = AveragedGradients
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,7 @@ def test_a_gpu_that_is_not_used_is_pointed_out(
 def test_two_processes_on_the_cpu_as_lightning_sees_them() -> None:
     trainer = make_trainer(gpus=0, accelerator="cpu", devices=2)
     assert trainer.world_size == 2
-    assert isinstance(trainer.strategy, DDPStrategy)
-    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+    assert isinstance(trainer.strategy, AveragedGradients)
     assert trainer.strategy._ddp_kwargs["broadcast_buffers"] is False  # before each validation instead
 
 

@@ -1,0 +1,63 @@
+"""What several processes do with the gradients of networks that train in turn."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+
+
+class AveragedGradients(DDPStrategy):
+    """DDP; but where a model steps its optimizers by hand, gradients are averaged after a backward pass.
+
+    After the backward pass of one network, torch's wrapper would average the gradients of all, and look through the
+    graph for those that have none. A model that Lightning optimises has the wrapper, which averages while that pass
+    still runs.
+    """
+
+    _left: list[Tensor]  # gradients that the next average takes along
+    _leaves = False
+
+    def configure_ddp(self) -> None:
+        model = self.lightning_module
+        assert model is not None
+        if model.automatic_optimization:
+            super().configure_ddp()
+            return
+        self._left = []
+        for tensor in model.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Leaves the gradients of the backward passes inside to the next one outside."""
+        self._leaves = True
+        yield
+        self._leaves = False
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        super().post_backward(closure_loss)
+        model = self.lightning_module
+        assert model is not None
+        if model.automatic_optimization:
+            return
+        self._left += [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+        if self._leaves:
+            return
+        together = torch.cat([gradient.flatten() for gradient in self._left])  # one message costs less than many
+        torch.distributed.all_reduce(together)
+        parts = (together / self.world_size).split([gradient.numel() for gradient in self._left])
+        for gradient, part in zip(self._left, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+        self._left = []
+
+
+def can_wait(trainer: Trainer) -> bool:
+    """Whether gradients may be left to the next average, with `trainer.strategy.block_backward_sync()`.
+
+    With float16 they may not: Lightning changes their scale with each optimizer's step.
+    """
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    return isinstance(trainer.strategy, AveragedGradients) and not scaled
