@@ -82,8 +82,8 @@ def speed(data: ShardsDataModule, batches: int) -> float:
     return n / (time.perf_counter() - start)
 
 
-def memory() -> float:
-    """MiB of this process and those below it."""
+def memory_in_use() -> float:
+    """MiB of this process and those below it; what several share counts once."""
     total, todo = 0, [os.getpid()]
     while todo:
         process = Path("/proc", str(todo.pop()))
@@ -110,17 +110,17 @@ def main() -> None:
         for number in range(args.shards):
             os.link(one / "0.tar", many / f"{number:04}.tar")
 
-        figures = {"before": memory()}
+        figures = {"before": memory_in_use()}
         for key in ("index", "start"):
             begun = time.perf_counter()
             data = opened(many, 1, in_memory=False)
-            figures |= {f"{key}_seconds": time.perf_counter() - begun, key: memory()}
+            figures |= {f"{key}_seconds": time.perf_counter() - begun, key: memory_in_use()}
             print(f"{key}: {figures[f'{key}_seconds']:,.0f} s, {figures[key]:,.0f} MiB", flush=True)
         begun, most, served = time.perf_counter(), 0.0, 0
         for images, _ in islice(data.train_dataloader(), 5 * args.batches):
             served += len(images)
             if served % (50 * BATCH) == 0:
-                most = max(most, memory())
+                most = max(most, memory_in_use())
         figures |= {"epoch_seconds": time.perf_counter() - begun, "epoch": most}
         print(f"served: {served:,}, {most:,.0f} MiB", flush=True)
 
