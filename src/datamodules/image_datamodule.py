@@ -264,8 +264,7 @@ def placed_on(sets: dict[str, ImageSet], device: torch.device) -> dict[str, Imag
     Raises:
         UserError: the GPU has less room than it said.
     """
-    on_gpu = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0  # Apple's shares the main memory
-    needed, free = sum(each.nbytes for each in sets.values()) / 2**20, on_gpu / 2**20
+    needed, free = sum(each.nbytes for each in sets.values()) / 2**20, free_on_gpu(device) / 2**20
     say = rank_zero_only(log.info)
     if needed > free / 4:
         why = f"{needed:,.0f} MiB are more than a quarter of what is free on {device}, {free:,.0f} MiB"
@@ -280,6 +279,11 @@ def placed_on(sets: dict[str, ImageSet], device: torch.device) -> dict[str, Imag
         ) from error
     say("images are on %s: %s MiB", device, f"{needed:,.0f}")
     return placed
+
+
+def free_on_gpu(device: torch.device) -> int:
+    """Bytes that are free on a GPU; 0 for what is none, and for Apple's, which shares the main memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def split_off(images: Tensor, labels: Tensor, sizes: Sequence[int], by_class: bool = False) -> list[Split]:

@@ -184,7 +184,7 @@ def served(datamodule: Photos) -> list[list[Tensor]]:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """Every device is taken for a GPU with 1 MiB free; returns those that were asked."""
     asked = []
-    monkeypatch.setattr(image_datamodule, "free_memory", lambda device: asked.append(device) or MIB)
+    monkeypatch.setattr(image_datamodule, "free_on_gpu", lambda device: asked.append(device) or MIB)
     return asked
 
 
