@@ -13,6 +13,7 @@ import re
 import shutil
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,7 @@ COLUMNS = [
     ("copies", "copied", "{:.1%}"),
     ("CAS", "cas", "{:.2%}"),
 ]
+SPREAD = {"lowest": min, "median": statistics.median, "highest": max}
 IN_README = ("label_accuracy", "worst_class_accuracy", "fd", "recall", "cas")
 MARKERS = ("<!-- written by benchmarks/results.py -->\n", "<!-- end -->")
 HEAD = """# Results
@@ -102,9 +104,9 @@ def section(experiment: str, runs: list[dict]) -> str:
         cells = [cell(run["metrics"], name, pattern) for _, name, pattern in columns]
         lines.append("| " + " | ".join([run["name"], *cells, reached(run, 0.95), f"{run['seconds']:.0f}"]) + " |")
     if len(runs) > 1:
-        accuracies = [run["metrics"]["test/label_accuracy"] for run in runs]
-        lines += ["", f"Label accuracy over {len(runs)} seeds: {min(accuracies):.2%} to {max(accuracies):.2%}, median"]
-        lines[-1] += f" {statistics.median(accuracies):.2%}."
+        for kind, pick in SPREAD.items():
+            cells = [cell(over_seeds(runs, pick), name, pattern).partition(" (")[0] for _, name, pattern in columns]
+            lines.append("| " + " | ".join([f"{kind} of {len(runs)} seeds", *cells, "", ""]) + " |")
     kinds = {"seen": "known phrasings", "held_out": "phrasings that training never saw", "typo": "these with a typo"}
     shares = [(text, cell(first["metrics"], f"prompt_accuracy_{kind}", "{:.1%}")) for kind, text in kinds.items()]
     if all(share for _, share in shares):
@@ -127,15 +129,22 @@ def section(experiment: str, runs: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def over_seeds(runs: list[dict], pick: Callable[[list[float]], float]) -> dict[str, float]:
+    """One number of each metric that all these runs have."""
+    shared = set.intersection(*(set(run["metrics"]) for run in runs))
+    return {name: pick([run["metrics"][name] for run in runs]) for name in shared}
+
+
 def readme_table(experiments: dict[str, list[dict]]) -> str:
-    """The first run of each experiment, one a row."""
+    """The median over the seeds of each experiment, one a row; the minutes are those of its first run."""
     shown = [column for column in COLUMNS if column[1] in IN_README]
-    titles = ["experiment", *(title for title, _, _ in shown), "minutes"]
+    titles = ["experiment", "seeds", *(title for title, _, _ in shown), "minutes"]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name in sorted(experiments):
-        run = experiments[name][0]
-        cells = [cell(run["metrics"], metric, pattern) for _, metric, pattern in shown]
-        lines.append("| " + " | ".join([f"`{name}`", *cells, f"{run['seconds'] / 60:.1f}"]) + " |")
+        runs = experiments[name]
+        median = over_seeds(runs, statistics.median)
+        cells = [str(len(runs)), *(cell(median, metric, pattern) for _, metric, pattern in shown)]
+        lines.append("| " + " | ".join([f"`{name}`", *cells, f"{runs[0]['seconds'] / 60:.1f}"]) + " |")
     return "\n".join(lines) + "\n"
 
 
