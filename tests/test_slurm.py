@@ -47,8 +47,11 @@ PartitionName=all Nodes=ALL Default=YES
 """
 
 
-class AskForAnotherTurn(Callback):
-    """Sends all tasks the signal that comes before the time limit, after so many batches, in the job's first turn."""
+class RunOutOfTime(Callback):
+    """Shortens the time limit of the job's first turn after so many batches, until SLURM sends its signal.
+
+    Of its ten hours, one is left, and the signal is due as many seconds before the end.
+    """
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -56,11 +59,16 @@ class AskForAnotherTurn(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step != self.batch or "SLURM_RESTART_COUNT" in os.environ:
             return
-        if trainer.is_global_zero:
-            subprocess.run(["scancel", "--signal=USR1", os.environ["SLURM_JOB_ID"]], check=True)
         (request,) = [each for each in trainer.callbacks if isinstance(each, StopRequest)]  # type: ignore[attr-defined]
-        while request.signum is None:
+        self._limit(trainer, 60)
+        while request.signum is None:  # SLURM looks every 30 s
             time.sleep(0.01)
+        self._limit(trainer, 600)
+
+    def _limit(self, trainer: Trainer, minutes: int) -> None:
+        if trainer.is_global_zero:
+            job = f"JobId={os.environ['SLURM_JOB_ID']}"
+            subprocess.run(["scontrol", "update", job, f"TimeLimit={minutes}"], check=True)
 
 
 class Slurm:
@@ -145,8 +153,9 @@ def test_a_job_that_is_out_of_time_goes_on_by_itself(slurm: Slurm, tmp_path: Pat
     whole, folder, output = tmp_path / "whole", tmp_path / "job", tmp_path / "job.output"
     for each in (whole, folder):
         each.mkdir()
-    asks = ["+callbacks.turn._target_=tests.test_slurm.AskForAnotherTurn", "+callbacks.turn.batch=5"]
-    number = slurm.submit(folder, "srun", *typed, PROBE, *asks, options="--nodes=1 --ntasks=2")
+    ends = ["+callbacks.end._target_=tests.test_slurm.RunOutOfTime", "+callbacks.end.batch=5"]
+    options = "--nodes=1 --ntasks=2 --time=600 --signal=SIGUSR1@3600"
+    number = slurm.submit(folder, "srun", *typed, PROBE, *ends, options=options)
     done = run_forked(*typed, PROBE, "trainer=ddp_cpu", "logger=none", cwd=whole)
     job = slurm.wait(number, lambda job: job["JobState"] not in ("PENDING", "RUNNING", "COMPLETING"), output)
 

@@ -93,8 +93,8 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
         first = request.signum is None
         waits = request.begun and fitting and first
         request.signum = request.signum or signum
-        if signum == TIME_IS_UP and trainer.state.status != TrainerStatus.RUNNING:
-            return  # between two stages, or after the last: there is time enough to see it there, or to finish
+        if signum == TIME_IS_UP and not (request.begun and trainer.state.status == TrainerStatus.RUNNING):
+            return  # before training, between two stages, or after the last: the next batch sees it, or the run's end
         if signum == signal.SIGTERM and first and trainer.state.status == TrainerStatus.INTERRUPTED:
             return  # torchrun sends it when another process has died, which is what ends this one already
         if not waits:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from src.run import signals, slurm
 from src.run.commands import about_run
@@ -61,7 +62,20 @@ def test_slurm_that_is_not_there_cannot_be_asked(
     assert "(scontrol: No such file or directory): submit it with" in caplog.text
 
 
-@pytest.mark.parametrize(("script", "code"), [("echo $@ > said", None), ("exit 1", 138)])
+class TimeIsUp(Callback):
+    """SLURM's signal comes when all is set up, and training has not begun."""
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+IN_SANITY_CHECK = ["+callbacks.time_is_up._target_=tests.run.test_slurm.TimeIsUp"]
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "typed"),
+    [("echo $@ > said", None, []), ("echo $@ > said", None, IN_SANITY_CHECK), ("exit 1", 138, [])],
+)
 def test_a_signal_that_comes_early_ends_the_run_after_its_first_batch(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -69,6 +83,7 @@ def test_a_signal_that_comes_early_ends_the_run_after_its_first_batch(
     answer: Callable[[str], None],
     script: str,
     code: int | None,
+    typed: list[str],
 ) -> None:
     monkeypatch.setattr(slurm, "came_early", came := [])
     monkeypatch.setattr(signals, "came_early", came)
@@ -76,9 +91,10 @@ def test_a_signal_that_comes_early_ends_the_run_after_its_first_batch(
     before = signal.getsignal(signal.SIGUSR1)
     try:
         remember_what_comes_early()
-        os.kill(os.getpid(), signal.SIGUSR1)
+        if not typed:
+            os.kill(os.getpid(), signal.SIGUSR1)
         if code is None:
-            train_here("run", "logger=none")
+            train_here("run", "logger=none", *typed)
         else:
             with pytest.raises(SystemExit) as stop:
                 train_here("run", "logger=none")
