@@ -217,6 +217,14 @@ def test_a_machine_that_does_not_come_ends_the_run_with_a_sentence(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistake_that_all_processes_find_is_said_once(tmp_path: Path) -> None:
+    done = run_forked(*QUICK, "trainer=ddp_cpu", "logger=none", "trainer.limit_val_batches=0", cwd=tmp_path)
+
+    assert done.returncode == 2
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "needs the validation that trainer.limit_val_batches=0 switches off" in error
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_the_others_with_a_sentence(tmp_path: Path, rank: int) -> None:
     main, file = start(tmp_path, "trainer=ddp_cpu", "logger=csv")

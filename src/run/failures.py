@@ -15,7 +15,7 @@ from src.config.explain import SCALE, explain, explain_os, is_users
 from src.config.help import CONFIGS
 from src.errors import UserError
 from src.run.commands import is_sweep
-from src.run.ranks import is_first_here
+from src.run.ranks import tells_why
 from src.run.slurm import by_srun
 
 # What joblib, submitit and Ray raise where a process has ended before its job.
@@ -80,7 +80,8 @@ class Failures:
         code = 2 if is_users(error) else 1
         if self.show_traceback:
             traceback.print_exception(error)
-        if code == 2 and not is_first_here():
+        tells, code = tells_why(code)
+        if not tells:
             return code, ""  # another process on this machine says it
         config = composed(self.task, self.arguments) if folder is None else {}
         sentence = explain(error, config)

@@ -20,6 +20,7 @@ from src.errors import UserError
 from src.run.commands import about_run
 from src.run.slurm import by_srun, is_restarted, job_id
 
+MACHINE = ("GROUP_RANK", "NODE_RANK", "SLURM_NODEID")  # where its number is, by torchrun, by hand, by srun
 agreed: dict[str, str] = {}  # the folder that all processes use, by the one that this process would use alone
 
 
@@ -35,6 +36,27 @@ def is_first_here() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in here)
 
 
+def tells_why(code: int) -> tuple[bool, int]:
+    """Whether this process is the one that says on this machine why the run ends, and the exit code of that process.
+
+    Once processes have met, that is the first that fails, as others then fail for want of it.
+
+    Args:
+        code: the exit code for what has failed in this process, 1 or 2.
+    """
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)  # torch takes seconds to import
+    if distributed is None or not distributed.is_initialized():
+        return code == 1 or is_first_here(), code
+    machine = next((os.environ[name] for name in MACHINE if name in os.environ), "0")
+    ours = f"{distributed.get_rank()} {code}"
+    store = distributed.distributed_c10d._get_default_store()
+    try:
+        first = store.compare_set(f"failed/{machine}", "", ours).decode()
+    except RuntimeError:  # the process that keeps the store is gone
+        return True, code
+    return first == ours, int(first.split()[1])
+
+
 def by_torchrun() -> bool:
     """Whether `torchrun` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -47,7 +69,7 @@ def reads_no_checkpoint(path: str) -> bool:
 
 def remove_empty(folder: Path) -> None:
     """Removes a run folder that another machine's process has made, if nothing lies in it, and the empty ones above."""
-    if all(os.environ.get(name, "0") == "0" for name in ("GROUP_RANK", "NODE_RANK", "SLURM_NODEID")):
+    if all(os.environ.get(name, "0") == "0" for name in MACHINE):
         return
     above = [each for each in folder.parents if "logs" in (each.name, *(parent.name for parent in each.parents))]
     with suppress(OSError):  # it is not empty
