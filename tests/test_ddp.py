@@ -54,6 +54,21 @@ class SameStep(Callback):
         torch.save(step, Path(trainer.default_root_dir) / f"step{trainer.global_rank}.pt")
 
 
+class FailAlone(Callback):
+    """Fails in the second process before training: where it is built, or set up."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._fail_in("building")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._fail_in("setup")
+
+    def _fail_in(self, stage: str) -> None:
+        if stage == self.stage and os.environ.get("LOCAL_RANK") == "1":
+            raise ValueError("the second process cannot")
+
+
 PROBE = "+callbacks.probe._target_=tests.test_ddp.SaveWeights"
 
 
@@ -215,6 +230,16 @@ def test_a_machine_that_does_not_come_ends_the_run_with_a_sentence(tmp_path: Pat
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: no machine with NODE_RANK=1 came to ") and "within 0.5 s" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("stage", "code"), [("building", 2), ("setup", 1)])
+def test_a_process_that_fails_before_training_says_why_for_all(tmp_path: Path, stage: str, code: int) -> None:
+    fails = ["+callbacks.fail._target_=tests.test_ddp.FailAlone", f"+callbacks.fail.stage={stage}"]
+    done = run_forked(*QUICK, "trainer=ddp_cpu", "logger=none", *fails, cwd=tmp_path)
+
+    assert done.returncode == code, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "the second process cannot" in error
 
 
 def test_a_mistake_that_all_processes_find_is_said_once(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Ctrl-C, SIGTERM and SLURM's end of time end a run after the batch in progress, with a checkpoint and an exit code."""
 
 import logging
+import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -57,10 +58,6 @@ class StopRequest(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begun = True
-        # Lightning kills this process within 5 s of the end of one that it started: perhaps before it has said why.
-        for thread in threading.enumerate():
-            if isinstance(thread, _ChildProcessObserver):
-                thread._terminate_all = partial(_after_grace, thread._terminate_all)  # type: ignore[method-assign]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -70,9 +67,20 @@ class StopRequest(Callback):
             trainer._signal_connector.received_sigterm = True
 
 
-def _after_grace(kill: Callable[[], None]) -> None:
-    time.sleep(GRACE)  # in a thread that ends with the process
-    kill()
+def _end_after_child(observer: _ChildProcessObserver) -> None:
+    """Ends this process with the exit code of one that it started and that has failed, if it does not end by itself.
+
+    It does once it waits for a message of that one. Lightning kills it within 5 s: perhaps before it has said why.
+    """
+    if torch.distributed.is_initialized():  # else it waits for that one to come
+        time.sleep(GRACE)  # in a thread that ends with the process
+    code = next(child.returncode for child in observer._child_processes if child.returncode)
+    for child in observer._child_processes:
+        child.kill()
+    if code < 0:  # it could not say so itself
+        print(f"error: a process of this run was ended by signal {-code}: start the run again", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(max(code, 1))
 
 
 @contextmanager
@@ -105,6 +113,7 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may handle signals
         return
+    _ChildProcessObserver._terminate_all = _end_after_child  # type: ignore[assignment,method-assign]
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
     trainer.callbacks.insert(0, request)  # type: ignore[attr-defined]
     known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
