@@ -1,5 +1,6 @@
 """A job of SLURM: who started this process, and how to get another turn. Neither torch nor Hydra is needed for it."""
 
+import atexit
 import logging
 import os
 import signal
@@ -29,13 +30,17 @@ def is_restarted() -> bool:
 
 
 def remember_what_comes_early() -> None:
-    """Keeps the signal of the time limit from ending a process that has not begun to train: its first batch will."""
+    """Keeps the signal of the time limit from ending a process that has not begun to train: its first batch will.
+
+    Nor does it end a process that has finished, and leaves.
+    """
 
     def remember(signum: int, frame: FrameType | None) -> None:
         came_early.append(signum)
 
     if TIME_IS_UP is not None and job_id() is not None:
         signal.signal(TIME_IS_UP, remember)
+        atexit.register(signal.signal, TIME_IS_UP, signal.SIG_IGN)  # Python drops our handler before its last steps
 
 
 def requeue() -> bool:

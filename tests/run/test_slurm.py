@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from src.run import signals, slurm
 from src.run.commands import about_run
 from src.run.resume import go_on_after_requeue
 from src.run.slurm import remember_what_comes_early, requeue
-from tests.conftest import Train, compose_config, load
+from tests.conftest import ROOT, Train, compose_config, load
 
 
 @pytest.fixture
@@ -105,6 +107,22 @@ def test_a_signal_that_comes_early_ends_the_run_after_its_first_batch(
     assert load(run_dir)["global_step"] == 1
     assert about_run(run_dir)["status"] == "stopped"
     assert (tmp_path / "said").exists() == (code is None)
+
+
+LEAVES = """
+import os, signal
+from src.run.slurm import remember_what_comes_early
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), signum=signal.SIGUSR1):
+        kill(pid, signum)
+remember_what_comes_early()
+late = Late()
+"""
+
+
+def test_a_signal_that_comes_late_does_not_fail_what_has_finished() -> None:
+    done = subprocess.run([sys.executable, "-c", LEAVES], cwd=ROOT, env=os.environ | {"SLURM_JOB_ID": "77"})
+    assert done.returncode == 0
 
 
 def test_a_run_that_has_finished_is_not_trained_again(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
