@@ -48,7 +48,8 @@ def requeue() -> bool:
     job = job_id() or ""
     if "SLURM_ARRAY_JOB_ID" in os.environ:  # one job of an array has the number of the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    # Said before it is done, as SLURM then ends this process.
+    # Said before it is done, as SLURM then ends this process, which has no more to say: a sweep has not ended.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     log.info("asking SLURM to start job %s again, which then goes on by itself", job)
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, encoding="utf-8")
@@ -56,5 +57,6 @@ def requeue() -> bool:
     except OSError as error:
         refusal = f"scontrol: {error.strerror}"
     if refusal:
+        signal.signal(signal.SIGTERM, before)
         log.error("SLURM does not start job %s again (%s): submit it with sbatch --requeue", job, refusal)
     return not refusal

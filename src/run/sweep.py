@@ -27,12 +27,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.config import command_line
 from src.config.before_hydra import read_env_file
-from src.config.command_line import as_typed
+from src.config.command_line import as_typed, in_quotes
 from src.run.commands import about_run, is_sweep, next_command, typed_overrides
 from src.run.console import plain_console, show_what_can_be_shown
 from src.run.failures import JobFailed
 from src.run.files import replacing
 from src.run.jobs import LISTED, RECORD, print_jobs, print_spread, print_unfinished, read_jobs, read_records, varied
+from src.run.slurm import is_restarted, job_id
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP = ".stop"  # while it lies in a sweep's folder, no job begins
@@ -52,6 +53,10 @@ class Sweep(Callback):
         HydraConfig.instance().set_config(config)
         self.folder = Path(config.hydra.sweep.dir).absolute()  # a worker may be in another folder
         self.planned = plan(config)
+        if is_restarted() and (before := self._before(Path(config.work_dir, "logs", "multiruns").absolute())):
+            self.folder = before
+            with read_write(config.hydra.overrides):  # from which the jobs' own configurations are composed
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={in_quotes(str(before))}")
         self.pid, self.host = os.getpid(), socket.gethostname()
         self.cwd, self.path, self.argv = os.getcwd(), list(sys.path), list(sys.argv)
         self.typed = dict(command_line._typed)
@@ -82,6 +87,14 @@ class Sweep(Callback):
         sweeps.append(self)
         self.handlers = {s: signal.signal(s, self.stop) for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
 
+    def _before(self, multiruns: Path) -> Path | None:
+        """The folder in which this job of SLURM ran the same sweep before it was requeued, if it began."""
+        for folder in sorted(multiruns.glob("*/*"), reverse=True) if multiruns in self.folder.parents else ():
+            jobs = [about for run in folder.glob("*/run.json") if (about := about_run(run.parent))]
+            if any(about.get("slurm_job") == job_id() and about["overrides"] in (self.planned or ()) for about in jobs):
+                return folder
+        return None
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "handlers"}
 
@@ -111,7 +124,7 @@ class Sweep(Callback):
             return
         error = job_return._return_value if job_return.status == JobStatus.FAILED else None
         stopped = about_run(Path(config.hydra.runtime.output_dir)).get("status") == "stopped"
-        if error is None and stopped and "SLURM_JOB_ID" in os.environ:
+        if error is None and stopped and job_id():
             time.sleep(GRACE)  # SLURM queues this job again, and ends this process: it must not say that it is done
         if isinstance(error, JobFailed):
             self._record(config, error.code, error.sentence)

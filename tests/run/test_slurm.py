@@ -16,7 +16,8 @@ from src.run import signals, slurm
 from src.run.commands import about_run
 from src.run.resume import go_on_after_requeue
 from src.run.slurm import remember_what_comes_early, requeue
-from tests.conftest import ROOT, Train, compose_config, load
+from tests.conftest import QUICK, ROOT, Train, assert_same, compose_config, load
+from tests.forked import run_forked
 
 
 @pytest.fixture
@@ -65,13 +66,22 @@ def test_slurm_that_is_not_there_cannot_be_asked(
 
 
 class TimeIsUp(Callback):
-    """SLURM's signal comes when all is set up, and training has not begun."""
+    """SLURM's signal comes in the first turn of a run, when all is set up and training has not begun.
+
+    Args:
+        run: the name of its folder.
+    """
+
+    def __init__(self, run: str) -> None:
+        self.run = run
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        if Path(trainer.default_root_dir).name == self.run and "SLURM_RESTART_COUNT" not in os.environ:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
-IN_SANITY_CHECK = ["+callbacks.time_is_up._target_=tests.run.test_slurm.TimeIsUp"]
+TIME_IS_UP = "+callbacks.time_is_up._target_=tests.run.test_slurm.TimeIsUp"
+IN_SANITY_CHECK = [TIME_IS_UP, "+callbacks.time_is_up.run=run"]
 
 
 @pytest.mark.parametrize(
@@ -145,3 +155,27 @@ def test_what_was_typed_gives_way_to_the_checkpoint_of_the_first_turn(
     (tmp_path / "ckpts" / "last.ckpt").touch()
     assert go_on_after_requeue(config) is None
     assert (config.ckpt_path, config.init_from) == (str(tmp_path / "ckpts" / "last.ckpt"), None)
+
+
+def test_a_sweep_goes_on_in_its_folder_with_the_job_that_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, train_here: Train, answer: Callable[[str], None]
+) -> None:
+    answer("kill -TERM $PPID")  # as SLURM ends a job that is requeued
+    few = ["logger=none", "callbacks.quality=null", "callbacks.model_checkpoint.monitor=null", "optimized_metric=null"]
+    few += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "test_after_training=false"]
+    typed = ["-m", *QUICK[:3], *few, TIME_IS_UP, "+callbacks.time_is_up.run='1'", "seed=1,2,3"]
+    stopped = run_forked(*typed, cwd=tmp_path)
+    assert stopped.returncode == -signal.SIGTERM, stopped.stderr
+    assert "did not finish" not in stopped.stderr
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    done = run_forked(*typed, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert "3 of 3 jobs finished" in done.stdout
+    (sweep,) = tmp_path.glob("logs/multiruns/*/*")
+    assert [load(sweep / job)["global_step"] for job in "012"] == [2, 2, 2]
+    said = done.stdout + done.stderr
+    assert f"the run in {sweep}/0 has finished already" in said and f"going on from {sweep}/1/ckpts/last.ckpt" in said
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    whole = train_here("whole", *few, "seed=2")
+    assert_same(load(sweep / "1")["state_dict"], load(whole)["state_dict"])
