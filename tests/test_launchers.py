@@ -128,6 +128,18 @@ def test_ctrl_c_lets_every_job_write_its_checkpoint_and_ends_all(
         assert f"ckpt_path={tmp_path}/sweep/{job}/ckpts/last.ckpt hydra.run.dir={tmp_path}/sweep/{job}" in output
 
 
+@pytest.mark.parametrize(("launcher", "more"), LAUNCHERS)
+def test_no_job_outlives_a_command_that_is_killed(tmp_path: Path, launcher: str, more: list[str]) -> None:
+    process, _ = start(tmp_path, launcher, *more, "logger=none")
+    pids = {job: record["pid"] for job, record in records_of(tmp_path).items()}
+    process.kill()
+
+    assert_gone([*pids.values()])
+    if launcher != "ray":  # which ends them at once
+        begun = [job for job in pids if (tmp_path / "sweep" / job / "ckpts" / "last.ckpt").exists()]
+        assert begun and {records_of(tmp_path)[job]["code"] for job in begun} == {143}
+
+
 @needs_joblib
 def test_a_job_that_is_killed_goes_on_with_the_command_that_is_printed(tmp_path: Path) -> None:
     process, file = start(tmp_path, "joblib", "hydra.launcher.n_jobs=2", "logger=none")

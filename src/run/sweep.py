@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STOP = ".stop"  # while it lies in a sweep's folder, no job begins
 GRACE = 20.0  # seconds that jobs have to end after a signal
 SETTLE = 10.0  # seconds without a job at work, after which no other is expected
+LOCAL = ("JoblibLauncher", "LocalLauncher")  # whose processes this machine's system alone looks after
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 sweeps: list["Sweep"] = []  # the one of this command, if it is one
@@ -62,7 +63,7 @@ class Sweep(Callback):
         self.typed = dict(command_line._typed)
         self.stopped_by: int | None = None
         self.launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
-        here = self.launcher in ("JoblibLauncher", "LocalLauncher")
+        here = self.launcher in LOCAL
         on_gpu = OmegaConf.select(config, "trainer.gpus") in (1, "1")
         self.gpus = gpus() if here and on_gpu else []
         at_once = len(self.gpus) or min(n_cores(), len(self.planned or ()) or n_cores())
@@ -110,8 +111,10 @@ class Sweep(Callback):
         if (self.folder / STOP).exists():
             raise SystemExit(128 + signal.SIGTERM)  # the sweep was stopped before this job began
         if self.in_worker():
-            sweeps[:] = [self]
+            first, sweeps[:] = not sweeps, [self]
             self._prepare_worker()
+            if first and self.launcher in LOCAL:  # SLURM's jobs outlive the command; Ray ends its own
+                threading.Thread(target=self._end_with_command, daemon=True).start()
         self._record(config, None)
         if self.slots and (not self.gpus or OmegaConf.select(config, "trainer.gpus") in (1, "1")):
             slot = self._take_slot()
@@ -154,6 +157,14 @@ class Sweep(Callback):
             # A terminal sends Ctrl-C to all processes. The command's own decides, and then sends SIGTERM.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def _end_with_command(self) -> None:
+        """A thread of a worker: stops the job, with a checkpoint, once the command's process has gone."""
+        while is_alive(self.pid):
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def _record(self, config: DictConfig, code: int | None, error: str = "") -> None:
         about = {"number": config.hydra.job.num, "overrides": typed_overrides(), "code": code, "error": error}
