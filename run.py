@@ -52,6 +52,7 @@ def run(task: str, arguments: list[str]) -> int:
     from src.config.keys import check_keys
     from src.run.environment import prefer_our_options, quieten, replace_home
     from src.run.failures import Failures, JobFailed
+    from src.run.launcher import offer_launcher
     from src.run.ranks import let_first_record, remove_empty
     from src.run.search import offer_search
     from src.run.sweep import conclude, in_worker
@@ -64,6 +65,7 @@ def run(task: str, arguments: list[str]) -> int:
     sys.argv[1:] = in_hydras_grammar(task, arguments)
     sys.argv += let_first_record()
     offer_search()
+    offer_launcher()
 
     @hydra.main(version_base="1.3", config_path=str(ROOT / "configs"), config_name=task)
     def job(config: DictConfig) -> float | None:

@@ -24,11 +24,10 @@ FEW.remove("callbacks.quality.cas=false")
 FEW += ["trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "test_after_training=false"]
 FEW += ["hydra.sweep.dir=sweep", "trainer.enable_progress_bar=false"]
 LAUNCHERS = [
-    pytest.param("joblib", ["hydra.launcher.n_jobs=2"], marks=pytest.mark.extras("hydra-joblib-launcher")),
+    ("joblib", ["hydra.launcher.n_jobs=2"]),
     pytest.param("submitit_local", [], marks=pytest.mark.extras("hydra-submitit-launcher")),
     pytest.param("ray", ["hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.extras("hydra-ray-launcher")),
 ]
-needs_joblib = pytest.mark.extras("hydra-joblib-launcher")
 
 
 class Probe:
@@ -140,27 +139,28 @@ def test_no_job_outlives_a_command_that_is_killed(tmp_path: Path, launcher: str,
         assert begun and {records_of(tmp_path)[job]["code"] for job in begun} == {143}
 
 
-@needs_joblib
-def test_a_job_that_is_killed_goes_on_with_the_command_that_is_printed(tmp_path: Path) -> None:
-    process, file = start(tmp_path, "joblib", "hydra.launcher.n_jobs=2", "logger=none")
+@pytest.mark.parametrize(("launcher", "more"), LAUNCHERS[:2])  # Ray begins such a job again
+def test_a_job_that_is_killed_is_one_job(tmp_path: Path, launcher: str, more: list[str]) -> None:
+    """The others finish, and the command that is printed goes on with it."""
+    process, file = start(tmp_path, launcher, *more, "trainer.max_epochs=30", "logger=none")
     pids = {job: record["pid"] for job, record in records_of(tmp_path).items()}
-    os.kill(pids["0"], signal.SIGKILL)
-    process.join(120)
+    killed = next(job for job in pids if (tmp_path / "sweep" / job / "ckpts" / "last.ckpt").exists())
+    os.kill(pids[killed], signal.SIGKILL)
+    process.join(300)
 
     output = file.read_text(encoding="utf-8")
     assert process.exitcode == 1, output
-    assert "error: the process of a job was killed, and joblib has ended the others with it" in output
+    assert f"error: 1 of 3 jobs did not finish: job {killed} killed; see above" in output
     assert "Traceback" not in output
+    codes = {job: record["code"] for job, record in records_of(tmp_path).items()}
+    assert codes == {"0": 0, "1": 0, "2": 0} | {killed: None}
     assert_gone([*pids.values()])
-    commands = [shlex.split(line) for line in re.findall(r"^go on +(.*)$", output, re.MULTILINE)]
-    assert len(commands) == 3
-    done = load(tmp_path / "sweep" / "0")["global_step"]
-    again = run_forked(*commands[0][2:], f"trainer.max_steps={done + 2}", cwd=tmp_path)
+    (command,) = [shlex.split(line) for line in re.findall(r"^go on +(.*)$", output, re.MULTILINE)]
+    again = run_forked(*command[2:], cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert load(tmp_path / "sweep" / "0")["global_step"] == done + 2
+    assert load(tmp_path / "sweep" / killed)["global_step"] == 60
 
 
-@needs_joblib
 @pytest.mark.parametrize(
     ("typed", "environment", "seen"),
     [
@@ -184,7 +184,7 @@ def test_each_job_has_a_gpu_of_its_own(
     assert sorted((each["CUDA_VISIBLE_DEVICES"], each["threads"]) for each in found) == seen
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm", "ray"])
+@pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm", "ray"])
 def test_a_launcher_is_an_extra(typed: Typed, launcher: str) -> None:
     if any(distributions(name=f"hydra-{launcher.partition('_')[0]}-launcher")):
         return

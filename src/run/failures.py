@@ -18,8 +18,8 @@ from src.run.commands import is_sweep
 from src.run.ranks import tells_why
 from src.run.slurm import by_srun
 
-# What joblib, submitit and Ray raise where a process has ended before its job.
-LOST = ("TerminatedWorkerError", "UncompletedJobError", "WorkerCrashedError")
+# What submitit and Ray raise where a process has ended before its job.
+LOST = ("UncompletedJobError", "WorkerCrashedError")
 
 
 class JobFailed(Exception):
@@ -60,9 +60,8 @@ class Failures:
         if "Unknown plugin class : 'hydra_plugins." in str(error):  # Hydra's
             chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
             error = UserError(f"hydra/launcher={chosen} is not installed: {SCALE}")
-        elif (name := type(error).__name__) in LOST:
-            others = ", and joblib has ended the others with it" if name == "TerminatedWorkerError" else ""
-            print(f"error: the process of a job was killed{others}", file=sys.stderr)
+        elif type(error).__name__ in LOST:
+            print("error: the process of a job was killed", file=sys.stderr)
             return 1
         elif isinstance(error, UnicodeDecodeError):
             for path in (path for path in CONFIGS.rglob("*.yaml") if error.object in path.read_bytes()):

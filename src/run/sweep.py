@@ -253,10 +253,6 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
         sweep.wait()
     for signum, handler in sweep.handlers.items():
         signal.signal(signum, handler)
-    if sweep.launcher == "JoblibLauncher":
-        from joblib.externals.loky import get_reusable_executor
-
-        get_reusable_executor(reuse=True).shutdown()  # its processes would wait for more
     if sweep.planned is None:  # a search, which says what it made
         return 0
     jobs = read_jobs(sweep.folder, sweep.planned)
