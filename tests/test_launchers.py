@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from src.run import sweep
+from src.run.environment import prefer_our_options
 from src.run.sweep import is_alive, n_cores
-from tests.conftest import QUICK, Typed, assert_same, load, wandb_run
+from tests.conftest import QUICK, Typed, assert_same, compose_config, load, wandb_run
 from tests.forked import run_forked, start_forked
 from tests.test_slurm import Slurm
 from tests.test_slurm import slurm as slurm  # a fixture
@@ -182,6 +184,35 @@ def test_each_job_has_a_gpu_of_its_own(
     assert done.returncode == 2 and done.stderr.count("folder is filled") == 4, done.stderr
     found = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("*.json")]
     assert sorted((each["CUDA_VISIBLE_DEVICES"], each["threads"]) for each in found) == seen
+
+
+@pytest.mark.parametrize(
+    ("typed", "at_once", "threads"),
+    [
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], 2, 4),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=16"], 5, 1),
+        (["hydra/launcher=joblib"], 5, 1),
+        (["hydra/launcher=joblib", "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=3"], 3, 2),
+        (["hydra/launcher=submitit_local"], 5, 1),
+    ],
+)
+def test_jobs_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], at_once: int, threads: int
+) -> None:
+    """Five jobs, or a search, on eight cores."""
+    monkeypatch.setattr(sweep, "n_cores", lambda: 8)
+    monkeypatch.setattr(sweep, "sweeps", [])
+    monkeypatch.setattr(sweep, "SIGNALS", [])
+    monkeypatch.setenv("PYTHONPATH", "")  # it is added to
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(sweep, "plan", lambda config: None if "hydra/sweeper=optuna" in typed else 5 * [[]])
+    prefer_our_options()
+    config = compose_config("train", *typed, f"hydra.sweep.dir={tmp_path}")
+    command = sweep.Sweep()
+    command.on_multirun_start(config)
+
+    assert os.environ["OMP_NUM_THREADS"] == str(threads)
+    assert (config.hydra.launcher.get("n_jobs") or command.slots) == at_once
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm", "ray"])

@@ -6,6 +6,7 @@ whatever happens to a worker, the command that was typed can say what became of 
 
 import glob
 import json
+import logging
 import os
 import signal
 import socket
@@ -28,12 +29,15 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from src.config import command_line
 from src.config.before_hydra import read_env_file
 from src.config.command_line import as_typed, in_quotes
+from src.config.types import Count, check
 from src.run.commands import about_run, is_sweep, next_command, typed_overrides
 from src.run.console import plain_console, show_what_can_be_shown
 from src.run.failures import JobFailed
 from src.run.files import replacing
 from src.run.jobs import LISTED, RECORD, print_jobs, print_spread, print_unfinished, read_jobs, read_records, varied
 from src.run.slurm import is_restarted, job_id
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP = ".stop"  # while it lies in a sweep's folder, no job begins
@@ -66,10 +70,16 @@ class Sweep(Callback):
         here = self.launcher in LOCAL
         on_gpu = OmegaConf.select(config, "trainer.gpus") in (1, "1")
         self.gpus = gpus() if here and on_gpu else []
-        at_once = len(self.gpus) or min(n_cores(), len(self.planned or ()) or n_cores())
+        n_jobs = config.hydra.sweeper.get("n_jobs") if self.planned is None else len(self.planned)
+        chosen = config.hydra.launcher.get("n_jobs")
+        check("hydra.launcher.n_jobs", chosen, Count | None)
+        most = chosen or len(self.gpus) or n_cores()
+        at_once = min(most, n_jobs or most)
         self.slots = len(self.gpus) or (at_once if self.launcher == "LocalLauncher" else 0)
-        if self.launcher == "LocalLauncher":  # joblib and Ray do so themselves
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // at_once)))
+        if here:  # torch would use each core in each job, which makes all of them several times slower
+            share = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, n_cores() // at_once)))
+            threads = OmegaConf.select(config, "trainer.threads") or share
+            log.info("%d jobs at a time, each with trainer.threads=%s", at_once, threads)
         if self.launcher == "SlurmLauncher":  # which submitit asks for before the time limit, and runs answer
             os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
         # A worker that submitit or Ray starts finds this project before it reads what it was sent.
@@ -78,7 +88,7 @@ class Sweep(Callback):
         with read_write(config.hydra), open_dict(config.hydra):
             config.hydra.sweep.dir = str(self.folder)
             launcher = config.hydra.launcher
-            if self.launcher == "JoblibLauncher" and launcher.n_jobs is None:
+            if self.launcher == "JoblibLauncher":
                 launcher.n_jobs = at_once
             if self.launcher == "SlurmLauncher" and launcher.gpus_per_node is None and on_gpu:
                 launcher.gpus_per_node = 1
