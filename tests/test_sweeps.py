@@ -239,6 +239,50 @@ def test_a_search_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert len(tried) == 2  # what was lost was tried again
 
 
+@needs_optuna
+def test_a_batch_that_is_stopped_keeps_its_finished_trials(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    search = [*FEW, *OPTUNA, "seed=range(1,9)", "study=ours", "hydra.sweeper.n_jobs=2", "trainer.max_epochs=50"]
+    worker = start_forked(*search, cwd=tmp_path, files=(output, output))
+    while not (tmp_path / "sweep" / "1" / "ckpts" / "last.ckpt").exists():
+        assert worker.exitcode is None, output.read_text(encoding="utf-8")
+        time.sleep(0.05)
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGINT)
+    worker.join(60)
+
+    assert worker.exitcode == 130, output.read_text(encoding="utf-8")
+    first, second = read_study(tmp_path, "ours")
+    results = json.loads((tmp_path / "sweep" / "0" / "results.json").read_text(encoding="utf-8"))
+    assert (first.state.name, first.value) == ("COMPLETE", results["metrics"]["val/g_loss"])
+    assert (second.state.name, second.user_attrs["ended"]) == ("FAIL", "interrupted")
+
+
+@needs_optuna
+@pytest.mark.parametrize(
+    "launcher",
+    ["joblib", pytest.param("submitit_local", marks=pytest.mark.extras("hydra-submitit-launcher"))],
+)
+def test_a_search_outlives_the_process_of_a_trial(tmp_path: Path, launcher: str) -> None:
+    """The trial is tried again, and the other one of its batch counts."""
+    output = tmp_path / "output"
+    search = [*FEW, *OPTUNA, f"hydra/launcher={launcher}", "seed=range(1,9)", "study=ours", "hydra.sweeper.n_jobs=2"]
+    search += ["hydra.sweeper.n_trials=2", "trainer.max_epochs=30"]
+    worker = start_forked(*search, cwd=tmp_path, files=(output, output))
+    while not (begun := list(tmp_path.glob("sweep/*/ckpts/last.ckpt"))):
+        assert worker.exitcode is None, output.read_text(encoding="utf-8")
+        time.sleep(0.05)
+    killed = begun[0].parents[1]
+    os.kill(json.loads((killed / RECORD).read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
+    worker.join(300)
+
+    assert worker.exitcode == 0, output.read_text(encoding="utf-8")
+    trials = read_study(tmp_path, "ours")
+    assert [trial.state.name for trial in trials].count("COMPLETE") == len(trials) - 1 == 2
+    (lost,) = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert lost.number == int(killed.name) and trials[2].params == lost.params
+
+
 def test_study_needs_a_search(typed: Typed) -> None:
     code, stderr = typed(*FEW, "study=ours")
 

@@ -12,7 +12,7 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -21,15 +21,15 @@ from pydantic import Field
 from rich.table import Column, Table
 
 from src.config.command_line import as_typed
-from src.config.explain import explain
 from src.config.keys import KEYS
 from src.config.types import Count, check
 from src.errors import UserError
 from src.run.commands import next_command
 from src.run.console import plain_console
-from src.run.failures import JobFailed
+from src.run.failures import LOST, JobFailed
 from src.run.metric_names import HIGHER_IS_BETTER, LOWER_IS_BETTER
 from src.run.study import SharedStudy, open_storage, status_of
+from src.run.sweep import sweeps
 
 if TYPE_CHECKING:  # an extra
     from optuna.trial import FrozenTrial
@@ -163,27 +163,21 @@ class OptunaSweeper(Sweeper):
             time.sleep(min(self.heartbeat, 5))  # seconds
 
     def run_batch(self, trials: Sequence["FrozenTrial"]) -> list[Exception]:
-        """Runs these trials, and records how they ended; returns what those that failed raised."""
-        failed = []
+        """Runs these trials, which record how they ended; returns what those that failed raised."""
+        results: Sequence[JobReturn] = []
         with self.shared.alive(trials):
             try:
                 batch = [self.overrides_of(trial) for trial in trials]
                 self.validate_batch_is_legal(batch)  # a mistake that each trial would repeat
                 results = self.launcher.launch(batch, initial_job_idx=trials[0].number)
-            except BaseException:
-                for trial in trials:
-                    self.shared.tell(trial, "interrupted")
-                raise
-            for trial, result in zip(trials, results, strict=True):
-                found = result._return_value  # `return_value` would raise what the run raised, and print
-                if result.status == JobStatus.COMPLETED:
-                    self.shared.tell(trial, found)
-                elif isinstance(found, JobFailed) and found.code >= 128:  # a signal stopped the worker
-                    self.shared.tell(trial, "interrupted")
-                else:
-                    self.shared.tell(trial, "failed", explain(found))
-                    failed.append(found)
-        return failed
+            except BaseException as error:
+                if type(error).__name__ not in LOST:
+                    self.shared.take_back(trials, "interrupted")
+                    raise
+                sweeps[-1].wait()  # for the other trials
+            self.shared.take_back(trials, "lost")
+        found = [result._return_value for result in results if result.status == JobStatus.FAILED]
+        return [error for error in found if not (isinstance(error, JobFailed) and error.code >= 128)]
 
     def overrides_of(self, claimed: "FrozenTrial") -> list[str]:
         """What a trial's run is started with: its values, and what makes it a trial."""

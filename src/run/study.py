@@ -160,8 +160,14 @@ class SharedStudy:
             ended.set()
             thread.join()
 
+    def take_back(self, trials: Sequence["FrozenTrial"], why: str) -> None:
+        """Records that these trials were `interrupted` or `lost`, except those that have a result."""
+        for trial in trials:
+            if status_of(self.storage.get_trial(trial._trial_id)) == "running":
+                self.tell(trial, why)
+
     def tell(self, trial: "FrozenTrial", result: float | str, error: str = "") -> None:
-        """Records a trial's result: a number, or how it ended, `failed` or `interrupted`."""
+        """Records a trial's result: a number, or how it ended, `failed`, `interrupted` or `lost`."""
         from optuna.trial import TrialState
 
         try:
@@ -202,6 +208,10 @@ class RunningTrial:
         """Records the metric of the run's n-th validation; whether the trial is hopeless compared with others."""
         self._storage.set_trial_intermediate_value(self._id, validation, value)
         return self._pruner.prune(self._study, self._storage.get_trial(self._id))
+
+    def end(self, result: float | str, error: str = "") -> None:
+        """Records the run's result, as `SharedStudy.tell` does."""
+        SharedStudy(self._study, self._storage).tell(self._storage.get_trial(self._id), result, error)
 
     def give_up(self) -> None:
         """Notes that the run ends for its lack of prospects."""

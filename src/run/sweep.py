@@ -30,12 +30,13 @@ from src.config import command_line
 from src.config.before_hydra import read_env_file
 from src.config.command_line import as_typed, in_quotes
 from src.config.types import Count, check
-from src.run.commands import about_run, is_sweep, next_command, typed_overrides
+from src.run.commands import about_run, is_sweep, next_command, search_of_run, typed_overrides
 from src.run.console import plain_console, show_what_can_be_shown
 from src.run.failures import JobFailed
 from src.run.files import replacing
 from src.run.jobs import LISTED, RECORD, print_jobs, print_spread, print_unfinished, read_jobs, read_records, varied
 from src.run.slurm import is_restarted, job_id
+from src.run.study import RunningTrial
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +140,12 @@ class Sweep(Callback):
         stopped = about_run(Path(config.hydra.runtime.output_dir)).get("status") == "stopped"
         if error is None and stopped and job_id():
             time.sleep(GRACE)  # SLURM queues this job again, and ends this process: it must not say that it is done
-        if isinstance(error, JobFailed):
-            self._record(config, error.code, error.sentence)
-        else:
-            self._record(config, 0 if error is None else 1, str(error or ""))
+        code = error.code if isinstance(error, JobFailed) else int(error is not None)
+        if (search := search_of_run()) is not None and not (error is None and stopped):
+            # Here, and not where the command waits for several: it may be killed before the last of them has ended.
+            result = "interrupted" if code >= 128 else "failed" if code else job_return.return_value
+            RunningTrial(search, config.work_dir).end(result, str(error or ""))
+        self._record(config, code, str(error or ""))
         if self.planned is not None:  # a sweeper that searches has to know
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
