@@ -19,7 +19,7 @@ from src.report.command import find_runs
 from src.report.run_folder import Run
 from src.report.verdict import judge
 from src.run.jobs import RECORD
-from tests.conftest import QUICK, Typed, wandb_records, wandb_run
+from tests.conftest import QUICK, Typed, compose_config, wandb_records, wandb_run
 from tests.forked import run_forked, start_forked
 
 FEW = [*QUICK[:3], "logger=none", "callbacks.quality=null", "callbacks.model_checkpoint.monitor=null"]
@@ -281,6 +281,22 @@ def test_a_search_outlives_the_process_of_a_trial(tmp_path: Path, launcher: str)
     assert [trial.state.name for trial in trials].count("COMPLETE") == len(trials) - 1 == 2
     (lost,) = [trial for trial in trials if trial.state.name == "FAIL"]
     assert lost.number == int(killed.name) and trials[2].params == lost.params
+
+
+@needs_optuna
+def test_the_best_trial_again_is_the_same_configuration(tmp_path: Path) -> None:
+    """With all that the search's own file sets."""
+    few = [*QUICK[:3], *FEW[6:-1], "logger=none", "callbacks.quality.n_val=100"]
+    search = ["hparams_search=mnist_gan_optuna", "hydra.sweeper.n_trials=1"]
+    done = run_forked(*few, *search, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    (again,) = [shlex.split(line)[4:] for line in done.stdout.splitlines() if line.startswith("best again ")]
+    trial = OmegaConf.to_container(OmegaConf.load(tmp_path / "sweep" / "0" / ".hydra" / "config.yaml"))
+    composed: Any = OmegaConf.to_container(compose_config("train", *again))
+    assert composed.pop("hydra")["mode"].name == "RUN"
+    assert composed == trial
+    assert composed["optimized_metric"] == "val/fd" and not composed["callbacks"]["quality"]["cas"]
 
 
 def test_study_needs_a_search(typed: Typed) -> None:

@@ -224,7 +224,9 @@ class OptunaSweeper(Sweeper):
         console.print(table)
         lines = []
         if trials and status_of(best := trials[0]) == "finished":
-            kept = [as_typed(line) for key, line in self.fixed.items() if key != "hparams_search"]
+            kept = [as_typed(line) for line in self.fixed.values()]
+            if "hparams_search" in self.fixed:  # which may set more than what is searched
+                kept.append("hydra.mode=RUN")
             kept += [f"{key}={in_grammar(value)}" for key, value in best.params.items()]
             lines = [("best run", best.user_attrs["folder"]), ("best again", next_command(*kept))]
             results = {
