@@ -69,6 +69,15 @@ class FailAlone(Callback):
             raise ValueError("the second process cannot")
 
 
+class Orphan(Callback):
+    """The first process is killed while the second begins, and leaves its number in a file."""
+
+    def __init__(self, file: str) -> None:
+        if os.environ.get("LOCAL_RANK") == "1":
+            Path(file).write_text(str(os.getpid()), encoding="utf-8")
+            os.kill(os.getppid(), signal.SIGKILL)
+
+
 PROBE = "+callbacks.probe._target_=tests.test_ddp.SaveWeights"
 
 
@@ -240,6 +249,21 @@ def test_a_process_that_fails_before_training_says_why_for_all(tmp_path: Path, s
     assert done.returncode == code, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "the second process cannot" in error
+
+
+def test_a_process_that_is_alone_before_training_ends_with_a_sentence(tmp_path: Path) -> None:
+    output, pid = tmp_path / "output", tmp_path / "pid"
+    typed = [*QUICK, "trainer=ddp_cpu", "logger=none", "+callbacks.orphan._target_=tests.test_ddp.Orphan"]
+    process = start_forked(*typed, f"+callbacks.orphan.file={pid}", cwd=tmp_path, files=(output, output))
+    process.join(200)
+
+    assert process.exitcode == -signal.SIGKILL
+    until = time.monotonic() + 60
+    while Path(f"/proc/{pid.read_text(encoding='utf-8')}").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    (error,) = [line for line in output.read_text(encoding="utf-8").splitlines() if line.startswith("error: ")]
+    assert error == "error: the first process of this run has ended: start the run again"
 
 
 def test_a_mistake_that_all_processes_find_is_said_once(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from lightning_fabric.strategies.launchers.subprocess_script import _ChildProces
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 
-from src.run.slurm import TIME_IS_UP, came_early, job_id
+from src.run.ranks import by_torchrun
+from src.run.slurm import TIME_IS_UP, by_srun, came_early, job_id
 
 log = logging.getLogger(__name__)
 
 
 GRACE = 30.0  # seconds that a process has to end by itself after another one
+STARTED_BY = "STARTED_BY_PROCESS"  # in the environment of a process that Lightning starts: the number of the first
 STOP = "stop_request"  # in the store: the signal, and the number of batches after which all stop
 
 
@@ -83,6 +85,16 @@ def _end_after_child(observer: _ChildProcessObserver) -> None:
     os._exit(max(code, 1))
 
 
+def _end_after_parent(parent: int, over: threading.Event) -> None:
+    """Ends this process if the one that started it has ended, and this one does not notice by itself, as above."""
+    while os.getppid() == parent:
+        if over.wait(1):
+            return
+    if not over.wait(GRACE if torch.distributed.is_initialized() else 0):
+        print("error: the first process of this run has ended: start the run again", file=sys.stderr)
+        os._exit(1)
+
+
 @contextmanager
 def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     """While training, the first SIGINT, SIGTERM or SIGHUP waits for the batch in progress; the next one does not.
@@ -113,6 +125,11 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may handle signals
         return
+    over = threading.Event()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[STARTED_BY] = str(os.getpid())
+    elif not by_torchrun() and not by_srun():  # Lightning started it
+        threading.Thread(target=_end_after_parent, args=(int(os.environ[STARTED_BY]), over), daemon=True).start()
     _ChildProcessObserver._terminate_all = _end_after_child  # type: ignore[assignment,method-assign]
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
     trainer.callbacks.insert(0, request)  # type: ignore[attr-defined]
@@ -122,5 +139,6 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     try:
         yield request
     finally:
+        over.set()
         for signum, handler in before.items():
             signal.signal(signum, handler)
