@@ -69,7 +69,7 @@ class JoblibLauncher(Launcher):
                         log.warning("the process of job %d was killed", initial_job_idx + i)
                     except Exception as error:
                         errors.append(error)
-                    pool.shutdown(wait=False)
+                    pool.shutdown()  # else the command may end before the process has been told to
         finally:
             for _, pool in running.values():
                 pool.shutdown(kill_workers=True)
