@@ -4,7 +4,9 @@ import difflib
 import errno
 import importlib
 import re
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import (
@@ -132,6 +134,13 @@ def _explain(error: BaseException, config: Mapping[str, Any]) -> str:
         return f"the configuration has no {error.full_key or first}: do not remove it"
     if isinstance(error, InstantiationException):
         return explain_part(match[1] if (match := re.search(r"full_key: (\S+)", text)) else "", error)
+    gone = WORKER_GONE.search(text) if isinstance(error, RuntimeError) else None
+    if gone or (isinstance(error, (ConnectionError, EOFError)) and _is_from_loader(error)):  # it was sending a batch
+        return (
+            f"a worker process that loads data is gone{f' (pid {gone[1]})' if gone else ''}, often for lack of memory,"
+            " or of /dev/shm in a container: type ckpt_path=last to go on from the last checkpoint, with fewer"
+            " datamodule.num_workers if it happens again"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return explain_os(error)
     if isinstance(error, YAMLError):
@@ -143,17 +152,17 @@ def _explain(error: BaseException, config: Mapping[str, Any]) -> str:
             f"another process of this run has ended or cannot be reached ({gone[1]}): what it printed says why; type"
             " ckpt_path=last to go on from the last checkpoint"
         )
-    if isinstance(error, RuntimeError) and (gone := WORKER_GONE.search(text)):
-        return (
-            f"a worker process that loads data is gone (pid {gone[1]}), often for lack of memory, or of /dev/shm in a"
-            " container: type ckpt_path=last to go on from the last checkpoint, with fewer datamodule.num_workers if it"
-            " happens again"
-        )
     if type(error).__module__.startswith("src."):  # ours say what to do
         return text
     if _is_lightnings(error) or type(error) is ValueError:
         return text + _remedy(text)
     return f"{type(error).__name__}: {first}{_remedy(first)}"
+
+
+def _is_from_loader(error: BaseException) -> bool:
+    """Whether torch's DataLoader raised it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(Path(frame.f_code.co_filename).parts[-3:-1] == ("utils", "data") for frame, _ in frames)
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

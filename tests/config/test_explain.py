@@ -10,7 +10,7 @@ import torch
 import wandb
 import yaml
 from omegaconf import OmegaConf
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, dataloader
 
 from src.config.explain import explain, is_users, telling
 from src.errors import UserError
@@ -190,3 +190,14 @@ def test_a_process_that_others_wait_for_is_gone(text: str, said: str) -> None:
     told = explain(RuntimeError(text))
     assert told.startswith(f"another process of this run has ended or cannot be reached {said}: ")
     assert told.endswith("type ckpt_path=last to go on from the last checkpoint")
+
+
+@pytest.mark.parametrize("raised", ["ConnectionResetError(104, 'Connection reset by peer')", "EOFError"])
+def test_a_worker_that_dies_while_it_sends_a_batch_is_gone(raised: str) -> None:
+    code = compile(f"raise {raised}", dataloader.__file__, "exec")
+    with pytest.raises((OSError, EOFError)) as info:
+        exec(code)
+    assert explain(info.value).startswith("a worker process that loads data is gone, often for lack of memory")
+    with pytest.raises((OSError, EOFError)) as info:
+        exec(f"raise {raised}")
+    assert "worker" not in explain(info.value)
