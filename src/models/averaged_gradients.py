@@ -34,8 +34,10 @@ class AveragedGradients(DDPStrategy):
     def block_backward_sync(self) -> Iterator[None]:
         """Leaves the gradients of the backward passes inside to the next one outside."""
         self._leaves = True
-        yield
-        self._leaves = False
+        try:
+            yield
+        finally:
+            self._leaves = False
 
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
