@@ -60,6 +60,7 @@ def _run(
     sys.path.insert(0, str(root))
     sys.argv = [str(root / "run.py"), *arguments]
     os.chdir(cwd)
+    multiprocessing.set_start_method(None, force=True)  # its own workers start as those of a new Python do
     import run
 
     sys.exit(run.main())
