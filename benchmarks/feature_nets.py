@@ -22,7 +22,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from benchmarks.record import command_line
+from benchmarks.record import command_line, publish
 from src.config.instantiate import instantiate
 from src.datamodules.image_datamodule import ImageDataModule
 from src.metrics import feature_net
@@ -118,10 +118,7 @@ def main() -> None:
         seconds=time.perf_counter() - begun,
     )
     page = "\n".join([head, *sections])
-    print(page)
-    if args.out:
-        args.out.write_text(page, encoding="utf-8")
-        print(f"wrote {args.out}")
+    publish(page, args.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from benchmarks.record import command_line
+from benchmarks.record import command_line, publish
 from src.export.latency import ROUNDS, latencies, rows, titles, ways_to_draw
 from src.export.to_int8 import quantise
 from src.export.to_onnx import export_generator
@@ -85,11 +85,7 @@ def main() -> None:
         smaller=sizes["onnx_bytes"] / sizes["int8_bytes"],
         seconds=time.perf_counter() - started,
     )
-    print(report)
-    if args.out:
-        args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(report, encoding="utf-8")
-        print(f"wrote {args.out}")
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

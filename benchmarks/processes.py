@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from benchmarks.record import command_line
+from benchmarks.record import command_line, publish
 from src.run.provenance import provenance
 
 BATCH, WARM_UP = 128, 30
@@ -88,10 +88,7 @@ def main() -> None:
         ratio=statistics.median(two / one for one, two in speeds),
         seconds=time.perf_counter() - started,
     )
-    print(report)
-    if args.out:
-        args.out.write_text(report, encoding="utf-8")
-        print(f"wrote {args.out}")
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np
 
-from benchmarks.record import command_line
+from benchmarks.record import command_line, publish
 from src.models.request import Request
 from src.sampling.onnx_sampler import OnnxSampler
 from src.sampling.sampler import Noise
@@ -331,11 +331,7 @@ def main() -> None:
         fuzzed=fuzzed,
         seconds=time.perf_counter() - started,
     )
-    print(report)
-    if args.out:
-        args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(report, encoding="utf-8")
-        print(f"wrote {args.out}")
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

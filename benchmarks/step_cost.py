@@ -23,7 +23,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.record import command_line
+from benchmarks.record import command_line, publish
 from src.config.instantiate import instantiate
 from src.datamodules.loader import Batch
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
@@ -224,10 +224,7 @@ def main() -> None:
         steps=args.steps,
         seconds=time.perf_counter() - started,
     )
-    print(report)
-    if args.out:
-        args.out.write_text(report, encoding="utf-8")
-        print(f"wrote {args.out}")
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
-from benchmarks.record import command_line
+from benchmarks.record import command_line, publish
 from src.datamodules.shards_datamodule import ShardsDataModule
 from src.run.provenance import provenance
 
@@ -146,10 +146,7 @@ def main() -> None:
         seconds=time.perf_counter() - started,
         speeds="\n".join(f"| {k} | {v:,.0f} | {v / median['in memory']:.1%} |" for k, v in median.items()),
     )
-    print(report)
-    if args.out:
-        args.out.write_text(report, encoding="utf-8")
-        print(f"wrote {args.out}")
+    publish(report, args.out)
 
 
 if __name__ == "__main__":

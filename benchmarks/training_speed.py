@@ -39,7 +39,7 @@ from pytorch_lightning.loggers import WandbLogger
 from torch.nn.functional import mse_loss, softplus
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.record import command_line
+from benchmarks.record import command_line, publish
 from src.config.command_line import in_hydras_grammar
 from src.config.instantiate import instantiate
 from src.datamodules.loader import ImageSet
@@ -370,11 +370,7 @@ def main() -> None:
         bare_memory=memory["bare"],
         seconds=time.perf_counter() - started,
     )
-    print(report)
-    if args.out:
-        args.out.parent.mkdir(exist_ok=True)
-        args.out.write_text(report, encoding="utf-8")
-        print(f"wrote {args.out}")
+    publish(report, args.out)
 
 
 if __name__ == "__main__":
