@@ -128,8 +128,8 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     over = threading.Event()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         os.environ[STARTED_BY] = str(os.getpid())
-    elif not by_torchrun() and not by_srun():  # Lightning started it
-        threading.Thread(target=_end_after_parent, args=(int(os.environ[STARTED_BY]), over), daemon=True).start()
+    elif (parent := os.environ.get(STARTED_BY)) and not by_torchrun() and not by_srun():
+        threading.Thread(target=_end_after_parent, args=(int(parent), over), daemon=True).start()
     _ChildProcessObserver._terminate_all = _end_after_child  # type: ignore[assignment,method-assign]
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
     trainer.callbacks.insert(0, request)  # type: ignore[attr-defined]

@@ -119,6 +119,7 @@ def make_trainer(
     parallel: str | Strategy = strategy
     if strategy == "ddp" or (strategy == "auto" and (on_each not in (0, 1) or num_nodes != 1)):
         parallel = AveragedGradients(
+            find_unused_parameters=True,  # such as adapters in layers whose output a model does not use
             gradient_as_bucket_view=True,  # gradients are averaged where they lie
             broadcast_buffers=False,  # not in each batch, but before a validation draws: see RunState
         )

@@ -122,6 +122,7 @@ def test_two_processes_on_the_cpu_as_lightning_sees_them() -> None:
     trainer = make_trainer(gpus=0, accelerator="cpu", devices=2)
     assert trainer.world_size == 2
     assert isinstance(trainer.strategy, AveragedGradients)
+    assert trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
     assert trainer.strategy._ddp_kwargs["broadcast_buffers"] is False  # before each validation instead
 
 
