@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 
 from src.run.resume import Past
 from src.run.summary import seconds_so_far
+from src.run.trainer import leave_out_empty_hooks
 
 
 class RunState(Callback):
@@ -35,6 +36,7 @@ class RunState(Callback):
         # Where max_steps is set, Lightning would go on with an epoch that a resumed run has behind it, find no batch
         # left in it, and so leave out the order of the next one.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+        leave_out_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]  # all are there by now
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         most = int(trainer.num_training_batches)  # with small data, too, every curve has a point an epoch

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint, RichModelSummary
 
 from src.callbacks.progress import ProgressBar
@@ -166,6 +167,27 @@ def test_what_is_switched_off_is_left_out(shown: bool) -> None:
     assert trainer.checkpoint_callback is checkpoint
     bare = make_trainer()  # nothing is written unless a callback writes it
     assert bare.checkpoint_callback is None and bare.loggers == []
+
+
+class BeforeEachStep(Callback):
+    calls = 0
+
+    def on_before_optimizer_step(self, *_: object) -> None:
+        type(self).calls += 1
+
+
+def test_only_hooks_that_do_something_are_called(monkeypatch: pytest.MonkeyPatch, train_here: Train) -> None:
+    empty: list[str] = []
+    for hook in ("on_before_optimizer_step", "on_after_backward"):
+        monkeypatch.setattr(Callback, hook, lambda *_, hook=hook: empty.append(hook))
+    monkeypatch.setattr(BeforeEachStep, "calls", 0)
+    train_here(
+        "hooks",
+        f"+callbacks.mine._target_={__name__}.BeforeEachStep",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=2",
+    )
+    assert (empty, BeforeEachStep.calls) == ([], 4)  # two networks, two batches
 
 
 # Checkpoints
