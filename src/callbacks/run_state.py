@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 from src.run.resume import Past
 from src.run.summary import seconds_so_far
 from src.run.trainer import leave_out_empty_hooks
+
+BLOCK = 100  # batches whose seeds are computed at once: right after a batch, a hash takes 20 times as long
+
+
+@lru_cache(maxsize=1)
+def seeds(run_seed: int, rank: int, block: int) -> list[int]:
+    """The seed of each batch of a block, for one process."""
+    batches = range(block * BLOCK, (block + 1) * BLOCK)
+    return [int(np.random.SeedSequence((run_seed, rank, n)).generate_state(1, np.uint32)[0]) for n in batches]
 
 
 class RunState(Callback):
@@ -47,8 +57,8 @@ class RunState(Callback):
             self._saved = False
             for logger in trainer.loggers:
                 logger.save()
-        key = (self.about["config"]["seed"], trainer.global_rank, trainer.global_step)
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint32)[0])
+        block, place = divmod(trainer.global_step, BLOCK)
+        seed = seeds(self.about["config"]["seed"], trainer.global_rank, block)[place]
         random.seed(seed)
         np.random.seed(seed)
         torch.default_generator.manual_seed(seed)
