@@ -18,7 +18,7 @@ from src.run.environment import prefer_our_options
 from src.run.sweep import is_alive, n_cores
 from tests.conftest import QUICK, Typed, assert_same, compose_config, load, wandb_run
 from tests.forked import run_forked, start_forked
-from tests.test_slurm import Slurm
+from tests.test_slurm import ENDED, Slurm
 from tests.test_slurm import slurm as slurm  # a fixture
 
 FEW = [*QUICK, "callbacks.quality=null", "callbacks.model_checkpoint.monitor=null", "optimized_metric=null"]
@@ -246,3 +246,24 @@ def test_ctrl_c_cancels_slurms_jobs(slurm: Slurm, tmp_path: Path, monkeypatch: p
     assert process.exitcode == 130, file.read_text(encoding="utf-8")
     assert not slurm.run("squeue", "--noheader")
     assert {record["code"] for record in records_of(tmp_path).values()} == {143}
+
+
+@pytest.mark.extras("slurmctld", "slurmd", "munged", "srun")
+def test_jobs_at_once_share_the_time_of_their_slurm_job(slurm: Slurm, tmp_path: Path) -> None:
+    """Its end is told to the command alone, which stops them all, and they go on when SLURM starts it again."""
+    folder, output = tmp_path / "job", tmp_path / "job.output"
+    folder.mkdir()
+    typed = ["-m", *FEW, "trainer.max_epochs=200", "logger=none", "hydra/launcher=joblib", "seed=1,2"]
+    typed.remove("hydra.sweep.dir=sweep")
+    number = slurm.submit(folder, "exec", *typed, "hydra.launcher.n_jobs=2")
+    slurm.wait(number, lambda job: len(list(folder.glob("logs/*/*/*/*/ckpts/last.ckpt"))) == 2, output)
+    slurm.run("scancel", "--batch", "--signal=USR1", number)
+    job = slurm.wait(number, lambda job: job["JobState"] in ENDED, output)
+
+    said = output.read_text(encoding="utf-8")
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said
+    (sweep,) = folder.glob("logs/multiruns/*/*")
+    for number in "01":
+        assert f"going on from {sweep}/{number}/ckpts/last.ckpt" in said
+        assert load(sweep / number)["global_step"] == 400
+    assert "2 of 2 jobs finished" in said

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 
 GRACE = 30.0  # seconds that a process has to end by itself after another one
+SAME = 1.0  # seconds in which SIGTERM is one: SLURM sends it to all processes, and so does the command above them
 STARTED_BY = "STARTED_BY_PROCESS"  # in the environment of a process that Lightning starts: the number of the first
 STOP = "stop_request"  # in the store: the signal, and the number of batches after which all stop
 
@@ -31,6 +32,7 @@ class StopRequest(Callback):
     """Remembers which signal asked the run to stop, and stops training after that batch."""
 
     signum: int | None = None
+    since = 0.0  # when it came
     begun = False  # training has; nothing before it, such as a feature net, is worth waiting for
 
     def is_made(self, trainer: Trainer) -> bool:
@@ -112,7 +114,10 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
         fitting = (trainer.state.fn, trainer.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
         first = request.signum is None
         waits = request.begun and fitting and first
-        request.signum = request.signum or signum
+        if first:
+            request.signum, request.since = signum, time.monotonic()
+        elif signum == signal.SIGTERM and time.monotonic() - request.since < SAME:
+            return
         if signum == TIME_IS_UP and not (request.begun and trainer.state.status == TrainerStatus.RUNNING):
             return  # before training, between two stages, or after the last: the next batch sees it, or the run's end
         if signum == signal.SIGTERM and first and trainer.state.status == TrainerStatus.INTERRUPTED:

@@ -35,7 +35,7 @@ from src.run.console import plain_console, show_what_can_be_shown
 from src.run.failures import JobFailed
 from src.run.files import replacing
 from src.run.jobs import LISTED, RECORD, print_jobs, print_spread, print_unfinished, read_jobs, read_records, varied
-from src.run.slurm import is_restarted, job_id
+from src.run.slurm import TIME_IS_UP, is_restarted, job_id, requeue
 from src.run.study import RunningTrial
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,10 @@ class Sweep(Callback):
         for old in self.folder.rglob(RECORD):  # the folder was used before
             old.unlink()
         sweeps.append(self)
-        self.handlers = {s: signal.signal(s, self.stop) for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
+        # Without workers, the run in this process answers the end of time; SLURM's jobs have times of their own.
+        ours = TIME_IS_UP is not None and job_id() and self.launcher not in ("BasicLauncher", "SlurmLauncher")
+        known = [*SIGNALS, TIME_IS_UP] if ours else SIGNALS
+        self.handlers = {s: signal.signal(s, self.stop) for s in known if signal.getsignal(s) != signal.SIG_IGN}
 
     def _before(self, multiruns: Path) -> Path | None:
         """The folder in which this job of SLURM ran the same sweep before it was requeued, if it began."""
@@ -170,6 +173,8 @@ class Sweep(Callback):
             # A terminal sends Ctrl-C to all processes. The command's own decides, and then sends SIGTERM.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.default_int_handler)
+            if TIME_IS_UP is not None and self.launcher != "SlurmLauncher":
+                signal.signal(TIME_IS_UP, signal.SIG_IGN)  # as above: all jobs share the command's time
 
     def _end_with_command(self) -> None:
         """A thread of a worker: stops the job, with a checkpoint, once the command's process has gone."""
@@ -220,7 +225,10 @@ class Sweep(Callback):
         return subprocess.run(command, capture_output=True, encoding="utf-8").stdout.split()
 
     def stop(self, signum: int, frame: FrameType | None) -> None:
-        """A handler of signals: stops all jobs, each with a checkpoint, and then the command."""
+        """A handler of signals: stops all jobs, each with a checkpoint, and then the command.
+
+        If the time of the SLURM job is up, in which they all run, it goes on with them in another turn.
+        """
         for each in self.handlers:
             signal.signal(each, signal.default_int_handler)  # once more: at once
         self.stopped_by = signum
@@ -238,6 +246,8 @@ class Sweep(Callback):
             time.sleep(0.1)
         for pid in self.at_work():
             os.kill(pid, signal.SIGKILL)
+        if signum == TIME_IS_UP and requeue():
+            time.sleep(GRACE)  # SLURM ends this process
         raise SystemExit(128 + signum)
 
     def wait(self) -> None:
