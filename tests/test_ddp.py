@@ -17,6 +17,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from tests.callbacks.test_quality import LOGGED
 from tests.conftest import QUICK, ROOT, SMALL_TEXT_MODEL, assert_same, load, wandb_run
 from tests.forked import run_forked, start_forked
+from tests.models.test_stable_diffusion_model import SHORT
+from tests.models.test_stable_diffusion_model import pictures as pictures  # a fixture
+from tests.models.tiny_diffusion import write_stable_diffusion
 from tests.test_stop import start
 
 
@@ -125,6 +128,21 @@ def test_two_processes_train_one_text_model(tmp_path: Path) -> None:
     train_two_processes(
         tmp_path, 3, *SMALL_TEXT_MODEL, "callbacks.sample_grid.raw=false", "trainer.limit_train_batches=3"
     )
+
+
+@pytest.mark.extras("diffusers", "peft", "transformers")
+def test_two_processes_train_one_adapter(tmp_path: Path, pictures: Path) -> None:
+    """Of Stable Diffusion, whose latents the first process encodes for both."""
+    base = write_stable_diffusion(tmp_path / "base", block_out_channels=[8, 16])
+    typed = [*SHORT, f"model.base={base}", f"datamodule.folder={pictures}", "datamodule.captions=text"]
+    done = run_forked(*typed, "trainer=ddp_cpu", "trainer.max_epochs=1", PROBE, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("encoding 40 images, once") + done.stderr.count("encoding 40 images, once") == 1
+    (run_dir,) = tmp_path.glob("logs/runs/*/*")
+    assert_same(*(weights(run_dir, rank) for rank in (0, 1)))
+    assert load(run_dir)["global_step"] == 5  # of four images in each process
+    assert (run_dir / "lora" / "pytorch_lora_weights.safetensors").exists()
 
 
 def test_a_step_of_two_processes_is_that_of_one_with_both_their_images(tmp_path: Path) -> None:
