@@ -98,7 +98,8 @@ def run(task: str, arguments: list[str]) -> int:
         if stopped := conclude(verdict, interrupted=True):
             return stopped  # Ray changes the code on the way here
         raise
-    return conclude(verdict) or code
+    ended = conclude(verdict)
+    return code or ended
 
 
 def verdict(folders: Sequence[Path]) -> list[str]:

@@ -163,6 +163,18 @@ def test_a_job_that_is_killed_is_one_job(tmp_path: Path, launcher: str, more: li
     assert load(tmp_path / "sweep" / killed)["global_step"] == 60
 
 
+@pytest.mark.extras("hydra-submitit-launcher")
+def test_a_job_that_finishes_though_what_started_it_was_killed(tmp_path: Path) -> None:
+    process, file = start(tmp_path, "submitit_local", "trainer.max_epochs=30", "logger=none")
+    controller = next(int(path.name) for path in tmp_path.glob("sweep/.submitit/[0-9]*"))
+    os.kill(controller, signal.SIGKILL)
+    process.join(300)
+
+    output = file.read_text(encoding="utf-8")
+    assert process.exitcode == 0, output
+    assert "a process that a job needs was killed" in output and "3 of 3 jobs finished" in output
+
+
 @pytest.mark.parametrize(
     ("typed", "environment", "seen"),
     [

@@ -61,8 +61,8 @@ class Failures:
             chosen = HydraConfig.get().runtime.choices["hydra/launcher"]
             error = UserError(f"hydra/launcher={chosen} is not installed: {SCALE}")
         elif type(error).__name__ in LOST:
-            print("error: the process of a job was killed", file=sys.stderr)
-            return 1
+            print("a process that a job needs was killed", file=sys.stderr)
+            return 0  # the end of the sweep says whether all jobs have finished
         elif isinstance(error, UnicodeDecodeError):
             for path in (path for path in CONFIGS.rglob("*.yaml") if error.object in path.read_bytes()):
                 error = UserError(f"{path} cannot be read ({error}): save it as UTF-8")

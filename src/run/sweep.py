@@ -280,7 +280,7 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
         return 0
     jobs = read_jobs(sweep.folder, sweep.planned)
     if all(job.status == "not begun" for job in jobs):
-        return 0  # what kept them from it has been said
+        return 0 if interrupted else 1  # what kept them from it has been said
     if interrupted:
         jobs = [job._replace(status="stopped") if job.status == "killed" else job for job in jobs]
     done = [job for job in jobs if job.status == "finished"]
