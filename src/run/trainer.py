@@ -88,7 +88,8 @@ def make_trainer(
         accelerator, devices: as in Lightning; `gpus` wins where it names GPUs.
         strategy: as in Lightning; "ddp", and "auto" on several devices, is DDP with what two optimizers need.
         nodes_timeout: seconds to wait for machines that are started by hand.
-        threads: threads that each process computes with on the CPU; None: as torch chooses, one for each core.
+        threads: threads that each process computes with on the CPU; None: OMP_NUM_THREADS, else the cores, which the
+            processes of a machine share.
         precision: as in Lightning; "auto" is bf16-mixed where what trains computes with bfloat16 itself, else 32-true.
         **kwargs: Lightning's own arguments; `max_steps` counts batches.
 
@@ -136,6 +137,8 @@ def make_trainer(
             callbacks = [c for c in callbacks if not isinstance(c, kind)]
     if threads is not None:
         torch.set_num_threads(threads)
+        if total != 1:
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else Lightning sets another number
     if precision == "auto":
         precision = native_precision(on_cpu=accelerator == "cpu")
         log.info("training in %s, chosen by trainer.precision=auto", precision)

@@ -1,6 +1,7 @@
 """What people type for `gpus` becomes Lightning's arguments, and a checkpoint is whole or absent."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -279,5 +280,18 @@ def test_threads_are_those_asked_for_and_else_stay_as_they_are() -> None:
         assert torch.get_num_threads() == before + 1
         build(make_trainer)
         assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_processes_have_the_threads_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning, which starts the second one, would share the cores out, were there no OMP_NUM_THREADS."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    before = torch.get_num_threads()
+    try:
+        trainer: Any = build(make_trainer, accelerator="cpu", devices=2, threads=before + 2)
+        monkeypatch.setattr(trainer.strategy.launcher, "_call_children_scripts", lambda: None)
+        trainer.strategy.launcher.launch(lambda: None, trainer=trainer)
+        assert torch.get_num_threads() == before + 2 == int(os.environ["OMP_NUM_THREADS"])
     finally:
         torch.set_num_threads(before)
