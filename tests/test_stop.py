@@ -4,13 +4,18 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pytorch_lightning import Callback, Trainer
 
-from tests.conftest import QUICK, Train, assert_same, load, wandb_run
+from tests.conftest import QUICK, ROOT, Train, assert_same, load, wandb_run
 from tests.forked import run_forked, start_forked
 
 LONG = [*QUICK, "trainer.max_epochs=1000"]
@@ -47,6 +52,55 @@ def test_a_signal_saves_the_batch_and_fails_the_run(tmp_path: Path, signum: int,
     assert checkpoint["global_step"] > 22
     assert f"ckpt_path={run_dir}/ckpts/last.ckpt" in output  # the command that resumes it
     assert "Traceback" not in output
+
+
+def test_a_terminal_that_is_closed_costs_nothing(tmp_path: Path) -> None:
+    """Writing to it then fails, also where the progress bar is taken down before the checkpoint is written."""
+    screen, keyboard = os.openpty()
+    command = [sys.executable, str(ROOT / "run.py"), *LONG]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=keyboard, stderr=keyboard)
+    os.close(keyboard)
+    os.set_blocking(screen, False)
+    shown = b""
+    while not list(tmp_path.glob("logs/runs/*/*/ckpts/last.ckpt")):
+        with suppress(BlockingIOError):
+            shown += os.read(screen, 2**20)
+        assert process.poll() is None, shown.decode(errors="replace")
+        time.sleep(0.05)
+    os.close(screen)
+    process.send_signal(signal.SIGHUP)
+
+    assert process.wait(60) == 129
+    run_dir = run_folder(tmp_path)
+    assert load(run_dir)["global_step"] > 22
+    assert json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["status"] == "stopped"
+
+
+class LongValidation(Callback):
+    """The one of the second epoch does not end; it leaves a file."""
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        while trainer.current_epoch == 1:
+            self.file.touch()
+            time.sleep(0.01)
+
+
+def test_a_signal_does_not_wait_for_a_validation(tmp_path: Path) -> None:
+    """A sweep gives a job 20 seconds. It is done again."""
+    file, begun = tmp_path / "output", tmp_path / "begun"
+    typed = [*LONG, f"+callbacks.long._target_={__name__}.LongValidation", f"+callbacks.long.file={begun}"]
+    process = start_forked(*typed, cwd=tmp_path, files=(file, file))
+    while not begun.exists():
+        assert process.exitcode is None, file.read_text(encoding="utf-8")
+        time.sleep(0.05)
+    process.terminate()
+    process.join(60)
+
+    assert process.exitcode == 143, file.read_text(encoding="utf-8")
+    assert load(run_folder(tmp_path))["global_step"] == 44
 
 
 def test_a_signal_does_not_wait_for_what_comes_before_training(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import codecs
 import os
+import stat
 import sys
 import unicodedata
 
@@ -20,6 +21,14 @@ def show_what_can_be_shown() -> None:
             stream.reconfigure(errors="readable")
     # Python's own error handler, as those processes print before they could register ours.
     os.environ["PYTHONIOENCODING"] = f"{getattr(sys.stdout, 'encoding', None) or 'utf-8'}:replace"
+
+
+def leave_terminal() -> None:
+    """After SIGHUP: what is printed goes nowhere if the terminal has gone, where writing to it would fail."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        for number in (1, 2):
+            if stat.S_ISCHR(os.fstat(number).st_mode) and not os.isatty(number):  # it was a terminal
+                os.dup2(nowhere.fileno(), number)
 
 
 def plain_console() -> Console:

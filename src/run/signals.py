@@ -16,6 +16,7 @@ from lightning_fabric.strategies.launchers.subprocess_script import _ChildProces
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 
+from src.run.console import leave_terminal
 from src.run.ranks import by_torchrun
 from src.run.slurm import TIME_IS_UP, by_srun, came_early, job_id
 
@@ -71,7 +72,7 @@ class StopRequest(Callback):
             trainer._signal_connector.received_sigterm = True
 
 
-def _end_after_child(observer: _ChildProcessObserver) -> None:
+def _end_after_child(observer: _ChildProcessObserver, trainer: Trainer, request: StopRequest) -> None:
     """Ends this process with the exit code of one that it started and that has failed, if it does not end by itself.
 
     It does once it waits for a message of that one. Lightning kills it within 5 s: perhaps before it has said why.
@@ -79,6 +80,8 @@ def _end_after_child(observer: _ChildProcessObserver) -> None:
     if torch.distributed.is_initialized():  # else it waits for that one to come
         time.sleep(GRACE)  # in a thread that ends with the process
     code = next(child.returncode for child in observer._child_processes if child.returncode)
+    if trainer.state.status == TrainerStatus.INTERRUPTED or code == 128 + (request.signum or 0):
+        return  # it ends already, and may have much to upload
     for child in observer._child_processes:
         child.kill()
     if code < 0:  # it could not say so itself
@@ -111,9 +114,12 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
     request.signum = next(iter(came_early), None)
 
     def handle(signum: int, frame: FrameType | None) -> None:
+        if signum == getattr(signal, "SIGHUP", None):
+            leave_terminal()
         fitting = (trainer.state.fn, trainer.state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
         first = request.signum is None
-        waits = request.begun and fitting and first
+        # A stopped validation is done again. Several processes would have to agree on where to stop it.
+        waits = request.begun and fitting and first and not (trainer.validating and trainer.world_size == 1)
         if first:
             request.signum, request.since = signum, time.monotonic()
         elif signum == signal.SIGTERM and time.monotonic() - request.since < SAME:
@@ -135,7 +141,7 @@ def stop_on_signals(trainer: Trainer) -> Iterator[StopRequest]:
         os.environ[STARTED_BY] = str(os.getpid())
     elif (parent := os.environ.get(STARTED_BY)) and not by_torchrun() and not by_srun():
         threading.Thread(target=_end_after_parent, args=(int(parent), over), daemon=True).start()
-    _ChildProcessObserver._terminate_all = _end_after_child  # type: ignore[assignment,method-assign]
+    _ChildProcessObserver._terminate_all = lambda observer: _end_after_child(observer, trainer, request)  # type: ignore[assignment,method-assign]
     trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
     trainer.callbacks.insert(0, request)  # type: ignore[attr-defined]
     known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
