@@ -15,7 +15,7 @@ from src.datamodules.listing import Pictures
 from src.datamodules.picture_pixels import decode_one
 from src.errors import UserError
 
-CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class StreamedImages:
@@ -82,11 +82,17 @@ class StreamedImages:
 
 def main_memory() -> int:
     """Bytes of main memory that this process may ever use: the machine's, or a container's or job's limit."""
-    own = ""
+    files = [CGROUPS / "memory.max", CGROUPS / "memory" / "memory.limit_in_bytes"]  # as a container sees its own
     with suppress(OSError):
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::")[2].strip().lstrip("/")
+        for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)  # of the second version, no controllers
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, name = (CGROUPS / "memory", files[1].name) if controllers else (CGROUPS, files[0].name)
+            group = root / path.lstrip("/")
+            files += [each / name for each in (group, *group.parents) if each.is_relative_to(root)]  # a job is above
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in (CGROUPS / own / "memory.max", CGROUPS / "memory.max", CGROUPS / "memory/memory.limit_in_bytes"):
+    for file in files:
         with suppress(OSError, ValueError):  # there is none, or it is `max`
             found.append(int(file.read_text(encoding="utf-8")))
     return min(found)

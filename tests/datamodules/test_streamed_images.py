@@ -129,10 +129,29 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main_memory() == 1_000_000
 
 
+@pytest.mark.parametrize(
+    ("line", "limit"), [("0::{}", "memory.max"), ("4:cpu,memory:{}", "memory/memory.limit_in_bytes")]
+)
+def test_a_limit_above_the_processs_own_group_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, limit: str
+) -> None:
+    """As that of a SLURM job, in whose group each step and each task has its own."""
+    groups = tmp_path / "groups"
+    monkeypatch.setattr(streamed_images, "CGROUPS", groups)
+    monkeypatch.setattr(streamed_images, "OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text(line.format("/slurm/job_1/step_0\n"), encoding="utf-8")
+    folder, name = (groups / limit).parent, Path(limit).name
+    (folder / "slurm" / "job_1" / "step_0").mkdir(parents=True)
+    (folder / "slurm" / "job_1" / name).write_text("2000000\n", encoding="utf-8")
+    assert main_memory() == 2_000_000
+
+
 def test_workers_take_the_cpus_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpus, processes, workers in [(1, 1, 1), (2, 1, 1), (4, 1, 3), (64, 1, 8), (16, 4, 3), (4, 8, 1)]:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)))
         assert workers_for(processes) == workers
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")  # srun's, of each process
+    assert workers_for(4) == 5
 
 
 def test_metrics_compare_with_a_part_and_the_checksum_is_of_all(
