@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from tests.callbacks.test_quality import LOGGED
@@ -267,6 +268,22 @@ def test_a_process_that_fails_before_training_says_why_for_all(tmp_path: Path, s
     assert done.returncode == code, done.stderr
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "the second process cannot" in error
+
+
+def test_processes_with_other_data_train_no_model(tmp_path: Path) -> None:
+    """As where one machine has the data, and another falls back to what it has."""
+    for rank, colour in enumerate([0, 255]):
+        for part in (f"{split}/{name}" for split in ("train", "val", "test") for name in "ab"):
+            folder = tmp_path / f"data{rank}" / part
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), colour).save(folder / f"{number}.png")
+    typed = [*QUICK[1:], "datamodule=folder", "datamodule.folder=${work_dir}/data${oc.env:LOCAL_RANK,0}"]
+    done = run_forked(*typed, "trainer=ddp_cpu", "datamodule.batch_size=2", "logger=none", cwd=tmp_path)
+
+    assert done.returncode == 2, done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "has other data (data1) than" in error and "give all machines the same files" in error
 
 
 def test_a_process_that_is_alone_before_training_ends_with_a_sentence(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Makes a run repeatable from its checkpoint."""
 
 import random
+import socket
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 
+from src.errors import UserError
 from src.run.resume import Past
 from src.run.summary import seconds_so_far
 from src.run.trainer import leave_out_empty_hooks
@@ -47,6 +49,24 @@ class RunState(Callback):
         # left in it, and so leave out the order of the next one.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         leave_out_empty_hooks(trainer.callbacks)  # type: ignore[attr-defined]  # all are there by now
+        if trainer.world_size > 1:
+            self._compare_data(trainer)
+
+    def _compare_data(self, trainer: Trainer) -> None:
+        """Refuses to train one model on two data sets: a machine without MNIST, for instance, would take the digits.
+
+        Raises:
+            UserError: another process has other data than the first.
+        """
+        data = self.about["data"]
+        found: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(found, (data["source"], data.get("sha256"), socket.gethostname()))
+        first, others = found[0], [each for each in found if each[:2] != found[0][:2]]
+        if others:
+            raise UserError(
+                f"{others[0][2]} has other data ({others[0][0]}) than {first[2]} ({first[0]}): give all machines the"
+                " same files in DATA_DIR, and set datamodule.offline_fallback=false if they have it"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         most = int(trainer.num_training_batches)  # with small data, too, every curve has a point an epoch
