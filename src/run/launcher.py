@@ -1,8 +1,10 @@
 """The launcher of `hydra/launcher=joblib`: a sweep's jobs at the same time, in processes of this machine."""
 
 import logging
+import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,8 @@ class JoblibLauncher(Launcher):
                     log.info("\t#%d : %s", initial_job_idx + i, " ".join(filter_overrides(overrides)))
                     pool = ProcessPoolExecutor(max_workers=1)
                     job = initial_job_idx + i, list(overrides), *self.shared, Singleton.get_state()
-                    running[pool.submit(run_one, *job)] = i, pool
+                    with without_ctrl_c():
+                        running[pool.submit(run_one, *job)] = i, pool
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     i, pool = running.pop(future)
                     try:
@@ -76,6 +79,19 @@ class JoblibLauncher(Launcher):
         if errors:
             raise errors[0]
         return returned
+
+
+@contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """A process that is started in the block leaves a terminal's Ctrl-C to this one, which gets it after the block."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_one(
