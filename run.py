@@ -94,9 +94,10 @@ def run(task: str, arguments: list[str]) -> int:
         code = failures.exit_code  # a search goes on without its failed jobs
     except Exception as error:
         code = failures.in_command(error)
-    except (SystemExit, KeyboardInterrupt):
-        if stopped := conclude(verdict, interrupted=True):
-            return stopped  # Ray changes the code on the way here
+    except (SystemExit, KeyboardInterrupt) as stop:
+        code = stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 130
+        if stopped := conclude(verdict, interrupted=code):
+            return stopped
         raise
     ended = conclude(verdict)
     return code or ended

@@ -238,6 +238,23 @@ def test_a_launcher_is_an_extra(typed: Typed, launcher: str) -> None:
     assert stderr.splitlines() == [says]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            ["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"],
+            "n_jobs must be a whole number of at least 1",
+        ),
+        (["seed=interval(1,2)"], "type values such as seed=1,2 or seed=range(1,3), or add hydra/sweeper=optuna"),
+    ],
+)
+def test_a_sweep_that_cannot_be_begins_no_job(typed: Typed, wrong: list[str], says: str) -> None:
+    code, stderr = typed("-m", *FEW, "seed=1,2", *wrong)
+    assert code == 2
+    (error,) = stderr.splitlines()
+    assert error.startswith("error: ") and says in error
+
+
 @pytest.mark.extras("slurmctld", "slurmd", "munged", "srun", "hydra-submitit-launcher")
 def test_each_job_is_one_of_slurms(slurm: Slurm, tmp_path: Path, one_after_another: Path) -> None:
     typed = ["-m", *FEW, "trainer.max_epochs=1", "hydra/launcher=submitit_slurm", "seed=1,-1,2"]

@@ -141,16 +141,17 @@ def read_study(folder: Path, name: str) -> list[Any]:
 
 @needs_optuna
 def test_a_study_goes_on_under_its_name(typed: Typed, tmp_path: Path) -> None:
+    """Which may look like a number."""
     search = [*FEW, *OPTUNA, "model/objective=choice(lsgan,hinge)", "model.optimizer_g.lr=interval(1e-5,1e-3)"]
-    assert typed(*search, "study=ours", "hydra.sweeper.n_trials=1")[0] == 0
-    code, stderr = typed(*search, "study=ours", "hydra.sweeper.n_trials=2", "trainer.limit_val_batches=2")
+    assert typed(*search, "study=20261127", "hydra.sweeper.n_trials=1")[0] == 0
+    code, stderr = typed(*search, "study=20261127", "hydra.sweeper.n_trials=2", "trainer.limit_val_batches=2")
 
     assert code == 0
-    first, second = read_study(tmp_path, "ours")
+    first, second = read_study(tmp_path, "20261127")
     assert first.params["model/objective"] in ("lsgan", "hinge")
     assert first.params["model.optimizer_g.lr"] != second.params["model.optimizer_g.lr"]
     about = json.loads((tmp_path / "sweep" / "1" / "run.json").read_text(encoding="utf-8"))
-    assert about["config"]["group"] == "ours" and about["name"].endswith("-seed12345-trial1")
+    assert about["config"]["group"] == "20261127" and about["name"].endswith("-seed12345-trial1")
     assert not any("study" in each for each in about["overrides"])
     assert "begun with other settings (trainer.limit_val_batches=1 trainer.limit_val_batches=2)" in stderr
     for wrong, said in [
@@ -159,7 +160,7 @@ def test_a_study_goes_on_under_its_name(typed: Typed, tmp_path: Path) -> None:
         ("study=a/b", "error: study must be a name of letters, digits, _, . and - or null, not 'a/b'"),
         ("hydra.sweeper.n_trials=0", "error: hydra.sweeper.n_trials must be a whole number of at least 1, not 0"),
     ]:
-        code, stderr = typed(*search, "study=ours", "hydra.sweeper.n_trials=3", wrong)
+        code, stderr = typed(*search, "study=20261127", "hydra.sweeper.n_trials=3", wrong)
         assert code == 2 and said in stderr
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
@@ -24,6 +25,12 @@ class Pruning(Callback):
         self.pruned = False
         self._metric, self._trial = metric, trial
         self._validations = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._validations = state["validations"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:

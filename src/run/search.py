@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from rich.table import Column, Table
 
-from src.config.command_line import as_typed
+from src.config.command_line import as_typed, in_quotes
 from src.config.keys import KEYS
 from src.config.types import Count, check
 from src.errors import UserError
@@ -102,9 +102,11 @@ class OptunaSweeper(Sweeper):
         except (KeyboardInterrupt, SystemExit):
             print(f"interrupted; {self.go_on}", file=sys.stderr)
             raise
-        self.conclude()
+        succeeded = self.conclude()
         if failed:
             raise failed[0]
+        if not succeeded:  # their processes were killed, or others have seen them fail
+            raise JobFailed(1, "")
 
     def open_study(self) -> SharedStudy:
         """Makes or finds the study, and says its name."""
@@ -137,7 +139,7 @@ class OptunaSweeper(Sweeper):
                 f"warning: study={name} was begun with other settings ({' '.join(changed)}): results may not compare",
                 file=sys.stderr,
             )
-        typed = [as_typed(each) for each in sys.argv[1:] if not each.startswith("study=")]
+        typed = [as_typed(each) for each in sys.argv[1:] if not each.startswith(("study=", "hydra.sweep.dir="))]
         self.go_on = f"to go on, or to join from another terminal, type:\n{next_command(*typed, f'study={name}')}"
         shared = SharedStudy(study, storage)
         done = shared.count(self.n_trials, "finished", "pruned", "failed")
@@ -198,7 +200,7 @@ class OptunaSweeper(Sweeper):
                     f"study={self.shared.study.study_name} was begun with other choices for {key} ({error}): type the"
                     " same as then, or another name"
                 ) from error
-        ours = {"study": self.shared.study.study_name, "trial": trial.number}
+        ours = {"study": in_quotes(self.shared.study.study_name), "trial": trial.number}
         return [
             *self.fixed.values(),
             *(f"{key}={in_grammar(value)}" for key, value in values.items()),
@@ -206,8 +208,12 @@ class OptunaSweeper(Sweeper):
             f"hydra.sweep.subdir={trial.number}",
         ]
 
-    def conclude(self) -> None:
-        """Prints all trials by rank, writes `optimization_results.yaml`, and says what to type next."""
+    def conclude(self) -> bool:
+        """Prints all trials by rank, writes `optimization_results.yaml`, and says what to type next.
+
+        Returns:
+            Whether any trial has succeeded.
+        """
         study = self.shared.study
         trials = [trial for trial in study.get_trials(deepcopy=False) if status_of(trial) != "waiting"]
         sign = -1 if study.direction.name == "MAXIMIZE" else 1
@@ -243,11 +249,14 @@ class OptunaSweeper(Sweeper):
         lines += [("runs", folder) for folder in sorted(folders)]
         for label, line in lines:
             console.print(f"{label:<11} {line}")
-        more = [as_typed(each) for each in sys.argv[1:] if not each.startswith(("study=", "hydra.sweeper.n_trials="))]
+        new = ("study=", "hydra.sweeper.n_trials=", "hydra.sweep.dir=")
+        more = [as_typed(each) for each in sys.argv[1:] if not each.startswith(new)]
         more += [f"study={study.study_name}", f"hydra.sweeper.n_trials={2 * self.n_trials}"]
         console.print(f"{'more trials':<11} {next_command(*more)}")
         if not trials or status_of(trials[0]) != "finished":
             print("error: no trial of this search succeeded: the table says how each ended", file=sys.stderr)
+            return False
+        return True
 
 
 def split_overrides(lines: Iterable[str], parser: OverridesParser) -> tuple[dict[str, str], Space]:

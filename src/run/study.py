@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,6 +208,10 @@ class RunningTrial:
         """Records the metric of the run's n-th validation; whether the trial is hopeless compared with others."""
         self._storage.set_trial_intermediate_value(self._id, validation, value)
         return self._pruner.prune(self._study, self._storage.get_trial(self._id))
+
+    def alive(self) -> AbstractContextManager[None]:
+        """For the block, tells workers that this trial is being run, even if the command that began it has gone."""
+        return SharedStudy(self._study, self._storage).alive([self._storage.get_trial(self._id)])
 
     def end(self, result: float | str, error: str = "") -> None:
         """Records the run's result, as `SharedStudy.tell` does."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -23,6 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -30,8 +32,9 @@ from src.config import command_line
 from src.config.before_hydra import read_env_file
 from src.config.command_line import as_typed, in_quotes
 from src.config.types import Count, check
+from src.errors import UserError
 from src.run.commands import about_run, is_sweep, next_command, search_of_run, typed_overrides
-from src.run.console import plain_console, show_what_can_be_shown
+from src.run.console import leave_terminal, plain_console, show_what_can_be_shown
 from src.run.failures import JobFailed
 from src.run.files import replacing
 from src.run.jobs import LISTED, RECORD, print_jobs, print_spread, print_unfinished, read_jobs, read_records, varied
@@ -41,7 +44,6 @@ from src.run.study import RunningTrial
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-STOP = ".stop"  # while it lies in a sweep's folder, no job begins
 GRACE = 20.0  # seconds that jobs have to end after a signal
 SETTLE = 10.0  # seconds without a job at work, after which no other is expected
 LOCAL = ("JoblibLauncher", "LocalLauncher")  # whose processes this machine's system alone looks after
@@ -54,8 +56,17 @@ held: list[IO[str]] = []  # the lock on the GPU or the core of this process
 class Sweep(Callback):
     """Hydra's callback for what surrounds the jobs. It travels to the workers, with what they need to know."""
 
+    heart = ExitStack()  # gives signs of life for a trial, in the worker that runs it
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before the first job, where the command was typed: finds out which jobs there are, and prepares for them."""
+        try:
+            self._prepare(config)
+        except UserError as error:  # Hydra would make a warning of it, and begin
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    def _prepare(self, config: DictConfig) -> None:
         HydraConfig.instance().set_config(config)
         self.folder = Path(config.hydra.sweep.dir).absolute()  # a worker may be in another folder
         self.planned = plan(config)
@@ -64,6 +75,8 @@ class Sweep(Callback):
             with read_write(config.hydra.overrides):  # from which the jobs' own configurations are composed
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={in_quotes(str(before))}")
         self.pid, self.host = os.getpid(), socket.gethostname()
+        self.stops = self.folder / f".stop-{self.host}-{self.pid}"  # while it is there, no job of this command begins
+        self.stops.unlink(missing_ok=True)
         self.cwd, self.path, self.argv = os.getcwd(), list(sys.path), list(sys.argv)
         self.typed = dict(command_line._typed)
         self.stopped_by: int | None = None
@@ -93,9 +106,9 @@ class Sweep(Callback):
                 launcher.n_jobs = at_once
             if self.launcher == "SlurmLauncher" and launcher.gpus_per_node is None and on_gpu:
                 launcher.gpus_per_node = 1
-        (self.folder / STOP).unlink(missing_ok=True)
-        for old in self.folder.rglob(RECORD):  # the folder was used before
-            old.unlink()
+        for folder, record in read_records(self.folder).values():  # the folder was used before
+            if record["code"] is not None or record["host"] != self.host or not is_alive(record["pid"]):
+                (folder / RECORD).unlink()
         sweeps.append(self)
         # Without workers, the run in this process answers the end of time; SLURM's jobs have times of their own.
         ours = TIME_IS_UP is not None and job_id() and self.launcher not in ("BasicLauncher", "SlurmLauncher")
@@ -104,9 +117,11 @@ class Sweep(Callback):
 
     def _before(self, multiruns: Path) -> Path | None:
         """The folder in which this job of SLURM ran the same sweep before it was requeued, if it began."""
+        planned = dict(enumerate(self.planned or ()))
         for folder in sorted(multiruns.glob("*/*"), reverse=True) if multiruns in self.folder.parents else ():
-            jobs = [about for run in folder.glob("*/run.json") if (about := about_run(run.parent))]
-            if any(about.get("slurm_job") == job_id() and about["overrides"] in (self.planned or ()) for about in jobs):
+            jobs = {number: about_run(run) for number, (run, _) in read_records(folder).items()}
+            ours = any(about.get("slurm_job") == job_id() for about in jobs.values())
+            if ours and all(about.get("overrides") in (None, planned.get(n)) for n, about in jobs.items()):
                 return folder
         return None
 
@@ -122,7 +137,7 @@ class Sweep(Callback):
         """Where the job runs, just before it begins."""
         if not is_sweep():
             return
-        if (self.folder / STOP).exists():
+        if self.stops.exists():
             raise SystemExit(128 + signal.SIGTERM)  # the sweep was stopped before this job began
         if self.in_worker():
             first, sweeps[:] = not sweeps, [self]
@@ -134,6 +149,9 @@ class Sweep(Callback):
             slot = self._take_slot()
             if self.gpus:
                 os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[slot]
+        if self.in_worker() and (search := search_of_run()) is not None:
+            self.heart = ExitStack()
+            self.heart.enter_context(RunningTrial(search, config.work_dir).alive())
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Where the job ran: keeps how it ended. A job that failed must not keep others from beginning."""
@@ -144,13 +162,24 @@ class Sweep(Callback):
         if error is None and stopped and job_id():
             time.sleep(GRACE)  # SLURM queues this job again, and ends this process: it must not say that it is done
         code = error.code if isinstance(error, JobFailed) else int(error is not None)
+        self._record(config, code, str(error or ""))
         if (search := search_of_run()) is not None and not (error is None and stopped):
             # Here, and not where the command waits for several: it may be killed before the last of them has ended.
             result = "interrupted" if code >= 128 else "failed" if code else job_return.return_value
-            RunningTrial(search, config.work_dir).end(result, str(error or ""))
-        self._record(config, code, str(error or ""))
+            self._tell_study(search, config.work_dir, result, str(error or ""))
+        self.heart.close()
         if self.planned is not None:  # a sweeper that searches has to know
             job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+
+    def _tell_study(self, search: DictConfig, work_dir: str, result: float | str, error: str) -> None:
+        for wait in (1, 10, 60, None):  # seconds; the database may be away
+            try:
+                return RunningTrial(search, work_dir).end(result, error)
+            except Exception as refused:
+                if wait is None:
+                    log.error("the study did not take the result of trial %s, %s: %s", search.trial, result, refused)
+                    return
+                time.sleep(wait)
 
     def in_worker(self) -> bool:
         """Whether this is another process than that of the command."""
@@ -231,21 +260,25 @@ class Sweep(Callback):
         """
         for each in self.handlers:
             signal.signal(each, signal.default_int_handler)  # once more: at once
+        if signum == getattr(signal, "SIGHUP", None):
+            leave_terminal()
         self.stopped_by = signum
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / STOP).touch()
+        self.stops.touch()
         processes, queued = self.at_work(), self.in_slurm()
         if processes or queued:
             print("stopping all jobs, each with a checkpoint; once more to stop at once", file=sys.stderr)
         for pid in processes:
-            os.kill(pid, signal.SIGTERM)
+            with suppress(OSError):  # it has just ended
+                os.kill(pid, signal.SIGTERM)
         if queued:
             subprocess.run(["scancel", *queued], capture_output=True)
         until = time.monotonic() + GRACE
         while (self.at_work() or self.in_slurm()) and time.monotonic() < until:
             time.sleep(0.1)
         for pid in self.at_work():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         if signum == TIME_IS_UP and requeue():
             time.sleep(GRACE)  # SLURM ends this process
         raise SystemExit(128 + signum)
@@ -261,17 +294,18 @@ class Sweep(Callback):
             time.sleep(0.2)
 
 
-def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bool = False) -> int:
+def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: int = 0) -> int:
     """Ends a sweep, if this command is one: prints what it made and what to type next; returns the exit code.
 
     Args:
         verdict: what is to be said of the runs in these folders.
-        interrupted: whether a signal ended it.
+        interrupted: the exit code, if something ended it early.
     """
     if not sweeps:
         return 0
     sweep = sweeps.pop()
-    interrupted |= sweep.stopped_by is not None
+    if sweep.stopped_by is not None:
+        interrupted = 128 + sweep.stopped_by  # Ray changes the code on the way here
     if not interrupted and sweep.launcher not in ("BasicLauncher", "JoblibLauncher"):
         sweep.wait()
     for signum, handler in sweep.handlers.items():
@@ -306,9 +340,7 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: bo
     failed = ", ".join(f"job {job.number} {job.status}" for job in rest[:LISTED])
     more = f" and {len(rest) - LISTED} more" if len(rest) > LISTED else ""
     print(f"error: {len(rest)} of {len(jobs)} jobs did not finish: {failed}{more}; see above", file=sys.stderr)
-    if interrupted:
-        return 128 + (sweep.stopped_by or signal.SIGINT)
-    return next((job.code for job in rest if job.code), 1)
+    return interrupted or next((job.code for job in rest if job.code), 1)
 
 
 def swept() -> list[str]:
@@ -328,7 +360,14 @@ def plan(config: DictConfig) -> list[list[str]] | None:
         return None
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*params, *config.hydra.overrides.task])
-    return [[as_typed(each) for each in job] for batch in sweeper.split_arguments(overrides, None) for job in batch]
+    try:
+        batches = sweeper.split_arguments(overrides, None)
+    except HydraException as error:
+        raise UserError(
+            f"this sweep cannot be listed ({error}): type values such as seed=1,2 or seed=range(1,3), or add"
+            " hydra/sweeper=optuna"
+        ) from error
+    return [[as_typed(each) for each in job] for batch in batches for job in batch]
 
 
 def n_cores() -> int:
