@@ -106,17 +106,18 @@ def assert_gone(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("launcher", "more"), LAUNCHERS)
-def test_ctrl_c_lets_every_job_write_its_checkpoint_and_ends_all(
-    tmp_path: Path, launcher: str, more: list[str]
+def test_a_signal_lets_every_job_write_its_checkpoint_and_ends_all(
+    tmp_path: Path, launcher: str, more: list[str], signum: int
 ) -> None:
     process, file = start(tmp_path, launcher, *more)
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signum)
     process.join(120)
 
     output = file.read_text(encoding="utf-8")
-    assert process.exitcode == 130, output
+    assert process.exitcode == 128 + signum, output
     assert "0 of 3 jobs finished" in output
     records = records_of(tmp_path)
     controllers = [int(path.name) for path in tmp_path.glob("sweep/.submitit/[0-9]*")]

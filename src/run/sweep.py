@@ -109,6 +109,12 @@ class Sweep(Callback):
         for folder, record in read_records(self.folder).values():  # the folder was used before
             if record["code"] is not None or record["host"] != self.host or not is_alive(record["pid"]):
                 (folder / RECORD).unlink()
+        if self.launcher == "RayLauncher":
+            with suppress(Exception):  # the launcher tries again, and then says why
+                import ray
+
+                # It takes SIGTERM for itself, so before our own handlers.
+                ray.init(**OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True))  # type: ignore[arg-type]
         sweeps.append(self)
         # Without workers, the run in this process answers the end of time; SLURM's jobs have times of their own.
         ours = TIME_IS_UP is not None and job_id() and self.launcher not in ("BasicLauncher", "SlurmLauncher")
