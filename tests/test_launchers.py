@@ -5,7 +5,9 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
+import sys
 import time
 from importlib.metadata import distributions
 from multiprocessing.process import BaseProcess
@@ -16,7 +18,7 @@ import pytest
 from src.run import sweep
 from src.run.environment import prefer_our_options
 from src.run.sweep import is_alive, n_cores
-from tests.conftest import QUICK, Typed, assert_same, compose_config, load, wandb_run
+from tests.conftest import QUICK, ROOT, Typed, assert_same, compose_config, load, wandb_run
 from tests.forked import run_forked, start_forked
 from tests.test_slurm import ENDED, Slurm
 from tests.test_slurm import slurm as slurm  # a fixture
@@ -60,6 +62,32 @@ def test_a_launchers_jobs_are_those_of_one_process(
     """The same weights, a finished W&B run each, and one that fails leaves the others alone."""
     typed = ["-m", *FEW, "trainer.max_epochs=1", f"hydra/launcher={launcher}", *more, "seed=1,-1,2"]
     done = run_forked(*typed, cwd=tmp_path, PYTHONPATH="")
+
+    assert_two_of_three(done, tmp_path, one_after_another)
+
+
+@pytest.mark.extras("hydra-ray-launcher")
+def test_jobs_run_on_a_ray_cluster(tmp_path: Path, one_after_another: Path) -> None:
+    """One that was started before, in another folder."""
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    command = [str(Path(sys.executable).with_name("ray")), "start", *options, f"--port={port}"]
+    environment = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    with open(tmp_path / "ray.log", "w", encoding="utf-8") as log:
+        cluster = subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log)
+    try:
+        while "Ray runtime started" not in (said := (tmp_path / "ray.log").read_text(encoding="utf-8")):
+            assert cluster.poll() is None, said
+            time.sleep(0.1)
+        typed = ["-m", *FEW, "trainer.max_epochs=1", "hydra/launcher=ray", "seed=1,-1,2"]
+        address = f"hydra.launcher.ray.init.address=127.0.0.1:{port}"
+        done = run_forked(*typed, address, cwd=tmp_path, **environment)
+    finally:
+        cluster.terminate()
+        cluster.wait(60)
 
     assert_two_of_three(done, tmp_path, one_after_another)
 

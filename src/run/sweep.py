@@ -72,8 +72,9 @@ class Sweep(Callback):
         self.planned = plan(config)
         if is_restarted() and (before := self._before(Path(config.work_dir, "logs", "multiruns").absolute())):
             self.folder = before
+        if str(self.folder) != config.hydra.sweep.dir:  # also where it is relative, and a worker is elsewhere
             with read_write(config.hydra.overrides):  # from which the jobs' own configurations are composed
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={in_quotes(str(before))}")
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={in_quotes(str(self.folder))}")
         self.pid, self.host = os.getpid(), socket.gethostname()
         self.stops = self.folder / f".stop-{self.host}-{self.pid}"  # while it is there, no job of this command begins
         self.stops.unlink(missing_ok=True)
