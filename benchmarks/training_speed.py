@@ -46,6 +46,7 @@ from src.datamodules.loader import ImageSet
 from src.models.modules.discriminators import Discriminator
 from src.models.modules.generators import Generator
 from src.run.provenance import provenance
+from src.run.trainer import native_precision
 
 BATCH = 64
 KINDS = ("project", "bare", "template", "recipe", "recipe_bare")
@@ -125,18 +126,23 @@ def recipe_bare_loop(data: ImageSet, batches: int) -> float:
     n_wrong = math.ceil(model.mismatched_labels * size)
     order = torch.randperm(len(data))[: size * (len(data) // size)].split(size)
     start = time.perf_counter()
+    # As trainer.precision=auto: networks in bfloat16 where the CPU has it, losses and penalties in float32.
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=native_precision(on_cpu=True) == "bf16-mixed")
     for i in range(batches):
         real, labels = data.__getitems__(order[i % len(order)])
-        fake = generator(torch.randn(size, model.latent_dim), labels)
         discriminator.requires_grad_(False)
-        g_loss = softplus(-discriminator(fake, labels)).mean()
+        with mixed:
+            fake = generator(torch.randn(size, model.latent_dim), labels)
+            scores = discriminator(fake, labels)
+        g_loss = softplus(-scores.float()).mean()
         opt_g.zero_grad()
         g_loss.backward()
         opt_g.step()
         discriminator.requires_grad_(True)
         wrong = (labels[:n_wrong] + torch.randint(1, 10, (n_wrong,))) % 10
-        scores = discriminator(torch.cat([real, fake.detach(), real[:n_wrong]]), torch.cat([labels, labels, wrong]))
-        d_real, d_fake, d_wrong = scores.split([size, size, n_wrong])
+        with mixed:
+            scores = discriminator(torch.cat([real, fake.detach(), real[:n_wrong]]), torch.cat([labels, labels, wrong]))
+        d_real, d_fake, d_wrong = scores.float().split([size, size, n_wrong])
         fake_loss = softplus(d_fake).mean()
         if n_wrong:
             weight = model.mismatched_labels
