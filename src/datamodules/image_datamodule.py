@@ -247,8 +247,9 @@ class ImageDataModule(LightningDataModule):
 def workers_for(processes: int) -> int:
     """How many workers each of the processes of this machine has that train together: of its CPUs all but one."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    own = int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) or cpus // processes
-    return max(1, min(MOST_WORKERS, own - 1))
+    by_srun = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1  # which says what each process has
+    own = int(os.environ.get("SLURM_CPUS_PER_TASK", 0)) if by_srun else 0
+    return max(1, min(MOST_WORKERS, (own or cpus // processes) - 1))
 
 
 def content_of(images: Any) -> Iterator[bytes | memoryview]:

@@ -108,7 +108,8 @@ class Sweep(Callback):
             if self.launcher == "SlurmLauncher" and launcher.gpus_per_node is None and on_gpu:
                 launcher.gpus_per_node = 1
         for folder, record in read_records(self.folder).values():  # the folder was used before
-            if record["code"] is not None or record["host"] != self.host or not is_alive(record["pid"]):
+            at_work = record.get("code") is None and record.get("host") == self.host and is_alive(record["pid"])
+            if "pid" in record and not at_work:
                 (folder / RECORD).unlink()
         if self.launcher == "RayLauncher":
             with suppress(Exception):  # the launcher tries again, and then says why

@@ -150,8 +150,11 @@ def test_workers_take_the_cpus_that_are_left(monkeypatch: pytest.MonkeyPatch) ->
     for cpus, processes, workers in [(1, 1, 1), (2, 1, 1), (4, 1, 3), (64, 1, 8), (16, 4, 3), (4, 8, 1)]:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)))
         assert workers_for(processes) == workers
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")  # srun's, of each process
-    assert workers_for(4) == 5
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    assert workers_for(2) == 5  # of one task, in which two processes train
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert workers_for(2) == 8  # of each of two tasks
 
 
 def test_metrics_compare_with_a_part_and_the_checksum_is_of_all(
