@@ -1,5 +1,6 @@
 """Commands in processes of their own, forked from one that has imported the libraries, and nothing of this project."""
 
+import atexit
 import multiprocessing
 import os
 import subprocess
@@ -63,4 +64,6 @@ def _run(
     multiprocessing.set_start_method(None, force=True)  # its own workers start as those of a new Python do
     import run
 
-    sys.exit(run.main())
+    code = run.main()
+    atexit._run_exitfuncs()  # as a new Python does; multiprocessing would wait for data workers that these end
+    sys.exit(code)

@@ -80,8 +80,8 @@ def _end_after_child(observer: _ChildProcessObserver, trainer: Trainer, request:
     if torch.distributed.is_initialized():  # else it waits for that one to come
         time.sleep(GRACE)  # in a thread that ends with the process
     code = next(child.returncode for child in observer._child_processes if child.returncode)
-    if trainer.state.status == TrainerStatus.INTERRUPTED or code == 128 + (request.signum or 0):
-        return  # it ends already, and may have much to upload
+    if code == 128 + (request.signum or 0) or (code > 0 and trainer.state.status == TrainerStatus.INTERRUPTED):
+        return  # both end by themselves, and this one may have much to upload
     for child in observer._child_processes:
         child.kill()
     if code < 0:  # it could not say so itself
