@@ -1,6 +1,5 @@
 """Commands in processes of their own, forked from one that has imported the libraries, and nothing of this project."""
 
-import atexit
 import multiprocessing
 import os
 import subprocess
@@ -65,5 +64,6 @@ def _run(
     import run
 
     code = run.main()
-    atexit._run_exitfuncs()  # as a new Python does; multiprocessing would wait for data workers that these end
+    for worker in multiprocessing.active_children():
+        worker.kill()  # as a new Python's exit does; a forked one would wait for them
     sys.exit(code)

@@ -109,7 +109,7 @@ class Sweep(Callback):
                 launcher.gpus_per_node = 1
         for folder, record in read_records(self.folder).values():  # the folder was used before
             at_work = record.get("code") is None and record.get("host") == self.host and is_alive(record["pid"])
-            if "pid" in record and not at_work:
+            if "overrides" in record and not at_work:
                 (folder / RECORD).unlink()
         if self.launcher == "RayLauncher":
             with suppress(Exception):  # the launcher tries again, and then says why
