@@ -201,7 +201,7 @@ def test_a_job_that_finishes_though_what_started_it_was_killed(tmp_path: Path) -
 
     output = file.read_text(encoding="utf-8")
     assert process.exitcode == 0, output
-    assert "a process that a job needs was killed" in output and "3 of 3 jobs finished" in output
+    assert "3 of 3 jobs finished" in output
 
 
 @pytest.mark.parametrize(
