@@ -59,7 +59,7 @@ draws other images than the validations that chose the checkpoint, and compares 
 - *CAS*: accuracy on real test images of a classifier trained on samples alone (Ravuri & Vinyals 2019). Its floor is the
   same classifier trained on the real training images.
 - *seconds*: wall-clock time of the whole command, from composing the configuration to the last number, including
-  validation, sample grids, checkpoints and the test.
+  validation, sample grids, checkpoints and the test. Runs with one thread shared their machine with other work.
 """
 
 
