@@ -1,7 +1,7 @@
 """The conditional GAN: two networks, one loss, and the step that trains them in turn."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Annotated
@@ -254,20 +254,36 @@ class MNISTGANModel(ScheduledModel):
         check_run(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        optimizers = self.optimizers()
-        assert isinstance(optimizers, list)
         # Reading numbers out costs time, on a GPU most of all: only where Lightning will log them.
         log_every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         until_due = -(self.trainer.global_step + 1) % log_every if log_every > 0 else math.inf
 
-        trains_g = (self.trainer.global_step + 1) % self.d_steps == 0
+        n_batches = self.trainer.global_step + 1
+        trains_g = n_batches % self.d_steps == 0
+        networks = (GENERATOR, DISCRIMINATOR) if trains_g else (DISCRIMINATOR,)
+        if self._graph is None:
+            self._train_in_turn(networks, batch, batch_idx, until_due)
+        else:
+            due = (name for name, penalty in self.penalties.items() if n_batches % penalty.every == 0)
+            self._latest |= self._graph((networks, *due), batch, partial(self._with_gradients, networks))
+            for optimizer_idx in networks:
+                self._take_step(optimizer_idx, until_due)
+
+        if self.ema is not None and trains_g:
+            self.ema.update(self.generator, len(batch[0]) * self.d_steps * self.trainer.world_size)
+        if until_due == 0:
+            rates = {f"lr_{name}": self._optimizer(i).param_groups[0]["lr"] for i, name in enumerate("gd")}
+            metrics = rates | self._latest
+            self.log_dict({f"train/{key}": value for key, value in metrics.items()}, batch_size=len(batch[0]))
+
+    def _train_in_turn(self, networks: Sequence[int], batch: Batch, batch_idx: int, until_due: float) -> None:
+        """Trains each of these networks on a batch, `until_due` batches before metrics are logged."""
         # D sees the images that G drew for its own loss, so it learns the same from this batch before and after G's
         # step. Several processes let that wait, and average the gradients of both networks at once.
-        strategy, waits = self.trainer.strategy, trains_g and can_wait(self.trainer)
+        strategy, waits = self.trainer.strategy, GENERATOR in networks and can_wait(self.trainer)
         ready: list[int] = []
-        for optimizer_idx in (GENERATOR, DISCRIMINATOR) if trains_g else (DISCRIMINATOR,):
-            optimizer = optimizers[optimizer_idx]
-            assert isinstance(optimizer, LightningOptimizer)
+        for optimizer_idx in networks:
+            optimizer = self._optimizer(optimizer_idx)
             self.toggle_optimizer(optimizer)  # the other network needs no gradients
             losses, loss = self.step(batch, batch_idx, optimizer_idx)
             optimizer.zero_grad()
@@ -282,16 +298,28 @@ class MNISTGANModel(ScheduledModel):
                     self._take_step(each, until_due)
                 ready = []
 
-        if self.ema is not None and trains_g:
-            self.ema.update(self.generator, len(batch[0]) * self.d_steps * self.trainer.world_size)
-        if until_due == 0:
-            rates = {f"lr_{n}": each.param_groups[0]["lr"] for n, each in zip("gd", optimizers, strict=True)}
-            metrics = rates | self._latest
-            self.log_dict({f"train/{key}": value for key, value in metrics.items()}, batch_size=len(batch[0]))
+    def _with_gradients(self, networks: Sequence[int], batch: Batch) -> Losses:
+        """Computes the gradients of these networks, before either takes a step: as above, to the bit."""
+        found: Losses = {}
+        for optimizer_idx in networks:
+            optimizer = self._optimizer(optimizer_idx)
+            self.toggle_optimizer(optimizer)
+            losses, loss = self.step(batch, 0, optimizer_idx)
+            loss.backward()
+            self.untoggle_optimizer(optimizer)
+            found |= losses
+        return found
+
+    def _optimizer(self, optimizer_idx: int) -> LightningOptimizer:
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        optimizer = optimizers[optimizer_idx]
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
 
     def _take_step(self, optimizer_idx: int, until_due: float) -> None:
         """Steps one optimizer, `until_due` batches before metrics are logged."""
-        optimizer, name = self.optimizers()[optimizer_idx], "gd"[optimizer_idx]  # type: ignore[index]
+        optimizer, name = self._optimizer(optimizer_idx), "gd"[optimizer_idx]
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.clip_grad_norm is not None:
             self._latest[f"grad_norm_{name}"] = clip_grad_norm_(parameters, self.clip_grad_norm)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from src.errors import UserError
 from src.models.image_model import ImageModel
 from src.models.schedules import Schedule
+from src.models.step_graph import StepGraph, fits
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,15 @@ class ScheduledModel(ImageModel):
     augment: Mapping[str, Augmentation] = {}
     schedule_batches: int | None = None
     _last_batch: float = math.inf
+    _graph: StepGraph | None = None
+
+    @property
+    def why_no_graph(self) -> str:
+        """Why a CUDA graph cannot hold its step, to complete "as ..."; "" where one can."""
+        if self.condition_shape:
+            return "prompts are read in main memory"
+        following = [name for name, part in self.augment.items() if getattr(part, "follows_progress", False)]
+        return f"model.augment.{following[0]} changes from batch to batch" if following else ""
 
     @property
     def progress(self) -> float:
@@ -47,11 +57,12 @@ class ScheduledModel(ImageModel):
         return self.schedule is not None or any(getattr(part, "follows_progress", False) for part in parts)
 
     def on_train_start(self) -> None:
-        """Finds out how long the run is.
+        """Finds out how long the run is, and whether its steps run as a CUDA graph.
 
         Raises:
-            UserError: something follows the run's progress, but the run has no end.
+            UserError: something follows the run's progress, but the run has no end; or there can be no graph.
         """
+        self._graph = StepGraph(self.parameters()) if fits(self) else None
         batches = self.trainer.estimated_stepping_batches
         self._last_batch = self.schedule_batches or batches
         if not self.follows_progress:
@@ -99,9 +110,23 @@ class OneLossModel(ScheduledModel):
         """The objective on one batch: its parts, detached, by name; and the loss."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses, loss = self.step(batch, batch_idx)
+        if self._graph is None:
+            losses, loss = self.step(batch, batch_idx)
+        else:
+            losses, loss = self._graph("step", batch, self._with_gradients)
         self._log_due({f"train/{name}": value for name, value in losses.items()}, len(batch[0]))
         return loss
+
+    def _with_gradients(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        losses, loss = self.step(batch, 0)
+        loss.backward()
+        return losses, loss.detach()
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self._graph is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._graph.put_back_gradients()  # Lightning has put them away since
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

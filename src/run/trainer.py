@@ -77,6 +77,7 @@ def make_trainer(
     nodes_timeout: Annotated[float, Field(gt=0, description="a number of seconds above 0")] = 600,
     threads: Threads | None = None,
     precision: Precision | None = "32-true",
+    cuda_graph: bool | Literal["auto"] = False,
     **kwargs: Any,
 ) -> Trainer:
     """A Trainer without loggers: those are started last, when everything else is known to be right.
@@ -91,6 +92,8 @@ def make_trainer(
         threads: threads that each process computes with on the CPU; None: OMP_NUM_THREADS, else the cores, which the
             processes of a machine share.
         precision: as in Lightning; "auto" is bf16-mixed where what trains computes with bfloat16 itself, else 32-true.
+        cuda_graph: whether a step's forward and backward passes run as a CUDA graph (`src/models/step_graph.py`);
+            "auto": where they can.
         **kwargs: Lightning's own arguments; `max_steps` counts batches.
 
     Raises:
@@ -144,7 +147,7 @@ def make_trainer(
         log.info("training in %s, chosen by trainer.precision=auto", precision)
     wait_for_machines(num_nodes, nodes_timeout, str(kwargs.get("default_root_dir")))
     check_reachable(num_nodes, accelerator == "cpu")
-    return Trainer(
+    trainer = Trainer(
         accelerator=accelerator,
         devices=devices,
         strategy=parallel,
@@ -156,6 +159,8 @@ def make_trainer(
         plugins=[AtomicCheckpointIO(), *_environment(on_each)],
         **kwargs,
     )
+    trainer.cuda_graph = cuda_graph  # type: ignore[attr-defined]
+    return trainer
 
 
 def _environment(on_each: Any) -> list[ClusterEnvironment]:
