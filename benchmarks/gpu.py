@@ -52,7 +52,7 @@ OPTIMIZERS = {MNIST: ("optimizer_g", "optimizer_d"), CIFAR10: ("optimizer_g", "o
 ACCURACY = 0.99
 WARM_UP = 3  # periods of lazy penalties before a step is timed or captured
 ROUNDS = 3
-BATCHES_AN_EPOCH = 45_000 // 512  # of CIFAR-10
+BATCHES_AN_EPOCH = 45_000 // 256  # of CIFAR-10
 FOR_TRAINING = 0.85  # of a run's time; the rest is for validations, grids and Lightning
 
 
@@ -102,7 +102,7 @@ NARROW = ["model.generator.width=16", "model.discriminator.width=16"]
 NARROW_FLOW = ["model.denoiser.width=16"]
 TINY = ["datamodule=digits", "trainer.limit_train_batches=4", "callbacks.quality.n_val=100", "trainer.gpus=0"]
 SCALES = {
-    "cuda": Scale(8192, 1.2, 20_000, {}, {MNIST: WHERE, FLOW: ["datamodule.offline_fallback=false"]},
+    "cuda": Scale(8192, 0.7, 20_000, {}, {MNIST: WHERE, FLOW: ["datamodule.offline_fallback=false"]},
                   {MNIST: 180, FLOW: 420}, training=300, after_training=75),
     "cpu": Scale(128, 0.1, 200, {MNIST: NARROW, CIFAR10: NARROW, FLOW: [*NARROW_FLOW, "datamodule.batch_size=64"]},
                  {MNIST: [*NARROW, *TINY, "trainer.max_epochs=1"],

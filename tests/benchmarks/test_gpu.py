@@ -61,7 +61,7 @@ def test_rows_for_which_no_time_is_left_say_so(tmp_path: Path, monkeypatch: pyte
     page = out.read_text(encoding="utf-8")
     assert [cells[0] for cells in table(page).values()] == ["no time left"] * 24
     assert page.count("No figure: no time left.") == 1  # CIFAR-10 lacks the speed that its schedule follows from
-    assert f"it needs the row train_cifar10_gan {gpu.ESTIMATE}" in page
+    assert f"it needs the row train_cifar10_flow_gpu {gpu.ESTIMATE}" in page
 
 
 def test_without_a_gpu_the_command_says_what_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -170,12 +170,12 @@ def test_a_run_on_mnist_is_read_from_its_files(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_run_on_cifar10_is_planned_from_the_speed_and_read_from_its_files(tmp_path: Path) -> None:
-    found = gpu.cifar10_run(gpu.SCALES["cpu"], tmp_path / "run", 200, batches_per_s=1_200)
-    # 4 s * .9 * 1,200 / 703 makes six epochs, with a validation after every second one.
+    found = gpu.cifar10_run(gpu.SCALES["cpu"], tmp_path / "run", 200, batches_per_s=320)
+    # 4 s * .85 * 320 / 175 makes six epochs, as there is a validation after every second one.
     assert found["typed"].split()[:4] == [
         "trainer.max_time=00:00:00:04",
         "trainer.max_epochs=6",
-        "model.schedule_batches=4218",
+        "model.schedule_batches=1050",
         "trainer.check_val_every_n_epoch=2",
     ]
     assert 0 < found["batches"] <= 24

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from src.errors import UserError
 from src.models import scheduled_model
-from src.models.step_graph import WARM_UP, StepGraph, fits
-from tests.conftest import SMALL_TEXT_MODEL, assert_same, load
+from src.models.step_graph import WARM_UP, StepGraph
+from tests.conftest import assert_same, load
 
 PENALTY = "model.penalties.r1={_target_: src.models.penalties.R1, gamma: 1.0, every: 2}"
 
