@@ -51,7 +51,7 @@ draws other images than the validations that chose the checkpoint, and compares 
 
 - Features and labels come from our own small classifier of each data set. So **FD and KID here are not the FID and KID
   of papers**: compare them only within a data set. The reference is the test split. Each run names its classifier's
-  checksum: between classifiers of the same data, numbers differ a little.
+  checksum: between classifiers of the same data, numbers [differ a little](feature_nets.md).
 - *label accuracy*: share of images in which the classifier sees the class that was asked for. *worst class*: the same
   for the class that does worst.
 - *variance*: within classes, divided by that of real images. *nearest*: mean distance to the nearest training image.
