@@ -85,10 +85,10 @@ class FeatureNet(nn.Module):
         return Embedded(torch.cat(features).cpu(), torch.cat(predicted).cpu(), labels.cpu())
 
     def sha256(self) -> str:
-        """The checksum of its weights on the CPU, in hexadecimal."""
+        """The checksum of its weights, wherever they are, in hexadecimal."""
         hashed = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
-            hashed.update(name.encode() + tensor.contiguous().numpy().tobytes())
+            hashed.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return hashed.hexdigest()
 
 

@@ -1,5 +1,7 @@
 """The classifier in whose features images are compared."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -62,3 +64,23 @@ def test_shifts_move_whole_images_and_repeat_their_edges() -> None:
     padded = torch.nn.functional.pad(image.float(), (1, 1, 1, 1), mode="replicate").byte()[0, 0]
     expected = {tuple(padded[y : y + 6, x : x + 6].flatten().tolist()) for y in range(3) for x in range(3)}
     assert {tuple(each.flatten().tolist()) for each in moved} == expected
+
+
+class OnGPU(torch.Tensor):
+    """Stands for a tensor on a GPU: numpy cannot read it."""
+
+    def cpu(self, *_: Any, **__: Any) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_its_checksum_is_the_same_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = FeatureNet(10, 1, 8)
+    here, weights = net.sha256(), net.state_dict()
+    there = {name: tensor.as_subclass(OnGPU) for name, tensor in weights.items()}
+    monkeypatch.setattr(net, "state_dict", lambda: there)
+    assert net.sha256() == here
+    weights["head.weight"][0, 0] += 1
+    assert net.sha256() != here
