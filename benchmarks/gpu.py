@@ -97,12 +97,12 @@ class Scale:
     after_training: float  # seconds that its start and its test take
 
 
-WHERE = ["trainer.gpus=1", "trainer.cuda_graph=true", "datamodule.device=auto", "datamodule.offline_fallback=false"]
+WHERE = ["trainer.gpus=1", "trainer.cuda_graph=true", "datamodule.device=auto"]
 NARROW = ["model.generator.width=16", "model.discriminator.width=16"]
 NARROW_FLOW = ["model.denoiser.width=16"]
 TINY = ["datamodule=digits", "trainer.limit_train_batches=4", "callbacks.quality.n_val=100", "trainer.gpus=0"]
 SCALES = {
-    "cuda": Scale(8192, 0.7, 20_000, {}, {MNIST: WHERE, FLOW: ["datamodule.offline_fallback=false"]},
+    "cuda": Scale(8192, 0.7, 20_000, {}, {MNIST: [*WHERE, "datamodule.offline_fallback=false"], FLOW: WHERE},
                   {MNIST: 180, FLOW: 420}, training=300, after_training=75),
     "cpu": Scale(128, 0.1, 200, {MNIST: NARROW, CIFAR10: NARROW, FLOW: [*NARROW_FLOW, "datamodule.batch_size=64"]},
                  {MNIST: [*NARROW, *TINY, "trainer.max_epochs=1"],

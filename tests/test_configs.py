@@ -3,6 +3,7 @@
 import math
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,12 +108,12 @@ def test_trainers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # a machine with GPUs
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card{i}")
-    monkeypatch.setattr(trainer_module, "Trainer", dict)
+    monkeypatch.setattr(trainer_module, "Trainer", SimpleNamespace)
     made: Any = trainer_module.make_trainer(
         **{key: value for key, value in config.trainer.items() if key != "_target_"}
     )
-    assert (made["accelerator"], made["devices"]) == ("gpu", config.trainer.gpus)
-    assert isinstance(made["strategy"], DDPStrategy)
+    assert (made.accelerator, made.devices) == ("gpu", config.trainer.gpus)
+    assert isinstance(made.strategy, DDPStrategy)
 
 
 @options("model")

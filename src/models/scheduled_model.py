@@ -80,6 +80,9 @@ class ScheduledModel(ImageModel):
                 batches,
             )
 
+    def on_train_end(self) -> None:
+        self._graph = None  # the test needs its memory
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.schedule is None:
             return

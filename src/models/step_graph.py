@@ -33,6 +33,8 @@ def fits(model: Any) -> bool:
         reason = "trainer.precision=16-mixed scales gradients outside of it"
     elif trainer.accumulate_grad_batches > 1:
         reason = "trainer.accumulate_grad_batches adds gradients outside of it"
+    elif torch.is_anomaly_enabled():
+        reason = "trainer.detect_anomaly reads every gradient"
     else:
         reason = model.why_no_graph
     if wanted is True and reason:
@@ -40,16 +42,17 @@ def fits(model: Any) -> bool:
     if on_gpu and wanted:
         log.info("a step is %s", f"no CUDA graph, as {reason}" if reason else "a CUDA graph from its fourth on")
     elif on_gpu and not reason:
-        log.info("trainer.cuda_graph=true trains small networks several times as fast on a GPU")
+        log.info("trainer.cuda_graph=true trains small networks several times as fast on a GPU: docs/gpu.md")
     return bool(wanted) and not reason
 
 
 class StepGraph:
-    """Replays what a step asks of the GPU, so that Python need not ask for each of its thousand kernels again.
+    """Replays what a step asks of the GPU, so that Python need not ask for each of its kernels again.
 
     Small networks on a large GPU wait for Python, not for arithmetic: docs/gpu.md. Only gradients are computed in the
     graph; optimizers, averages and logging stay outside and may read numbers that change. Random numbers are those
-    of the same steps without it (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
+    of the same steps without it (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). What a step does in
+    Python, such as counting or drawing with `random`, is done once, when it is captured.
 
     Args:
         parameters: whose gradients the steps compute.

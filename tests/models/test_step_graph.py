@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from src.errors import UserError
 from src.models import scheduled_model
-from src.models.step_graph import WARM_UP, StepGraph
-from tests.conftest import assert_same, load
+from src.models.step_graph import WARM_UP, StepGraph, fits
+from tests.conftest import SMALL_TEXT_MODEL, assert_same, build_model, compose_config, load
 
 PENALTY = "model.penalties.r1={_target_: src.models.penalties.R1, gamma: 1.0, every: 2}"
 
@@ -93,3 +94,67 @@ def test_the_weights_are_those_of_a_run_without_it(
     assert [each.n for each in replays] == [12 // kinds - WARM_UP] * kinds
     for part in ("state_dict", "optimizer_states"):
         assert_same(without[part], within[part])
+
+
+def test_a_step_that_waits_for_the_gpu_is_refused_before_it_is_captured(replays: list[Again]) -> None:
+    steps = StepGraph([torch.nn.Parameter(torch.ones(2))])
+    batch = torch.zeros(2), torch.zeros(2)
+
+    def compute(batch: Any) -> None:
+        waits.append(1)
+        if len(waits) == WARM_UP:
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    waits: list[int] = []
+    for _ in range(WARM_UP - 1):
+        steps("kind", batch, compute)
+    with pytest.raises(UserError, match=r"waits for the GPU.*: set trainer\.cuda_graph=false, or find"):
+        steps("kind", batch, compute)
+    assert replays == []
+
+
+def model(wanted: Any = True, device: str = "cuda", why: str = "", **trainer: Any) -> Any:
+    usual = {"world_size": 1, "precision_plugin": None, "accumulate_grad_batches": 1, "cuda_graph": wanted}
+    return SimpleNamespace(
+        trainer=SimpleNamespace(**{**usual, **trainer}), device=torch.device(device), why_no_graph=why
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"device": "cpu"}, "a CUDA graph needs a GPU of NVIDIA's"),
+        ({"world_size": 2}, "several processes average"),
+        ({"precision_plugin": SimpleNamespace(scaler=object())}, "trainer.precision=16-mixed scales"),
+        ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches adds"),
+        ({"why": "prompts are read in main memory"}, "prompts are read in main memory"),
+    ],
+)
+def test_where_there_can_be_none_it_is_left_out_or_refused(given: dict[str, Any], reason: str) -> None:
+    assert not fits(model(wanted="auto", **given))
+    assert not fits(model(wanted=False, **given))
+    with pytest.raises(UserError, match=rf"^trainer.cuda_graph=true cannot be used, as {reason}.*: set .*=false$"):
+        fits(model(**given))
+
+
+def test_it_is_used_where_it_can_be(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    assert fits(model(wanted="auto")) and fits(model(wanted=True))
+    assert caplog.messages == ["a step is a CUDA graph from its fourth on"] * 2
+    assert not fits(model(wanted=False))
+    assert caplog.messages[-1].startswith("trainer.cuda_graph=true trains small networks several times as fast")
+    with torch.autograd.detect_anomaly(check_nan=False):
+        assert not fits(model(wanted="auto"))
+
+
+def test_models_say_why_not() -> None:
+    refusals = {
+        "prompts are read in main memory": [*SMALL_TEXT_MODEL],
+        "model.augment.instance_noise changes from batch to batch": [
+            "model.augment.instance_noise={_target_: src.models.augment.InstanceNoise, std: 0.1, until: 0.5}"
+        ],
+    }
+    for reason, options in refusals.items():
+        model = build_model(compose_config("train", "datamodule=digits", *options))
+        assert model.why_no_graph == reason
+    assert build_model(compose_config("train", "datamodule=digits")).why_no_graph == ""
