@@ -68,7 +68,12 @@ class Evaluator:
     @cached_property
     def _real_nearest(self) -> Nearest:
         features = self.real["val"].features[self.held_out[:N_NEAREST]]
-        return nearest_training_images(features, self.real["train"].features)
+        return self._nearest(features)
+
+    def _nearest(self, features: Tensor) -> Nearest:
+        """Most of what a validation measures with, so on the device."""
+        both = (each.to(self._device) for each in (features, self.real["train"].features))
+        return Nearest(*(each.cpu() for each in nearest_training_images(*both)))
 
     @cached_property
     def _reference_alone(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -92,7 +97,7 @@ class Evaluator:
         confusion = (images.labels * n + images.predicted).bincount(minlength=n**2).view(n, n)
         accuracy = scores.class_accuracy(confusion)
         variance = scores.class_variance(images.features, images.labels, n) / self._variance
-        nearest = nearest_training_images(images.features[:N_NEAREST], self.real["train"].features)
+        nearest = self._nearest(images.features[:N_NEAREST])
         real_radii, real_kernel = self._reference_alone
         metrics = {
             "fd": scores.frechet_distance(scores.fit_gaussian(images.features), self._gaussian),

@@ -1,6 +1,7 @@
 """A small classifier, in whose features images are compared."""
 
 import hashlib
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -80,8 +81,9 @@ class FeatureNet(nn.Module):
         """Features and predictions, on the CPU, of images uint8 [N, C, H, W]; in evaluation mode."""
         assert not self.training
         device = self.head.weight.device
-        features = [self.features(batch.to(device)) for batch in pixels.split(EMBED_BATCH)]
-        predicted = [self.classify(each).argmax(1) for each in features]
+        with alike_everywhere():
+            features = [self.features(batch.to(device)) for batch in pixels.split(EMBED_BATCH)]
+            predicted = [self.classify(each).argmax(1) for each in features]
         return Embedded(torch.cat(features).cpu(), torch.cat(predicted).cpu(), labels.cpu())
 
     def sha256(self) -> str:
@@ -90,6 +92,12 @@ class FeatureNet(nn.Module):
         for name, tensor in sorted(self.state_dict().items()):
             hashed.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return hashed.hexdigest()
+
+
+def alike_everywhere() -> AbstractContextManager[None]:
+    """For a block, the arithmetic on a GPU is float32's, as on a CPU, and repeats itself."""
+    # torch's default in here is to switch cuDNN off, which launches kernels for each image.
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def resized(images: Tensor, size: int) -> Tensor:
@@ -127,7 +135,7 @@ def train_classifier(
     schedule = OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.25)
     order = torch.empty(0, dtype=torch.int64)
     console = Console(stderr=True)
-    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+    with alike_everywhere():
         for _ in track(range(steps), task, console=console, transient=True, disable=not console.is_terminal):
             if len(order) < batch:
                 order = torch.randperm(len(small), generator=rng)

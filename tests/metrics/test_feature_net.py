@@ -84,3 +84,19 @@ def test_its_checksum_is_the_same_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert net.sha256() == here
     weights["head.weight"][0, 0] += 1
     assert net.sha256() != here
+
+
+def test_on_a_gpu_cudnn_computes_it_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same each time; torch switches it off where one asks for that alone."""
+    seen: set[tuple[bool, ...]] = set()
+    features = FeatureNet.features
+
+    def noted(self: FeatureNet, pixels: torch.Tensor) -> torch.Tensor:
+        cudnn = torch.backends.cudnn
+        seen.add((cudnn.enabled, cudnn.deterministic, cudnn.allow_tf32))
+        return features(self, pixels)
+
+    monkeypatch.setattr(FeatureNet, "features", noted)
+    net = train_classifier(*few(), 10, 8, CPU, "test")
+    net.embed(*few())
+    assert seen == {(True, True, False)}
