@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from src.errors import UserError
-
 log = logging.getLogger(__name__)
 
 
@@ -44,19 +42,10 @@ def check_options(model: Any) -> None:
 
 
 def check_run(model: Any) -> None:
-    """Refuses a precision that does not suit an option, and warns of options that the run is too short for.
-
-    Raises:
-        UserError: gradients are clipped and scaled.
-    """
+    """Warns of options that the run is too short for."""
     trainer = model.trainer
     every = {f"penalties.{name}.every": penalty.every for name, penalty in model.penalties.items()}
     for key, n in {"d_steps": model.d_steps, **every}.items():
         if n > trainer.estimated_stepping_batches:
             batches = trainer.estimated_stepping_batches
             log.warning("model.%s=%s is never reached, as the run has only %s batches", key, n, batches)
-    if model.clip_grad_norm is not None and getattr(trainer.precision_plugin, "scaler", None) is not None:
-        raise UserError(
-            "model.clip_grad_norm cannot be used with trainer.precision=16-mixed, which scales gradients: use"
-            " trainer.precision=bf16-mixed"
-        )

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Adam, Optimizer
 
 from src.config.types import Count, Positive, Share
@@ -324,7 +324,7 @@ class MNISTGANModel(ScheduledModel):
         if self.clip_grad_norm is not None:
             self._latest[f"grad_norm_{name}"] = clip_grad_norm_(parameters, self.clip_grad_norm)
         elif until_due < (self.d_steps if optimizer_idx == GENERATOR else 1):  # the network's last step before it
-            self._latest[f"grad_norm_{name}"] = get_total_norm([p.grad for p in parameters if p.grad is not None])
+            self._latest[f"grad_norm_{name}"] = self.norm_of([p.grad for p in parameters if p.grad is not None])
         if optimizer_idx == GENERATOR:
             # Lightning counts optimizer steps. Only D's goes through its counter, so that `global_step`, `max_steps`
             # and every logger count batches.

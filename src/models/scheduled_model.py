@@ -3,7 +3,7 @@
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pytorch_lightning.callbacks import Timer
@@ -29,11 +29,13 @@ class ScheduledModel(ImageModel):
         schedule: how the learning rates change; None: constant.
         augment: what is done to images in training, by name.
         schedule_batches: batches over which both run their course; None: those of the whole run.
+        clip_grad_norm: largest norm of the gradients; None: any.
     """
 
     schedule: Schedule | None = None
     augment: Mapping[str, Augmentation] = {}
     schedule_batches: int | None = None
+    clip_grad_norm: float | None = None
     _last_batch: float = math.inf
     _graph: StepGraph | None = None
 
@@ -60,8 +62,14 @@ class ScheduledModel(ImageModel):
         """Finds out how long the run is, and whether its steps run as a CUDA graph.
 
         Raises:
-            UserError: something follows the run's progress, but the run has no end; or there can be no graph.
+            UserError: something follows the run's progress, but the run has no end; gradients are clipped and
+                scaled; or there can be no graph.
         """
+        if self.clip_grad_norm is not None and self._scale() is not None:
+            raise UserError(
+                "model.clip_grad_norm cannot be used with trainer.precision=16-mixed, which scales gradients: use"
+                " trainer.precision=bf16-mixed"
+            )
         self._graph = StepGraph(self.parameters()) if fits(self) else None
         batches = self.trainer.estimated_stepping_batches
         self._last_batch = self.schedule_batches or batches
@@ -91,6 +99,15 @@ class ScheduledModel(ImageModel):
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
 
+    def norm_of(self, gradients: Iterable[Tensor]) -> Tensor:
+        """The norm of all gradients together, without the factor by which float16 scales them."""
+        scale = self._scale()
+        return get_total_norm(gradients) / (1.0 if scale is None else scale)
+
+    def _scale(self) -> float | None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return None if scaler is None else scaler.get_scale()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A resumed run takes the optimizers' moments; torch would also take the learning rates of the file.
         optimizers: Any = self.configure_optimizers()
@@ -100,13 +117,7 @@ class ScheduledModel(ImageModel):
 
 
 class OneLossModel(ScheduledModel):
-    """One loss, one optimizer, and Lightning's automatic optimisation.
-
-    Attributes:
-        clip_grad_norm: largest norm of the gradients; None: any.
-    """
-
-    clip_grad_norm: float | None = None
+    """One loss, one optimizer, and Lightning's automatic optimisation."""
 
     @abstractmethod
     def step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -136,7 +147,7 @@ class OneLossModel(ScheduledModel):
         if self.clip_grad_norm is not None:
             norm = clip_grad_norm_(parameters, self.clip_grad_norm)
         else:
-            norm = get_total_norm([p.grad for p in parameters])
+            norm = self.norm_of([p.grad for p in parameters])
         self._log_due({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}, 1)
 
     def _log_due(self, metrics: Mapping[str, Tensor | float], batch_size: int) -> None:

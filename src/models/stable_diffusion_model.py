@@ -36,7 +36,7 @@ Targets = Annotated[Sequence[str], Field(min_length=1)] | Literal["all"]
 Enlarged = Annotated[float, Field(ge=1)]
 
 PIXELS = 64 * 64 * 64  # drawn at once: 64 images of 64 pixels, or one of 512
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS = ("32-true", "bf16-mixed")
 GB = 1e9
 
 

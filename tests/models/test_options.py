@@ -13,6 +13,7 @@ from src.config.instantiate import instantiate
 from src.errors import UserError
 from src.models.losses import NonSaturatingLoss
 from src.models.mnist_gan_model import DISCRIMINATOR, MNISTGANModel
+from src.models.scheduled_model import ScheduledModel
 from tests.conftest import ROOT, SMALL_TEXT_MODEL, assert_same, build_model, compose_config, load
 from tests.models.test_mnist_gan_model import BATCH, BATCHES, Spy, loader, make_batch, make_model, quiet_trainer
 from tests.models.test_stable_diffusion_model import FLIPS as STABLE_DIFFUSION
@@ -338,6 +339,25 @@ def test_clipping_bounds_each_networks_gradients(tmp_path: Path) -> None:
     norms: list[float] = []
     quiet_trainer(tmp_path, Look()).fit(make_model(clip_grad_norm=0.01), loader())
     assert len(norms) == 2 * BATCHES and norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+
+
+@pytest.mark.parametrize("base", ["", FLOW])
+def test_with_float16_gradients_are_scaled_and_cannot_be_clipped(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lightning does on a GPU; their norm is logged as if they were not."""
+    norms, data = [], instantiate(composed(), "datamodule")
+    for scale in (None, 4.0):
+        monkeypatch.setattr(ScheduledModel, "_scale", lambda _, scale=scale: scale)
+        trainer = quiet_trainer(tmp_path, max_steps=1)
+        torch.manual_seed(0)
+        trainer.fit(build_model(composed(base)), data)
+        norms += [value for name, value in trainer.callback_metrics.items() if "grad_norm" in name]
+    before, after = norms[: len(norms) // 2], norms[len(norms) // 2 :]
+    assert before and torch.allclose(torch.stack(before), 4 * torch.stack(after))
+    model = build_model(composed(base, "model.clip_grad_norm=1"))
+    with pytest.raises(UserError, match=r"model\.clip_grad_norm cannot be used with trainer\.precision=16-mixed"):
+        quiet_trainer(tmp_path).fit(model, data)
 
 
 def test_everything_at_once_is_resumed_exactly(train_here: Callable[..., Path]) -> None:
