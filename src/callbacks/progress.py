@@ -3,6 +3,7 @@
 import time
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import RichProgressBar
@@ -68,12 +69,12 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._since is None:  # the epoch's first batch pays for what others do not
-            self._since, self._images = time.perf_counter(), 0
+            self._since, self._images = _done(pl_module), 0
             return
         self._images += len(batch[0]) * trainer.world_size
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every > 0 and trainer.global_step % every == 0:
-            now = time.perf_counter()
+            now = _done(pl_module)
             pl_module.log("train/images_per_s", self._images / (now - self._since), batch_size=len(batch[0]))
             self._since, self._images = now, 0
 
@@ -82,3 +83,10 @@ class Throughput(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._before = state["seconds"]
+
+
+def _done(model: LightningModule) -> float:
+    """The time when what was asked of the device so far is done."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
