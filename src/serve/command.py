@@ -155,7 +155,10 @@ def open_for_serving(path: Path, weights: str, trusted: Sequence[str], drawing: 
                     f"ckpt_path={path} needs {error.name} to be exported: {EXTRAS}, or serve the generator.onnx that"
                     " task=export makes of it elsewhere"
                 ) from error
-            sampler = open_sampler(file if exported else path, weights, 1, trusted, drawing)
+            if exported:
+                sampler = open_sampler(file, weights, 1, trusted, drawing)
+        if not exported:  # the other process has ended, and left the GPU's memory
+            sampler = open_sampler(path, weights, 1, trusted, drawing)
     about = sampler.about
     shape = (2, about.channels, about.img_size, about.img_size)
     if about.channels not in (1, 3) or about.img_size > 2048:  # a file can claim anything
