@@ -17,7 +17,7 @@ import pytest
 
 from src.run import sweep
 from src.run.environment import prefer_our_options
-from src.run.sweep import is_alive, n_cores
+from src.run.sweep import is_alive, n_cores, signals_wait
 from tests.conftest import QUICK, ROOT, Typed, assert_same, compose_config, load, wandb_run
 from tests.forked import run_forked, start_forked
 from tests.test_slurm import ENDED, Slurm
@@ -132,6 +132,22 @@ def assert_gone(pids: list[int]) -> None:
     while left := [pid for pid in pids if is_alive(pid)]:
         assert time.monotonic() < until, left
         time.sleep(0.05)
+
+
+def test_a_signal_waits_while_another_package_takes_the_handlers() -> None:
+    """As Ray does while it starts: ours stay, and hear of it afterwards."""
+    heard: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("ours"))
+    try:
+        with signals_wait():
+            signal.signal(signal.SIGTERM, lambda *_: heard.append("theirs"))
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert heard == []
+        assert heard == ["ours"]
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == ["ours", "ours"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -158,7 +158,7 @@ class SharedStudy:
             yield
         finally:
             ended.set()
-            thread.join()
+            thread.join(5)  # not for ever: a signal may have come while this thread held a lock
 
     def take_back(self, trials: Sequence["FrozenTrial"], why: str) -> None:
         """Records that these trials were `interrupted` or `lost`, except those that have a result."""

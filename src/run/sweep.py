@@ -14,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
+from unittest.mock import patch
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -111,17 +112,16 @@ class Sweep(Callback):
             at_work = record.get("code") is None and record.get("host") == self.host and is_alive(record["pid"])
             if "overrides" in record and not at_work:
                 (folder / RECORD).unlink()
-        if self.launcher == "RayLauncher":
-            with suppress(Exception):  # the launcher tries again, and then says why
-                import ray
-
-                # It takes SIGTERM for itself, so before our own handlers.
-                ray.init(**OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True))  # type: ignore[arg-type]
         sweeps.append(self)
         # Without workers, the run in this process answers the end of time; SLURM's jobs have times of their own.
         ours = TIME_IS_UP is not None and job_id() and self.launcher not in ("BasicLauncher", "SlurmLauncher")
         known = [*SIGNALS, TIME_IS_UP] if ours else SIGNALS
         self.handlers = {s: signal.signal(s, self.stop) for s in known if signal.getsignal(s) != signal.SIG_IGN}
+        if self.launcher == "RayLauncher":
+            with signals_wait(), suppress(Exception):  # the launcher tries again, and then says why
+                import ray
+
+                ray.init(**OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True))  # type: ignore[arg-type]
 
     def _before(self, multiruns: Path) -> Path | None:
         """The folder in which this job of SLURM ran the same sweep before it was requeued, if it began."""
@@ -300,6 +300,24 @@ class Sweep(Callback):
             elif all(job.status not in ("killed", "not begun") for job in read_jobs(self.folder, self.planned)):
                 return
             time.sleep(0.2)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """For a block that takes handlers of signals for itself: ours stay, and are called at its end.
+
+    Ray's SIGTERM raises an error wherever its start is, some of which is lost, with a lock that is never given back.
+    """
+    came: list[int] = []
+    handlers = {each: signal.signal(each, lambda signum, _: came.append(signum)) for each in SIGNALS}
+    try:
+        with patch.object(signal, "signal", lambda *_: None):
+            yield
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: int = 0) -> int:
