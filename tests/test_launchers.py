@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from src.errors import UserError
 from src.run import sweep
 from src.run.environment import prefer_our_options
-from src.run.sweep import is_alive, n_cores, signals_wait
+from src.run.sweep import check_answers, is_alive, n_cores, signals_wait
 from tests.conftest import QUICK, ROOT, Typed, assert_same, compose_config, load, wandb_run
 from tests.forked import run_forked, start_forked
 from tests.test_slurm import ENDED, Slurm
@@ -139,7 +140,7 @@ def test_a_signal_waits_while_another_package_takes_the_handlers() -> None:
     heard: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("ours"))
     try:
-        with signals_wait():
+        with signals_wait([signal.SIGTERM]):
             signal.signal(signal.SIGTERM, lambda *_: heard.append("theirs"))
             os.kill(os.getpid(), signal.SIGTERM)
             assert heard == []
@@ -148,6 +149,25 @@ def test_a_signal_waits_while_another_package_takes_the_handlers() -> None:
         assert heard == ["ours", "ours"]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_the_second_signal_does_not_wait() -> None:
+    child = os.fork()
+    if not child:
+        with signals_wait([signal.SIGINT]):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+
+
+def test_a_ray_cluster_that_does_not_answer_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for address in (None, "local", "auto", f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            check_answers(address)
+    with pytest.raises(UserError, match=rf"^hydra\.launcher\.ray\.init\.address=127.0.0.1:{port} does not answer"):
+        check_answers(f"127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

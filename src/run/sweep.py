@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -118,7 +118,8 @@ class Sweep(Callback):
         known = [*SIGNALS, TIME_IS_UP] if ours else SIGNALS
         self.handlers = {s: signal.signal(s, self.stop) for s in known if signal.getsignal(s) != signal.SIG_IGN}
         if self.launcher == "RayLauncher":
-            with signals_wait(), suppress(Exception):  # the launcher tries again, and then says why
+            check_answers(config.hydra.launcher.ray.init.address)
+            with signals_wait(self.handlers), suppress(Exception):  # the launcher tries again, and then says why
                 import ray
 
                 ray.init(**OmegaConf.to_container(config.hydra.launcher.ray.init, resolve=True))  # type: ignore[arg-type]
@@ -302,14 +303,33 @@ class Sweep(Callback):
             time.sleep(0.2)
 
 
+def check_answers(address: str | None) -> None:
+    """Refuses the address of a Ray cluster where nobody answers: Ray itself asks for many minutes."""
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"hydra.launcher.ray.init.address={address} does not answer ({error}): start the cluster there with"
+                f" ray start --head --port={port}, or leave the address out"
+            ) from error
+
+
 @contextmanager
-def signals_wait() -> Iterator[None]:
-    """For a block that takes handlers of signals for itself: ours stay, and are called at its end.
+def signals_wait(signums: Iterable[int]) -> Iterator[None]:
+    """For a block that takes handlers of signals for itself: ours stay, and are called at its end; the second ends all.
 
     Ray's SIGTERM raises an error wherever its start is, some of which is lost, with a lock that is never given back.
     """
     came: list[int] = []
-    handlers = {each: signal.signal(each, lambda signum, _: came.append(signum)) for each in SIGNALS}
+
+    def remember(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        if len(came) > 1:
+            os._exit(128 + signum)
+
+    handlers = {each: signal.signal(each, remember) for each in signums}
     try:
         with patch.object(signal, "signal", lambda *_: None):
             yield
