@@ -95,7 +95,7 @@ class FeatureNet(nn.Module):
 
 
 def alike_everywhere() -> AbstractContextManager[None]:
-    """For a block, the arithmetic on a GPU is float32's, as on a CPU, and repeats itself."""
+    """For a block, convolutions on a GPU are float32's, as on a CPU, and repeat themselves."""
     # torch's default in here is to switch cuDNN off, which launches kernels for each image.
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 

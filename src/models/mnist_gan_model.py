@@ -253,6 +253,10 @@ class MNISTGANModel(ScheduledModel):
         super().on_train_start()
         check_run(self)
 
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._latest = {}
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         # Reading numbers out costs time, on a GPU most of all: only where Lightning will log them.
         log_every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -324,7 +328,9 @@ class MNISTGANModel(ScheduledModel):
         if self.clip_grad_norm is not None:
             self._latest[f"grad_norm_{name}"] = clip_grad_norm_(parameters, self.clip_grad_norm)
         elif until_due < (self.d_steps if optimizer_idx == GENERATOR else 1):  # the network's last step before it
-            self._latest[f"grad_norm_{name}"] = self.norm_of([p.grad for p in parameters if p.grad is not None])
+            self._latest[f"grad_norm_{name}"] = self.norm_of(
+                [p.grad for p in parameters if p.grad is not None], optimizer
+            )
         if optimizer_idx == GENERATOR:
             # Lightning counts optimizer steps. Only D's goes through its counter, so that `global_step`, `max_steps`
             # and every logger count batches.

@@ -65,7 +65,7 @@ class ScheduledModel(ImageModel):
             UserError: something follows the run's progress, but the run has no end; gradients are clipped and
                 scaled; or there can be no graph.
         """
-        if self.clip_grad_norm is not None and self._scale() is not None:
+        if self.clip_grad_norm is not None and self._scale(*self.trainer.optimizers) is not None:
             raise UserError(
                 "model.clip_grad_norm cannot be used with trainer.precision=16-mixed, which scales gradients: use"
                 " trainer.precision=bf16-mixed"
@@ -89,7 +89,9 @@ class ScheduledModel(ImageModel):
             )
 
     def on_train_end(self) -> None:
-        self._graph = None  # the test needs its memory
+        if self._graph is not None:  # the test needs its memory
+            self._graph = None
+            self.zero_grad()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.schedule is None:
@@ -99,14 +101,16 @@ class ScheduledModel(ImageModel):
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
 
-    def norm_of(self, gradients: Iterable[Tensor]) -> Tensor:
+    def norm_of(self, gradients: Iterable[Tensor], optimizer: Any) -> Tensor:
         """The norm of all gradients together, without the factor by which float16 scales them."""
-        scale = self._scale()
+        scale = self._scale(optimizer)
         return get_total_norm(gradients) / (1.0 if scale is None else scale)
 
-    def _scale(self) -> float | None:
+    def _scale(self, *optimizers: Any) -> float | None:
+        """The factor that gradients have now, where there is one: Lightning takes it out before, but not for all."""
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return None if scaler is None else scaler.get_scale()
+        by_themselves = any(getattr(each, "_step_supports_amp_scaling", False) for each in optimizers)
+        return scaler.get_scale() if scaler and (by_themselves or not self.automatic_optimization) else None
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A resumed run takes the optimizers' moments; torch would also take the learning rates of the file.
@@ -121,7 +125,10 @@ class OneLossModel(ScheduledModel):
 
     @abstractmethod
     def step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
-        """The objective on one batch: its parts, detached, by name; and the loss."""
+        """The objective on one batch: its parts, detached, by name; and the loss.
+
+        In training, the arithmetic must not depend on the batch's number: a CUDA graph has one for all.
+        """
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self._graph is None:
@@ -137,7 +144,7 @@ class OneLossModel(ScheduledModel):
         return losses, loss.detach()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self._graph is None:
+        if self._graph is None or loss.requires_grad:  # a training step of its own has no graph
             super().backward(loss, *args, **kwargs)
         else:
             self._graph.put_back_gradients()  # Lightning has put them away since
@@ -147,7 +154,7 @@ class OneLossModel(ScheduledModel):
         if self.clip_grad_norm is not None:
             norm = clip_grad_norm_(parameters, self.clip_grad_norm)
         else:
-            norm = self.norm_of([p.grad for p in parameters])
+            norm = self.norm_of([p.grad for p in parameters], optimizer)
         self._log_due({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]}, 1)
 
     def _log_due(self, metrics: Mapping[str, Tensor | float], batch_size: int) -> None:

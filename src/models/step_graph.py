@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from src.errors import UserError
@@ -36,14 +38,27 @@ def fits(model: Any) -> bool:
     elif torch.is_anomaly_enabled():
         reason = "trainer.detect_anomaly reads every gradient"
     else:
-        reason = model.why_no_graph
+        reason = _of_callbacks(model) or model.why_no_graph
     if wanted is True and reason:
         raise UserError(f"trainer.cuda_graph=true cannot be used, as {reason}: set trainer.cuda_graph=false")
-    if on_gpu and wanted:
-        log.info("a step is %s", f"no CUDA graph, as {reason}" if reason else "a CUDA graph from its fourth on")
-    elif on_gpu and not reason:
+    if on_gpu and wanted and reason:
+        log.info("a step is no CUDA graph, as %s", reason)
+    elif on_gpu and not wanted and not reason:
         log.info("trainer.cuda_graph=true trains small networks several times as fast on a GPU: docs/gpu.md")
     return bool(wanted) and not reason
+
+
+def _of_callbacks(model: Any) -> str:
+    """Which callback a graph would leave out, or do wrong."""
+    for callback in model.trainer.callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, GradientAccumulationScheduler):
+            return f"{name} adds gradients outside of it"
+        for hook in ("on_before_backward", "on_after_backward"):
+            own = getattr(type(callback), hook) is not getattr(Callback, hook)
+            if own and not model.automatic_optimization:
+                return f"{name}.{hook} would be called once"
+    return ""
 
 
 class StepGraph:
@@ -74,7 +89,7 @@ class StepGraph:
             compute: must not wait for the GPU.
 
         Raises:
-            UserError: `compute` waits for the GPU.
+            UserError: `compute` waits for the GPU, or does what cannot be captured.
         """
         kind = kind, *(tensor.shape for tensor in batch)
         if kind not in self._captured:
@@ -119,8 +134,18 @@ class StepGraph:
     def _capture(self, batch: Batch, compute: Compute) -> tuple[Batch, torch.cuda.CUDAGraph, Any, list[Tensor | None]]:
         inputs = batch[0].clone(), batch[1].clone()  # clones keep the memory format
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            found = self._clean(inputs, compute)
+        try:
+            # Else a thread that page-locks memory for the loader would break it.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                found = self._clean(inputs, compute)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UserError(
+                f"the model's step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): set"
+                " trainer.cuda_graph=false"
+            ) from error
+        log.info("from now on a step is a CUDA graph")
         return inputs, graph, found, self._gradients
 
     def _clean(self, batch: Batch, compute: Compute) -> Any:

@@ -15,6 +15,7 @@ from src.config.text import escaped
 from src.datamodules.image_datamodule import ImageDataModule
 from src.errors import UserError
 from src.models.image_model import ImageModel
+from src.models.scheduled_model import ScheduledModel
 from src.run.commands import is_sweep
 from src.run.ranks import is_first
 from src.run.trust import trusted_packages
@@ -120,6 +121,11 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
     batch_size = getattr(datamodule, "batch_size", None)
     if batch_size == 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
         raise UserError("datamodule.batch_size is 1, but the model has BatchNorm, which needs 2 images or more: use 64")
+    if getattr(trainer, "cuda_graph", False) is True and not isinstance(model, ScheduledModel):
+        raise UserError(
+            f"trainer.cuda_graph is true, but {type(model).__name__} makes none of its steps: set"
+            " trainer.cuda_graph=false"
+        )
     if trainer.world_size > 1 and is_sweep():
         raise UserError(
             "a sweep runs one process a job, because each further process would repeat the whole sweep: use"

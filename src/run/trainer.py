@@ -113,6 +113,8 @@ def make_trainer(
     if accelerator == "cpu":
         if kwargs.get("sync_batchnorm"):
             raise ValueError("sync_batchnorm is true, which works on GPUs alone: set trainer.sync_batchnorm=false")
+        if cuda_graph is True:
+            raise ValueError("cuda_graph is true, which needs a GPU: set trainer.gpus=1, or trainer.cuda_graph=auto")
         # Lightning sets this to 1, and torch, which looks for GPUs before every optimizer step, loads NVML each time.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         check("trainer.devices", devices, Processes | Literal["auto"])

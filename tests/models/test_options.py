@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -348,7 +349,7 @@ def test_with_float16_gradients_are_scaled_and_cannot_be_clipped(
     """As Lightning does on a GPU; their norm is logged as if they were not."""
     norms, data = [], instantiate(composed(), "datamodule")
     for scale in (None, 4.0):
-        monkeypatch.setattr(ScheduledModel, "_scale", lambda _, scale=scale: scale)
+        monkeypatch.setattr(ScheduledModel, "_scale", lambda *_, scale=scale: scale)
         trainer = quiet_trainer(tmp_path, max_steps=1)
         torch.manual_seed(0)
         trainer.fit(build_model(composed(base)), data)
@@ -358,6 +359,17 @@ def test_with_float16_gradients_are_scaled_and_cannot_be_clipped(
     model = build_model(composed(base, "model.clip_grad_norm=1"))
     with pytest.raises(UserError, match=r"model\.clip_grad_norm cannot be used with trainer\.precision=16-mixed"):
         quiet_trainer(tmp_path).fit(model, data)
+
+
+def test_lightning_has_unscaled_what_is_not_fused() -> None:
+    scaler = SimpleNamespace(get_scale=lambda: 4.0)
+    model = SimpleNamespace(trainer=SimpleNamespace(precision_plugin=SimpleNamespace(scaler=scaler)))
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    for fused in (True, False):
+        for automatic, meant in ((True, 4.0 if fused else None), (False, 4.0)):
+            model.automatic_optimization = automatic
+            optimizer = torch.optim.Adam(weights, fused=fused)
+            assert ScheduledModel._scale(model, optimizer) == meant  # type: ignore[arg-type]
 
 
 def test_everything_at_once_is_resumed_exactly(train_here: Callable[..., Path]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,12 +91,12 @@ def test_gpus_in_lightnings_terms(
     monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], accelerator: str, devices: Any, strategy: Any
 ) -> None:
     pretend(monkeypatch, 4)
-    monkeypatch.setattr(module, "Trainer", dict)
+    monkeypatch.setattr(module, "Trainer", SimpleNamespace)
     monkeypatch.setattr(module, "wait_for_machines", lambda *_: "")
     made: Any = make_trainer(**arguments)
-    found = made["strategy"] if isinstance(made["strategy"], str) else type(made["strategy"])
-    assert (made["accelerator"], made["devices"], found) == (accelerator, devices, strategy)
-    assert made.get("num_nodes", 1) == arguments.get("num_nodes", 1)
+    found = made.strategy if isinstance(made.strategy, str) else type(made.strategy)
+    assert (made.accelerator, made.devices, found) == (accelerator, devices, strategy)
+    assert vars(made).get("num_nodes", 1) == arguments.get("num_nodes", 1)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +147,14 @@ def test_automatic_precision_follows_what_trains(
         monkeypatch.setattr(torch.cpu, f"_is_{each}_supported", lambda each=each: each in cpu)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(module, "Trainer", dict)
+    monkeypatch.setattr(module, "Trainer", SimpleNamespace)
     made: Any = build(make_trainer, gpus=gpus, precision="auto")
-    assert made["precision"] == meant
+    assert made.precision == meant
+
+
+def test_a_graph_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match=r"^cuda_graph is true, .*: set trainer\.gpus=1, or trainer\.cuda_graph=auto"):
+        make_trainer(gpus=0, cuda_graph=True)
 
 
 def test_a_run_records_the_precision_that_was_chosen(monkeypatch: pytest.MonkeyPatch, train_here: Train) -> None:
