@@ -12,6 +12,7 @@ import time
 from importlib.metadata import distributions
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -159,6 +160,13 @@ def test_the_second_signal_does_not_wait() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+
+
+def test_a_search_that_is_stopped_says_by_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where Ray has made another exit code of it."""
+    stopped = SimpleNamespace(stopped_by=signal.SIGINT, launcher="RayLauncher", handlers={}, planned=None)
+    monkeypatch.setattr(sweep, "sweeps", [stopped])
+    assert sweep.conclude(lambda folders: [], interrupted=1) == 130
 
 
 def test_a_ray_cluster_that_does_not_answer_is_named() -> None:

@@ -357,7 +357,7 @@ def conclude(verdict: Callable[[Sequence[Path]], Sequence[str]], interrupted: in
     for signum, handler in sweep.handlers.items():
         signal.signal(signum, handler)
     if sweep.planned is None:  # a search, which says what it made
-        return 0
+        return interrupted
     jobs = read_jobs(sweep.folder, sweep.planned)
     if all(job.status == "not begun" for job in jobs):
         return 0 if interrupted else 1  # what kept them from it has been said
