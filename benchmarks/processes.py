@@ -23,6 +23,7 @@ from benchmarks.record import command_line, publish
 from src.run.provenance import provenance
 
 BATCH, WARM_UP = 128, 30
+PRECISIONS = ("32-true", "bf16-mixed")
 ONE = ["trainer.threads=2", f"datamodule.batch_size={BATCH}"]
 TWO = ["trainer.threads=1", f"datamodule.batch_size={BATCH // 2}", "trainer=ddp_cpu"]
 TABLE = """# Two processes on the CPU
@@ -30,10 +31,9 @@ TABLE = """# Two processes on the CPU
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with {versions}.
 `experiment=train_mnist_cnn_gan`, {batch} images a step, {rounds} rounds of {batches} batches in turn.
 
-| round | one process, two threads: images/s | two processes, one thread each: images/s | ratio |
-|---|---|---|---|
+| precision | round | one process, two threads: images/s | two processes, one thread each: images/s | ratio |
+|---|---|---|---|---|
 {rows}
-| median | {one:,.0f} | {two:,.0f} | {ratio:.2f} |
 
 Each step, the two processes average the gradients of both networks, through sockets on the CPU.
 """
@@ -71,21 +71,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the report to this file, such as docs/processes.md")
     args = parser.parse_args()
 
-    started, speeds = time.perf_counter(), []
+    started = time.perf_counter()
+    speeds: dict[str, list[tuple[float, float]]] = {precision: [] for precision in PRECISIONS}
     for round_ in range(1, args.rounds + 1):
-        one, two = (images_per_second(args.batches, *typed) for typed in (ONE, TWO))
-        speeds.append((one, two))
-        print(f"round {round_}/{args.rounds}: {one:,.0f} and {two:,.0f} images/s, {two / one:.2f}", flush=True)
-    rows = [f"| {i} | {one:,.0f} | {two:,.0f} | {two / one:.2f} |" for i, (one, two) in enumerate(speeds, 1)]
+        for precision, found in speeds.items():
+            typed = f"trainer.precision={precision}"
+            one, two = (images_per_second(args.batches, typed, *each) for each in (ONE, TWO))
+            found.append((one, two))
+            said = f"round {round_}/{args.rounds}, {precision}"
+            print(f"{said}: {one:,.0f} and {two:,.0f} images/s, {two / one:.2f}", flush=True)
+    rows = []
+    for precision, found in speeds.items():
+        lines = [(str(i), one, two, two / one) for i, (one, two) in enumerate(found, 1)]
+        lines.append(("median", *(statistics.median(column) for column in list(zip(*lines, strict=True))[1:])))
+        rows += [f"| {precision} | {name} | {one:,.0f} | {two:,.0f} | {share:.2f} |" for name, one, two, share in lines]
     report = TABLE.format(
         **provenance(command_line()),
         batch=BATCH,
         rounds=args.rounds,
         batches=args.batches,
         rows="\n".join(rows),
-        one=statistics.median(one for one, _ in speeds),
-        two=statistics.median(two for _, two in speeds),
-        ratio=statistics.median(two / one for one, two in speeds),
         seconds=time.perf_counter() - started,
     )
     publish(report, args.out)
