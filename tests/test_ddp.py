@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from src.models import gradient_means
 from tests.callbacks.test_quality import LOGGED
 from tests.conftest import QUICK, ROOT, SMALL_TEXT_MODEL, assert_same, load, wandb_run
 from tests.forked import run_forked, start_forked
@@ -56,6 +57,21 @@ class SameStep(Callback):
         step["gradients"] = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
         step["weights"] = dict(pl_module.named_parameters())
         torch.save(step, Path(trainer.default_root_dir) / f"step{trainer.global_rank}.pt")
+
+
+class HowGradientsTravel(Callback):
+    """Leaves in each process's file what averaged its gradients; where told so, the second sees no shared memory."""
+
+    def __init__(self, shared: bool) -> None:
+        if not shared and os.environ.get("LOCAL_RANK") == "1":
+            gradient_means.open = self._refuse  # type: ignore[attr-defined]
+
+    def _refuse(self, name: str, mode: str) -> None:
+        raise FileNotFoundError(name)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        kinds = [type(mean).__name__ for mean in trainer.strategy._means.values()]  # type: ignore[attr-defined]
+        (Path(trainer.default_root_dir) / f"means{trainer.global_rank}.json").write_text(json.dumps(kinds), "utf-8")
 
 
 class FailAlone(Callback):
@@ -174,6 +190,27 @@ def test_a_step_of_two_processes_is_that_of_one_with_both_their_images(tmp_path:
         assert gradient.any() or "embedding" in name
         for each in two:
             torch.testing.assert_close(each["weights"][name], one["weights"][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_shared_memory_changes_no_bit_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    typed = [*QUICK[:3], *TRICKS, "trainer=ddp_cpu", "callbacks=checkpoint", "callbacks.model_checkpoint.monitor=null"]
+    typed += ["optimized_metric=null", "test_after_training=false", "trainer.limit_val_batches=0", PROBE]
+    typed += ["+callbacks.way._target_=tests.test_ddp.HowGradientsTravel"]
+    for shared in ("true", "false"):
+        done = run_forked(*typed, f"+callbacks.way.shared={shared}", f"hydra.run.dir={shared}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    kinds = {
+        shared: [json.loads((tmp_path / shared / f"means{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+        for shared in ("true", "false")
+    }
+    both_ways_to_train = 2  # D alone, and with G
+    assert kinds["true"] == [["SharedGradientMean"] * both_ways_to_train] * 2
+    assert kinds["false"] == [["GradientMean"] * both_ways_to_train] * 2
+    for rank in (0, 1):
+        assert_same(*(weights(tmp_path / shared, rank) for shared in ("true", "false")))
+    assert set(os.listdir("/dev/shm")) <= before
 
 
 def test_a_sweep_over_several_processes_is_refused(tmp_path: Path) -> None:

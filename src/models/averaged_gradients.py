@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
+
+from src.models.gradient_means import GradientMean, gradient_mean
 
 
 class AveragedGradients(DDPStrategy):
@@ -17,7 +19,8 @@ class AveragedGradients(DDPStrategy):
     still runs.
     """
 
-    _left: list[Tensor]  # gradients that the next average takes along
+    _left: list[nn.Parameter]  # whose gradients the next average takes along
+    _means: dict[tuple[int, ...], GradientMean]  # by the parameters whose gradients they average
     _leaves = False
 
     def configure_ddp(self) -> None:
@@ -26,7 +29,7 @@ class AveragedGradients(DDPStrategy):
         if model.automatic_optimization:
             super().configure_ddp()
             return
-        self._left = []
+        self._left, self._means = [], {}
         for tensor in model.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
 
@@ -45,14 +48,13 @@ class AveragedGradients(DDPStrategy):
         assert model is not None
         if model.automatic_optimization:
             return
-        self._left += [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+        self._left += [p for p in model.parameters() if p.requires_grad and p.grad is not None]
         if self._leaves:
             return
-        together = torch.cat([gradient.flatten() for gradient in self._left])  # one message costs less than many
-        torch.distributed.all_reduce(together)
-        parts = (together / self.world_size).split([gradient.numel() for gradient in self._left])
-        for gradient, part in zip(self._left, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+        key = tuple(map(id, self._left))
+        if key not in self._means:
+            self._means[key] = gradient_mean(self._left)
+        self._means[key].take()
         self._left = []
 
 
