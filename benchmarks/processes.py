@@ -35,7 +35,7 @@ Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with
 |---|---|---|---|---|
 {rows}
 
-Each step, the two processes average the gradients of both networks, through sockets on the CPU.
+Each step, the two processes average the gradients of both networks, through memory that they share.
 """
 
 
