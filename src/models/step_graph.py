@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ def fits(model: Any) -> bool:
     elif torch.is_anomaly_enabled():
         reason = "trainer.detect_anomaly reads every gradient"
     else:
-        reason = _of_callbacks(model) or model.why_no_graph
+        reason = _of_hooks(model) or model.why_no_graph
     if wanted is True and reason:
         raise UserError(f"trainer.cuda_graph=true cannot be used, as {reason}: set trainer.cuda_graph=false")
     if on_gpu and wanted and reason:
@@ -48,16 +48,16 @@ def fits(model: Any) -> bool:
     return bool(wanted) and not reason
 
 
-def _of_callbacks(model: Any) -> str:
-    """Which callback a graph would leave out, or do wrong."""
-    for callback in model.trainer.callbacks:
-        name = type(callback).__name__
-        if isinstance(callback, GradientAccumulationScheduler):
+def _of_hooks(model: Any) -> str:
+    """Which hook of a callback or of the model a graph would leave out, or do wrong."""
+    for owner in (*model.trainer.callbacks, model):
+        name = type(owner).__name__
+        if isinstance(owner, GradientAccumulationScheduler):
             return f"{name} adds gradients outside of it"
         for hook in ("on_before_backward", "on_after_backward"):
-            own = getattr(type(callback), hook) is not getattr(Callback, hook)
-            if own and not model.automatic_optimization:
-                return f"{name}.{hook} would be called once"
+            theirs = {getattr(kind, hook) for kind in (Callback, LightningModule)}
+            if not model.automatic_optimization and getattr(type(owner), hook) not in theirs:
+                return f"{name}.{hook} would not be called"
     return ""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -115,9 +115,18 @@ def test_a_step_that_waits_for_the_gpu_is_refused_before_it_is_captured(replays:
     assert replays == []
 
 
-def model(wanted: Any = True, device: str = "cuda", why: str = "", **trainer: Any) -> Any:
+class Model(SimpleNamespace):
+    on_before_backward = LightningModule.on_before_backward
+    on_after_backward = LightningModule.on_after_backward
+
+
+class LooksItself(Model):
+    def on_before_backward(self, *_: Any) -> None: ...
+
+
+def model(wanted: Any = True, device: str = "cuda", why: str = "", kind: type[Model] = Model, **trainer: Any) -> Any:
     usual = {"world_size": 1, "precision_plugin": None, "accumulate_grad_batches": 1, "callbacks": [Callback()]}
-    return SimpleNamespace(
+    return kind(
         trainer=SimpleNamespace(**{**usual, "cuda_graph": wanted, **trainer}),
         device=torch.device(device),
         why_no_graph=why,
@@ -137,7 +146,8 @@ class Looks(Callback):
         ({"precision_plugin": SimpleNamespace(scaler=object())}, "trainer.precision=16-mixed scales"),
         ({"accumulate_grad_batches": 2}, "trainer.accumulate_grad_batches adds"),
         ({"callbacks": [GradientAccumulationScheduler({0: 2})]}, "GradientAccumulationScheduler adds"),
-        ({"callbacks": [Looks()]}, "Looks.on_after_backward would be called once"),
+        ({"callbacks": [Looks()]}, "Looks.on_after_backward would not be called"),
+        ({"kind": LooksItself}, "LooksItself.on_before_backward would not be called"),
         ({"why": "prompts are read in main memory"}, "prompts are read in main memory"),
     ],
 )
