@@ -60,18 +60,29 @@ class SameStep(Callback):
 
 
 class HowGradientsTravel(Callback):
-    """Leaves in each process's file what averaged its gradients; where told so, the second sees no shared memory."""
+    """Leaves what averaged each process's gradients in a file; in the second process, makes what is named impossible.
 
-    def __init__(self, shared: bool) -> None:
-        if not shared and os.environ.get("LOCAL_RANK") == "1":
+    Args:
+        lacks: "memory" that it sees, or "gradient" of one parameter in the second batch.
+    """
+
+    def __init__(self, lacks: str = "") -> None:
+        second = os.environ.get("LOCAL_RANK") == "1"
+        self._forgets = second and lacks == "gradient"
+        if second and lacks == "memory":
             gradient_means.open = self._refuse  # type: ignore[attr-defined]
 
     def _refuse(self, name: str, mode: str) -> None:
         raise FileNotFoundError(name)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        kinds = [type(mean).__name__ for mean in trainer.strategy._means.values()]  # type: ignore[attr-defined]
-        (Path(trainer.default_root_dir) / f"means{trainer.global_rank}.json").write_text(json.dumps(kinds), "utf-8")
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._forgets and trainer.global_step == 1:
+            next(p for p in pl_module.parameters() if p.grad is not None and p.requires_grad).grad = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        seen = [type(mean).__name__ for mean in trainer.strategy._means.values()]  # type: ignore[attr-defined]
+        file = Path(trainer.default_root_dir) / f"means{trainer.global_rank}.json"
+        file.write_text(json.dumps({"seen": seen, "process": os.getpid()}), "utf-8")
 
 
 class FailAlone(Callback):
@@ -192,25 +203,38 @@ def test_a_step_of_two_processes_is_that_of_one_with_both_their_images(tmp_path:
             torch.testing.assert_close(each["weights"][name], one["weights"][name], rtol=1e-4, atol=1e-5, msg=name)
 
 
+TRAVELS = [*QUICK[:3], *TRICKS, "trainer=ddp_cpu", "callbacks=checkpoint", "callbacks.model_checkpoint.monitor=null"]
+TRAVELS += ["optimized_metric=null", "test_after_training=false", "trainer.limit_val_batches=0", PROBE]
+TRAVELS += ["+callbacks.way._target_=tests.test_ddp.HowGradientsTravel"]
+
+
+def means(run_dir: Path) -> list[list[str]]:
+    """What averaged each process's gradients; none of its memory may still have a name."""
+    found = [json.loads((run_dir / f"means{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    assert not list(Path("/dev/shm").glob(f"gradients-{found[0]['process']}-*"))
+    return [each["seen"] for each in found]
+
+
 def test_shared_memory_changes_no_bit_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    before = set(os.listdir("/dev/shm"))
-    typed = [*QUICK[:3], *TRICKS, "trainer=ddp_cpu", "callbacks=checkpoint", "callbacks.model_checkpoint.monitor=null"]
-    typed += ["optimized_metric=null", "test_after_training=false", "trainer.limit_val_batches=0", PROBE]
-    typed += ["+callbacks.way._target_=tests.test_ddp.HowGradientsTravel"]
-    for shared in ("true", "false"):
-        done = run_forked(*typed, f"+callbacks.way.shared={shared}", f"hydra.run.dir={shared}", cwd=tmp_path)
+    for lacks in ("nothing", "memory"):
+        done = run_forked(*TRAVELS, f"+callbacks.way.lacks={lacks}", f"hydra.run.dir={lacks}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
-    kinds = {
-        shared: [json.loads((tmp_path / shared / f"means{rank}.json").read_text("utf-8")) for rank in (0, 1)]
-        for shared in ("true", "false")
-    }
     both_ways_to_train = 2  # D alone, and with G
-    assert kinds["true"] == [["SharedGradientMean"] * both_ways_to_train] * 2
-    assert kinds["false"] == [["GradientMean"] * both_ways_to_train] * 2
+    assert means(tmp_path / "nothing") == [["SharedGradientMean"] * both_ways_to_train] * 2
+    assert means(tmp_path / "memory") == [["GradientMean"] * both_ways_to_train] * 2
     for rank in (0, 1):
-        assert_same(*(weights(tmp_path / shared, rank) for shared in ("true", "false")))
-    assert set(os.listdir("/dev/shm")) <= before
+        assert_same(*(weights(tmp_path / lacks, rank) for lacks in ("nothing", "memory")))
+
+
+@pytest.mark.parametrize("d_steps", [1, 2])  # in the second batch, gradients of the same parameters, or of others
+def test_processes_that_differ_in_what_they_train_end_with_a_sentence(tmp_path: Path, d_steps: int) -> None:
+    typed = [*TRAVELS, f"model.d_steps={d_steps}", "+callbacks.way.lacks=gradient", "hydra.run.dir=run"]
+    done = run_forked(*typed, cwd=tmp_path)
+
+    assert done.returncode != 0
+    assert "error: the processes computed gradients of different parameters in one step: " in done.stderr
+    assert len(means(tmp_path / "run")) == 2
 
 
 def test_a_sweep_over_several_processes_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from zlib import crc32
 
 import torch
 from pytorch_lightning import Trainer
@@ -19,8 +20,8 @@ class AveragedGradients(DDPStrategy):
     still runs.
     """
 
-    _left: list[nn.Parameter]  # whose gradients the next average takes along
-    _means: dict[tuple[int, ...], GradientMean]  # by the parameters whose gradients they average
+    _left: list[tuple[int, nn.Parameter]]  # whose gradients the next average takes along, numbered
+    _means: dict[int, GradientMean]  # by a number that stands for their parameters, in all processes the same one
     _leaves = False
 
     def configure_ddp(self) -> None:
@@ -36,6 +37,11 @@ class AveragedGradients(DDPStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Leaves the gradients of the backward passes inside to the next one outside."""
+        model = self.lightning_module
+        if model is not None and model.automatic_optimization:
+            with super().block_backward_sync():
+                yield
+            return
         self._leaves = True
         try:
             yield
@@ -48,13 +54,15 @@ class AveragedGradients(DDPStrategy):
         assert model is not None
         if model.automatic_optimization:
             return
-        self._left += [p for p in model.parameters() if p.requires_grad and p.grad is not None]
+        numbered = enumerate(model.parameters())
+        self._left += [(i, p) for i, p in numbered if p.requires_grad and p.grad is not None]
         if self._leaves:
             return
-        key = tuple(map(id, self._left))
-        if key not in self._means:
-            self._means[key] = gradient_mean(self._left)
-        self._means[key].take()
+        numbers, parameters = zip(*self._left, strict=True)
+        which = crc32(repr(numbers).encode())
+        if which not in self._means:
+            self._means[which] = gradient_mean(parameters, which, one_machine=self.num_nodes == 1)
+        self._means[which].take()
         self._left = []
 
 

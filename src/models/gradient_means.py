@@ -2,37 +2,40 @@
 
 import mmap
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
+from src.errors import UserError
+
 SHARED_MEMORY = "/dev/shm"  # where Linux keeps it
+MOST_PROCESSES = 8  # each reads what all write, so that messages cost less from some number on
 
 
 class GradientMean:
     """Averages gradients with one message, which costs less than many.
 
     Args:
-        parameters: the same ones in all processes, on one device and of one type.
+        parameters: the same ones in all processes, and on one device.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._parameters = parameters
-        first = parameters[0]
         # It stays: the system would else have to find new pages at each step, which takes a millisecond and more.
-        self._mean = torch.empty(count(parameters), dtype=first.dtype, device=first.device)
+        self._mean = torch.empty(count(parameters), dtype=common_type(parameters), device=parameters[0].device)
         self._means = self._laid_out(self._mean)
 
+    @torch.no_grad()
     def take(self) -> None:
         """Waits for all processes; until the next time, each parameter's gradient is then the mean of theirs."""
         self._add_up([parameter.grad for parameter in self._parameters if parameter.grad is not None])
         self._mean /= torch.distributed.get_world_size()
         for parameter, gradient in zip(self._parameters, self._means, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.to(parameter.dtype)
 
     def _add_up(self, gradients: list[Tensor]) -> None:
         """Leaves the sum over all processes in `_mean`."""
@@ -55,52 +58,93 @@ class SharedGradientMean(GradientMean):
 
     Args:
         parameters: on the CPU.
+        which: a number that only these parameters have, the same in all processes.
         written: memory that the processes share, [2, processes, numbers in all parameters].
+
+    Raises:
+        UserError: by `take`, if another process takes the mean of other gradients.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], written: Tensor) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], which: int, written: Tensor) -> None:
         super().__init__(parameters)
         # Two in turn: while one process reads, another may already write what comes next.
         self._written = written
         self._ours = [self._laid_out(each[torch.distributed.get_rank()]) for each in written]
         self._turn = 0
-        self._nothing = torch.zeros(1)
+        self._which = which
 
     def _add_up(self, gradients: list[Tensor]) -> None:
         self._turn = 1 - self._turn
         torch._foreach_copy_(self._ours[self._turn], gradients)
-        torch.distributed.all_reduce(self._nothing)  # all have written; a barrier takes longer
+        agree(self._which, self._mean.device)  # from here on, all have written
         torch.sum(self._written[self._turn], 0, out=self._mean)
 
 
-def gradient_mean(parameters: Sequence[nn.Parameter]) -> GradientMean:
-    """What averages the gradients of these parameters; all processes ask for it together."""
-    n_processes, n, kind = torch.distributed.get_world_size(), count(parameters), parameters[0].dtype
-    memory = None
-    if parameters[0].device.type == "cpu":
+def gradient_mean(parameters: Sequence[nn.Parameter], which: int, one_machine: bool) -> GradientMean:
+    """What averages the gradients of these parameters; all processes ask for it together.
+
+    Args:
+        parameters: the same ones in all processes, and on one device.
+        which: a number that only these parameters have, the same in all processes.
+        one_machine: whether all processes run on it.
+
+    Raises:
+        UserError: another process asks for other parameters.
+    """
+    device, n_processes = parameters[0].device, torch.distributed.get_world_size()
+    agree(which, device)
+    if one_machine and device.type == "cpu" and n_processes <= MOST_PROCESSES:
+        n, kind = count(parameters), common_type(parameters)
         memory = _shared_memory(2 * n_processes * n * kind.itemsize)
-    if memory is None:
-        return GradientMean(parameters)
-    return SharedGradientMean(parameters, torch.frombuffer(memory, dtype=kind).view(2, n_processes, n))
+        if memory is not None:
+            written = torch.frombuffer(memory, dtype=kind).view(2, n_processes, n)
+            return SharedGradientMean(parameters, which, written)
+    return GradientMean(parameters)
+
+
+def agree(number: int, device: torch.device) -> None:
+    """Waits for all processes, which must come with the same number; a barrier takes longer."""
+    total = torch.tensor([number], device=device)
+    torch.distributed.all_reduce(total)
+    if int(total) != number * torch.distributed.get_world_size():
+        raise UserError(
+            "the processes computed gradients of different parameters in one step: what a network leaves out must be"
+            " the same in all of them, or train in one, with trainer=default"
+        )
 
 
 def count(parameters: Sequence[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
+def common_type(parameters: Sequence[nn.Parameter]) -> torch.dtype:
+    return reduce(torch.promote_types, (parameter.dtype for parameter in parameters))
+
+
 def _shared_memory(size: int) -> mmap.mmap | None:
-    """Memory of so many bytes that all processes see; None in all where one cannot, as on another machine."""
+    """Memory of so many bytes that all processes see; None in all where one cannot, or where there is too little."""
     names, memory = [""], None
-    if torch.distributed.get_rank() == 0 and sys.platform == "linux":
-        with suppress(OSError):
-            file, names[0] = tempfile.mkstemp(dir=SHARED_MEMORY)
-            with os.fdopen(file, "wb"):
-                os.posix_fallocate(file, 0, size)  # else, without room, a process would be killed as it writes
-    torch.distributed.broadcast_object_list(names)
-    with suppress(OSError, ValueError), open(names[0], "r+b") as opened:
-        memory = mmap.mmap(opened.fileno(), size)
-    all_see_it = torch.tensor(memory is not None)
-    torch.distributed.all_reduce(all_see_it, torch.distributed.ReduceOp.MIN)
-    with suppress(OSError):  # the memory stays until its last process ends
-        os.unlink(names[0])
+    try:
+        if torch.distributed.get_rank() == 0:
+            names[0] = _allocated(size)
+        torch.distributed.broadcast_object_list(names)
+        with suppress(OSError, ValueError), open(names[0], "r+b") as opened:
+            memory = mmap.mmap(opened.fileno(), size)
+        all_see_it = torch.tensor(memory is not None)
+        torch.distributed.all_reduce(all_see_it, torch.distributed.ReduceOp.MIN)
+    finally:
+        with suppress(OSError):  # the memory stays until its last process ends
+            os.unlink(names[0])
     return memory if all_see_it else None
+
+
+def _allocated(size: int) -> str:
+    """A new file of shared memory; "" where there is none, or too little: half is left to the loader's workers."""
+    name = ""
+    with suppress(OSError, AttributeError):  # not on Windows and macOS
+        free = os.statvfs(SHARED_MEMORY)
+        if size <= free.f_bavail * free.f_frsize / 2:
+            file, name = tempfile.mkstemp(prefix=f"gradients-{os.getpid()}-", dir=SHARED_MEMORY)
+            with os.fdopen(file, "wb"):
+                os.posix_fallocate(file, 0, size)  # else a process would be killed where it writes and there is no room
+    return name
