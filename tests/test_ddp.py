@@ -82,7 +82,7 @@ class HowGradientsTravel(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
         seen = [type(mean).__name__ for mean in trainer.strategy._means.values()]  # type: ignore[attr-defined]
         file = Path(trainer.default_root_dir) / f"means{trainer.global_rank}.json"
-        file.write_text(json.dumps({"seen": seen, "process": os.getpid()}), "utf-8")
+        file.write_text(json.dumps({"seen": seen, "process": os.getpid()}), encoding="utf-8")
 
 
 class FailAlone(Callback):
@@ -210,7 +210,7 @@ TRAVELS += ["+callbacks.way._target_=tests.test_ddp.HowGradientsTravel"]
 
 def means(run_dir: Path) -> list[list[str]]:
     """What averaged each process's gradients; none of its memory may still have a name."""
-    found = [json.loads((run_dir / f"means{rank}.json").read_text("utf-8")) for rank in (0, 1)]
+    found = [json.loads((run_dir / f"means{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert not list(Path("/dev/shm").glob(f"gradients-{found[0]['process']}-*"))
     return [each["seen"] for each in found]
 
