@@ -21,10 +21,15 @@ class GradientMean:
 
     Args:
         parameters: the same ones in all processes, and on one device.
+        which: a number that only these parameters have, the same in all processes.
+
+    Raises:
+        UserError: by `take`, on the CPU, if another process takes the mean of other gradients.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], which: int) -> None:
         self._parameters = parameters
+        self._which = which
         # It stays: the system would else have to find new pages at each step, which takes a millisecond and more.
         self._mean = torch.empty(count(parameters), dtype=common_type(parameters), device=parameters[0].device)
         self._means = self._laid_out(self._mean)
@@ -40,6 +45,8 @@ class GradientMean:
     def _add_up(self, gradients: list[Tensor]) -> None:
         """Leaves the sum over all processes in `_mean`."""
         torch._foreach_copy_(self._means, gradients)
+        if self._mean.device.type == "cpu":  # a GPU would have to be waited for
+            agree(self._which, self._mean.device)
         torch.distributed.all_reduce(self._mean)
 
     def _laid_out(self, memory: Tensor) -> list[Tensor]:
@@ -54,24 +61,20 @@ class GradientMean:
 class SharedGradientMean(GradientMean):
     """Averages gradients of one machine's processes, each of which reads what all have written.
 
-    Through sockets it would take several times as long: docs/processes.md.
+    Sockets would copy them in the kernel, in threads that take time from training on the same cores.
 
     Args:
         parameters: on the CPU.
-        which: a number that only these parameters have, the same in all processes.
+        which: as above.
         written: memory that the processes share, [2, processes, numbers in all parameters].
-
-    Raises:
-        UserError: by `take`, if another process takes the mean of other gradients.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], which: int, written: Tensor) -> None:
-        super().__init__(parameters)
+        super().__init__(parameters, which)
         # Two in turn: while one process reads, another may already write what comes next.
         self._written = written
         self._ours = [self._laid_out(each[torch.distributed.get_rank()]) for each in written]
         self._turn = 0
-        self._which = which
 
     def _add_up(self, gradients: list[Tensor]) -> None:
         self._turn = 1 - self._turn
@@ -99,7 +102,7 @@ def gradient_mean(parameters: Sequence[nn.Parameter], which: int, one_machine: b
         if memory is not None:
             written = torch.frombuffer(memory, dtype=kind).view(2, n_processes, n)
             return SharedGradientMean(parameters, which, written)
-    return GradientMean(parameters)
+    return GradientMean(parameters, which)
 
 
 def agree(number: int, device: torch.device) -> None:
@@ -146,5 +149,5 @@ def _allocated(size: int) -> str:
         if size <= free.f_bavail * free.f_frsize / 2:
             file, name = tempfile.mkstemp(prefix=f"gradients-{os.getpid()}-", dir=SHARED_MEMORY)
             with os.fdopen(file, "wb"):
-                os.posix_fallocate(file, 0, size)  # else a process would be killed where it writes and there is no room
+                os.posix_fallocate(file, 0, size)  # without room, the first write would kill its process
     return name
