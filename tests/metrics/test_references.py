@@ -14,16 +14,18 @@ from src.metrics import references
 from src.metrics.references import check_accuracy, load_references
 from src.pictures.pixels import to_pixels
 from tests.conftest import assert_same
-from tests.metrics.digits import CACHE_DIR, CPU, digits
+from tests.metrics.digits import CPU, digits
 from tests.metrics.digits import references as digits_references
 
 
 @pytest.fixture
 def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The digits' file in a folder of its own, with one size; nothing can train another net."""
-    copy = tmp_path / f"{digits_references().name}.pt"
-    content = torch.load(CACHE_DIR / copy.name, weights_only=True)
-    torch.save(content | {"real": {32: content["real"][32]}}, copy)
+    # Not the shared file: another worker may have written it without this size.
+    name, net, real = (getattr(digits_references(), part) for part in ("name", "net", "real"))
+    copy = tmp_path / f"{name}.pt"
+    content = {"weights": net.state_dict(), "real": {32: {split: tuple(each) for split, each in real.items()}}}
+    torch.save(content, copy)
 
     def refuse(*_: object) -> None:
         raise AssertionError("trained once more")
