@@ -172,7 +172,7 @@ def at_most(trainer: Trainer, split: str, n: int) -> int:
         return n
     limit, data = getattr(trainer, f"limit_{split}_batches"), trainer.datamodule  # type: ignore[attr-defined]
     whole = len(data.sets[split])
-    left = limit * whole if isinstance(limit, float) else limit * data.batch_size * trainer.world_size
+    left = limit * whole if isinstance(limit, float) else limit * data.eval_batch_size * trainer.world_size
     return min(n, max(LEAST, int(left)))
 
 

@@ -139,8 +139,11 @@ def test_as_many_images_as_asked_for_where_there_are_enough() -> None:
 @pytest.mark.parametrize(
     ("verb", "limit", "drawn"), [("validate", 1, 64), ("validate", 0.5, 64), ("validate", 1.0, 128), ("test", 1, 64)]
 )
-def test_no_more_images_than_the_batches_hold(verb: str, limit: float, drawn: int) -> None:
+def test_no_more_images_than_the_batches_hold(
+    monkeypatch: pytest.MonkeyPatch, verb: str, limit: float, drawn: int
+) -> None:
     """So that a run on a few batches takes seconds, also where an image costs many evaluations."""
+    monkeypatch.setattr(digits(), "batch_size", 16)  # 64 in validation and test
     split = {"validate": "val"}.get(verb, verb)
     logged = measured(model := Replaying(), verb, trainer={f"limit_{split}_batches": limit})
     assert model.drawn == drawn

@@ -17,7 +17,7 @@ from tests.datamodules.conftest import PICKLED, archived, changed, contents, loa
 def test_batches_are_in_colour(tmp_path: Path, made: None, img_size: int) -> None:
     datamodule = loaded(write_cifar10(tmp_path), CIFAR10DataModule, img_size=img_size, flip=False)
     images, labels = next(iter(datamodule.val_dataloader()))
-    assert images.shape == (10, 3, img_size, img_size) and labels.dtype == torch.int64
+    assert images.shape == (len(datamodule.sets["val"]), 3, img_size, img_size) and labels.dtype == torch.int64
     if img_size == 32:  # red, green and blue planes, row by row
         row = datamodule.sets["val"].images[0].flatten()
         stored = [pickle.loads(content, encoding="bytes")[b"data"] for content in PICKLED.values()]

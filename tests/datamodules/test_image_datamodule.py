@@ -195,7 +195,7 @@ def test_images_lie_on_the_gpu_that_trains_and_metrics_have_theirs_in_main_memor
         datamodule = trained_on("meta")
         batches = served(datamodule)
     assert {each.device.type for batch in batches for each in batch} == {"meta"}
-    assert [len(images) for images, _ in batches] == [5] * 8 + [5, 3] * 2
+    assert [len(images) for images, _ in batches] == [5] * 8 + [8] * 2
     assert datamodule.train_dataloader().dataset.images is datamodule.train_dataloader().dataset.images  # moved once
     assert datamodule.train_dataloader().dataset.images.dtype == torch.uint8
     assert {each.images.device.type for each in [*datamodule.sets.values(), datamodule.references["train"]]} == {"cpu"}
