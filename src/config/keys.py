@@ -27,7 +27,7 @@ PROMPTS = Annotated[str | list[str] | None, Field(description="text, or a list s
 GUIDED: dict[str, Any] = {"guidance": Annotated[float, Field(ge=0, le=100)] | None, "negative": str | None}
 SOLVED: dict[str, Any] = GUIDED | {
     "steps": Annotated[int, Field(ge=1, le=1000)] | None,
-    "solver": Literal["euler", "heun"] | None,
+    "solver": Literal["euler", "heun", "multistep"] | None,
     "scheduler": str | None,
 }
 

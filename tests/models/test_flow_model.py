@@ -106,7 +106,7 @@ def test_times_follow_their_distribution() -> None:
     assert (logits.diff() > 0).all()
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "multistep"])
 def test_a_sure_network_draws_its_image(solver: str) -> None:
     image = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
     drawing = {"solver": solver, "steps": 5, "guidance": 2.0}
@@ -127,6 +127,7 @@ def test_solvers_follow_a_flow_whose_end_is_known() -> None:
 
     assert error("euler", 10) / error("euler", 20) == pytest.approx(2, rel=0.3)  # of first order
     assert error("heun", 10) < error("euler", 10) / 2
+    assert error("multistep", 20) < error("heun", 10)  # which evaluates the network 19 times
 
 
 def test_guidance() -> None:
