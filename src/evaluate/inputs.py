@@ -26,6 +26,7 @@ from src.metrics.evaluator import SEEDS, choice, in_parts
 from src.models.request import Request
 from src.run.commands import find_checkpoint
 from src.run.files import sha256_of
+from src.run.trainer import native_precision
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.labels import resolve
 from src.sampling.options import open_sampler
@@ -84,6 +85,8 @@ class ModelInput(Input):
         self.source = about.data or None
         if isinstance(sampler, CheckpointSampler):
             self.checkpoint = sampler
+            # As in the run's own test; where bfloat16 is emulated, single precision comes close to that, and is faster.
+            sampler.bfloat16 = sampler.trained_in_bfloat16 and native_precision(on_cpu=True) == "bf16-mixed"
             self.data_sha256 = sampler.data.get("sha256") if isinstance(sampler.data, dict) else None
 
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:

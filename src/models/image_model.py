@@ -164,8 +164,14 @@ class ImageModel(LightningModule):
         return self.draw(Request(noise, labels, others, weight), average)
 
     @torch.no_grad()
-    def draw(self, request: Request[Tensor], average: bool = True) -> Tensor:
+    def draw(self, request: Request[Tensor], average: bool = True, bfloat16: bool | None = None) -> Tensor:
         """Draws what a request asks for, in evaluation mode: images [N, C, H, W] in [-1, 1] on the model's device.
+
+        Args:
+            request: noise and conditions.
+            average: False: by the weights themselves in any case.
+            bfloat16: whether networks compute in bfloat16, as in training with bf16-mixed; None: as the run trains, and
+                not where there is none.
 
         Raises:
             ValueError: a shape, a type or a label does not fit.
@@ -174,10 +180,15 @@ class ImageModel(LightningModule):
         request = request.map(lambda tensor: tensor.to(self.device))
         condition = self.as_condition(request.condition)
         sampler = self.sampler(average)
-        with evaluating(sampler):
+        if bfloat16 is None:
+            bfloat16 = self._trainer is not None and self.trainer.precision == "bf16-mixed"
+        with evaluating(sampler), torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
             if request.others is None or request.weight is None:
-                return sampler(request.noise, condition)
-            return draw_between(sampler, request.noise, condition, self.as_condition(request.others), request.weight)
+                images = sampler(request.noise, condition)
+            else:
+                others = self.as_condition(request.others)
+                images = draw_between(sampler, request.noise, condition, others, request.weight)
+        return images.to(self.dtype)
 
     def draw_noise(self, n: int, rng: torch.Generator | None = None) -> Tensor:
         """Standard normal noise [n, *noise_shape], drawn on the device of `rng`."""

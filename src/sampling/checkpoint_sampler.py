@@ -54,6 +54,9 @@ class CheckpointSampler(Sampler):
         # As the file has it, not to be trusted: how the data were served, and which they were.
         self.datamodule, self.data = checkpoint["config"].get("datamodule"), checkpoint.get("data")
         self._average = weights == "ema"
+        trainer = checkpoint["config"].get("trainer")
+        self.trained_in_bfloat16 = isinstance(trainer, Mapping) and trainer.get("precision") == "bf16-mixed"
+        self.bfloat16 = False  # draws in single precision, alike on every machine
         self.about = about_model(
             model,
             weights,
@@ -66,7 +69,7 @@ class CheckpointSampler(Sampler):
     def run(self, request: Request[np.ndarray]) -> np.ndarray:
         tensors = request.map(torch.from_numpy)
         tensors = replace(tensors, noise=tensors.noise.to(self.model.dtype))
-        return self.model.draw(tensors, self._average).float().cpu().numpy()
+        return self.model.draw(tensors, self._average, self.bfloat16).float().cpu().numpy()
 
 
 def about_model(model: ImageModel, weights: str, run: Any, data: Any, commit: Any, path: Path | None) -> About:

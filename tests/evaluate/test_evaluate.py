@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from src.datamodules.mnist_datamodule import MNISTDataModule
 from src.errors import UserError
 from src.evaluate import evaluate
-from src.evaluate.inputs import short_names
+from src.evaluate.inputs import ModelInput, open_inputs, short_names
 from src.evaluate.neighbours import CELL as SIDE
 from src.evaluate.neighbours import GAP, LEFT, TOP
 from src.export.to_onnx import export_generator
@@ -85,6 +86,30 @@ def test_a_checkpoint_has_the_numbers_of_the_test_that_ended_its_run(
     assert written == ["evaluation.json", "label_confusion.png", "neighbours.png"]
     assert f"evaluation  {tmp_path}/out/evaluation.json" in found["printed"]
     assert "compare     python run.py task=evaluate" in found["printed"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "native", "dtype"),
+    [
+        ("bf16-mixed", "bf16-mixed", torch.bfloat16),
+        ("bf16-mixed", "32-true", torch.float32),  # emulated, it takes longer
+        ("32-true", "bf16-mixed", torch.float32),
+    ],
+)
+def test_a_model_draws_as_in_its_test_where_the_machine_can(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: str, native: str, dtype: torch.dtype
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["config"]["trainer"]["precision"] = trained
+    torch.save(content, tmp_path / "edited.ckpt")
+    monkeypatch.setattr("src.evaluate.inputs.native_precision", lambda on_cpu: native)
+    (opened,) = open_inputs(str(tmp_path / "edited.ckpt"), str(tmp_path), "raw")
+    seen: list[torch.dtype] = []
+    assert isinstance(opened, ModelInput) and isinstance(opened.sampler, CheckpointSampler)
+    linear = next(each for each in opened.sampler.model.generator.modules() if isinstance(each, torch.nn.Linear))
+    linear.register_forward_hook(lambda _, __, features: seen.append(features.dtype))
+    opened.images(torch.arange(10), "test", Console())
+    assert set(seen) == {dtype}
 
 
 def test_held_out_images_score_their_floor(evaluated: Evaluated, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,6 +129,16 @@ def test_solvers_follow_a_flow_whose_end_is_known() -> None:
     assert error("euler", 10) / error("euler", 20) == pytest.approx(2, rel=0.3)  # of first order
     assert error("heun", 10) < error("euler", 10) / 2
     assert error("multistep", 20) < error("heun", 10)  # which evaluates the network 19 times
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-mixed", torch.bfloat16), ("32-true", torch.float32)])
+def test_a_run_draws_in_the_precision_it_trains_in(precision: str, dtype: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+    model = labels_model(ema_half_life=None)
+    model.network.denoiser.start.register_forward_hook(lambda _, __, features: seen.append(features.dtype))
+    model._trainer = SimpleNamespace(precision=precision)  # type: ignore[assignment]
+    assert model.generate(torch.arange(3)).dtype == torch.float32
+    assert set(seen) == {dtype}
 
 
 def test_guidance() -> None:
