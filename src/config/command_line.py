@@ -50,7 +50,6 @@ def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
     commas separate values, unless a space follows one of them, or the key takes a path and either the whole exists or
     a part does not.
     """
-    config = composed(task, arguments)
     sweeps = any(re.fullmatch(r"-m|--multirun|hydra\.mode=.*|hparams_search=.+", each) for each in arguments)
     made = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -64,6 +63,7 @@ def in_hydras_grammar(task: str, arguments: Sequence[str]) -> list[str]:
             name = next((name for name in names if same(name, value.removesuffix(".yaml"))), value)
             made.append(argument if value.isascii() else f"{plus}{key}={_quoted(name)}")
             continue
+        config = composed(task, arguments)  # a command needs that rarely, and it takes a while
         kinds = alternatives(_type_of(key, task, config))
         parts = _parts(value, kinds) if sweeps else [value]
         read = [_read(part, kinds, config) for part in parts]
