@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -182,7 +182,8 @@ class ImageModel(LightningModule):
         sampler = self.sampler(average)
         if bfloat16 is None:
             bfloat16 = self._trainer is not None and self.trainer.precision == "bf16-mixed"
-        with evaluating(sampler), torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
+        precision = torch.autocast(self.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        with evaluating(sampler), precision:
             if request.others is None or request.weight is None:
                 images = sampler(request.noise, condition)
             else:
