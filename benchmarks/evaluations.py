@@ -18,7 +18,9 @@ marks what is better than the others by more than two standard errors of the dif
 
 def section(found: dict) -> str:
     inputs, data = found["inputs"], found["data"]
-    lines = [f"## {data['source']}: {', '.join(each['name'] for each in inputs)}", ""]
+    drawing = inputs[0]["about"].get("drawing", {})
+    title = [*(each["name"] for each in inputs), *(f"{option} {value}" for option, value in drawing.items())]
+    lines = [f"## {data['source']}: {', '.join(title)}", ""]
     lines += ["| metric | " + " | ".join([*(f"`{each['name']}`" for each in inputs), "real images"]) + " |"]
     lines += ["|---" * (len(inputs) + 2) + "|"]
     for name in inputs[0]["metrics"]:

@@ -85,8 +85,9 @@ class ModelInput(Input):
         self.source = about.data or None
         if isinstance(sampler, CheckpointSampler):
             self.checkpoint = sampler
+            on_cpu = sampler.model.device.type == "cpu"
             # As in the run's own test; where bfloat16 is emulated, single precision comes close to that, and is faster.
-            sampler.bfloat16 = sampler.trained_in_bfloat16 and native_precision(on_cpu=True) == "bf16-mixed"
+            sampler.bfloat16 = sampler.trained_in_bfloat16 and native_precision(on_cpu=on_cpu) == "bf16-mixed"
             self.data_sha256 = sampler.data.get("sha256") if isinstance(sampler.data, dict) else None
 
     def images(self, labels: Tensor, kind: str, console: Console) -> Tensor:
