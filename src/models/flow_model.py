@@ -179,7 +179,15 @@ class FlowModel(OneLossModel):
 
     # The objective
 
-    def step(self, batch: Batch, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
+    @property
+    def why_no_graph(self) -> str:
+        in_memory = getattr(self.network.conditioner, "in_main_memory", False)
+        return "its text encoder reads prompts in main memory" if in_memory else super().why_no_graph
+
+    def prepared(self, batch: Batch) -> Batch:
+        return batch[0], self._prompts_for(batch[1])
+
+    def objective(self, batch: Batch, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
         """The objective on one batch.
 
         Args:
@@ -192,7 +200,7 @@ class FlowModel(OneLossModel):
         """
         images, condition = batch
         rng = None if self.training else torch.Generator(images.device).manual_seed(batch_idx)
-        condition = self._prompts_for(condition) if self.training else self.as_condition(condition)
+        condition = self.as_condition(condition)
         if self.training:
             dropped = torch.rand(len(images), device=images.device) < self.condition_dropout
             condition = self.network.without(condition, dropped)

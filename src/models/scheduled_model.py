@@ -42,8 +42,6 @@ class ScheduledModel(ImageModel):
     @property
     def why_no_graph(self) -> str:
         """Why a CUDA graph cannot hold its step, to complete "as ..."; "" where one can."""
-        if self.condition_shape:
-            return "prompts are read in main memory"
         following = [name for name, part in self.augment.items() if getattr(part, "follows_progress", False)]
         return f"model.augment.{following[0]} changes from batch to batch" if following else ""
 
@@ -123,9 +121,17 @@ class ScheduledModel(ImageModel):
 class OneLossModel(ScheduledModel):
     """One loss, one optimizer, and Lightning's automatic optimisation."""
 
-    @abstractmethod
     def step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
-        """The objective on one batch: its parts, detached, by name; and the loss.
+        """The objective on one batch, which is prepared in training: its parts, detached, by name; and the loss."""
+        return self.objective(self.prepared(batch) if self.training else batch, batch_idx)
+
+    def prepared(self, batch: Any) -> Any:
+        """A batch to train on, with what is decided in main memory: all that a CUDA graph cannot hold."""
+        return batch
+
+    @abstractmethod
+    def objective(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
+        """What `step` returns, of a batch that is prepared.
 
         In training, the arithmetic must not depend on the batch's number: a CUDA graph has one for all.
         """
@@ -134,12 +140,12 @@ class OneLossModel(ScheduledModel):
         if self._graph is None:
             losses, loss = self.step(batch, batch_idx)
         else:
-            losses, loss = self._graph("step", batch, self._with_gradients)
+            losses, loss = self._graph("step", self.prepared(batch), self._with_gradients)
         self._log_due({f"train/{name}": value for name, value in losses.items()}, len(batch[0]))
         return loss
 
     def _with_gradients(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        losses, loss = self.step(batch, 0)
+        losses, loss = self.objective(batch, 0)
         loss.backward()
         return losses, loss.detach()
 

@@ -289,7 +289,11 @@ class StableDiffusionModel(OneLossModel):
 
     # The objective
 
-    def step(self, batch: Batch, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
+    @property
+    def why_no_graph(self) -> str:
+        return "prompts are read in main memory"
+
+    def objective(self, batch: Batch, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
         """The objective on one batch.
 
         Args:

@@ -138,9 +138,9 @@ class StepGraph:
             # Else a thread that page-locks memory for the loader would break it.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 found = self._clean(inputs, compute)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if "captur" not in str(error):  # it would have failed without one, too
+                raise
             raise UserError(
                 f"the model's step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}): set"
                 " trainer.cuda_graph=false"

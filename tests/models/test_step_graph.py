@@ -84,6 +84,7 @@ def replays(monkeypatch: pytest.MonkeyPatch) -> list[Again]:
         ((PENALTY, "model.d_steps=2", "model.clip_grad_norm=0.5", "model.ema_half_life=100"), 2),
         ((PENALTY, "model/schedule=cosine", "model.mismatched_labels=0.25", "model.spectral_norm_g=true"), 2),
         (("model=flow_model", "model.denoiser.width=16", "model.condition_dim=16", "model/schedule=linear"), 1),
+        (tuple(SMALL_TEXT_MODEL), 1),
     ],
 )
 def test_the_weights_are_those_of_a_run_without_it(
@@ -170,7 +171,6 @@ def test_it_is_used_where_it_can_be(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_models_say_why_not() -> None:
     refusals = {
-        "prompts are read in main memory": [*SMALL_TEXT_MODEL],
         "model.augment.instance_noise changes from batch to batch": [
             "model.augment.instance_noise={_target_: src.models.augment.InstanceNoise, std: 0.1, until: 0.5}"
         ],
@@ -179,3 +179,28 @@ def test_models_say_why_not() -> None:
         model = build_model(compose_config("train", "datamodule=digits", *options))
         assert model.why_no_graph == reason
     assert build_model(compose_config("train", "datamodule=digits")).why_no_graph == ""
+    text_model = build_model(compose_config("train", "datamodule=digits", *SMALL_TEXT_MODEL))
+    assert text_model.why_no_graph == ""
+    text_model.network.conditioner.in_main_memory = True  # as a published encoder is
+    assert text_model.why_no_graph == "its text encoder reads prompts in main memory"
+
+
+def test_errors_that_are_not_of_the_capture_are_told_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    steps = StepGraph([torch.nn.Parameter(torch.ones(2))])
+
+    def failing(said: str) -> Callable[[Any], Any]:
+        def compute(batch: Any) -> None:
+            raise RuntimeError(said)
+
+        return compute
+
+    batch = torch.zeros(2), torch.zeros(2)
+    with pytest.raises(
+        UserError, match=r"cannot be captured .*\(operation not permitted.*: set trainer.cuda_graph=false"
+    ):
+        steps._capture(batch, failing("operation not permitted when stream is capturing"))
+    with pytest.raises(RuntimeError, match=r"^shapes do not fit$"):
+        steps._capture(batch, failing("shapes do not fit"))

@@ -74,7 +74,10 @@ class TextConditioner(nn.Module):
 
     def forward(self, condition: Tensor) -> Tensor:
         """Code points int64 [N, LENGTH] as `to_codes` makes them, all 0 for no text -> [N, dim]."""
-        if self.training:  # where nobody compares bytes, padding that no text of the batch needs is left out
+        # Where nobody compares bytes, padding that no text of the batch needs is left out. A GPU would have to be
+        # waited for to find out which.
+        is_trimmed = self.training and condition.device.type == "cpu"
+        if is_trimmed:
             condition = condition[:, : int((condition > 0).sum(1).max()) + 1]
         # No shape enters the sums: in an exported file, one row may stand for all.
         codes = torch.where(condition == 0, SPACE, condition)
@@ -83,7 +86,7 @@ class TextConditioner(nn.Module):
         is_letter = codes != SPACE
         starts = is_letter & (previous == SPACE)
         word = starts.long().cumsum(1) - 1  # which word a letter is in
-        n_words = min(self.n_words, int(starts.sum(1).max())) if self.training else self.n_words
+        n_words = min(self.n_words, int(starts.sum(1).max())) if is_trimmed else self.n_words
         in_word = is_letter & (word < n_words)
         members = one_hot(torch.where(in_word, word, n_words), n_words + 1)[:, :, :n_words].mT  # [N, words, letters]
         members = members.to(self.trigrams.weight)

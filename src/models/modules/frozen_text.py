@@ -50,6 +50,7 @@ class FrozenTextConditioner(nn.Module):
     """
 
     condition_shape = (LENGTH,)
+    in_main_memory = True
     not_exported = "its text encoder is not a part of it"
 
     def __init__(
