@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--minutes 9] [--out docs/gpu.md] [--rows WORD ...]
 
-- speed:    a step of three recipes in several ways, on random images, without Lightning and logging
+- speed:    a step of four recipes in several ways, on random images, without Lightning and logging
 - MNIST:    seconds of a real run until 99 % of its digits are what was asked for
 - CIFAR-10: a real run of 5 minutes, or of what is left of `--minutes`, with its numbers and its grid beside the page
 
@@ -39,7 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import command_line
 from benchmarks.results import curve, reached
-from benchmarks.step_cost import Update, build, flow_update, gan_update
+from benchmarks.step_cost import NAMES, Update, build, flow_update, gan_update
 from src.datamodules.loader import Batch, EpochSampler, ImageSet
 from src.models.penalties import Penalty
 from src.run.files import replacing
@@ -47,12 +47,14 @@ from src.run.provenance import provenance
 from src.run.run_record import read_rows
 
 MNIST, CIFAR10, FLOW = "train_mnist_cnn_gan", "train_cifar10_gan", "train_cifar10_flow_gpu"
-CHANNELS = {MNIST: 1, CIFAR10: 3, FLOW: 3}
-OPTIMIZERS = {MNIST: ("optimizer_g", "optimizer_d"), CIFAR10: ("optimizer_g", "optimizer_d"), FLOW: ("optimizer",)}
+TEXT = "train_mnist_text2image"
+CHANNELS = {MNIST: 1, CIFAR10: 3, FLOW: 3, TEXT: 1}
+GAN, ONE = ("optimizer_g", "optimizer_d"), ("optimizer",)
+OPTIMIZERS = {MNIST: GAN, CIFAR10: GAN, FLOW: ONE, TEXT: ONE}
 ACCURACY = 0.99
 WARM_UP = 3  # periods of lazy penalties before a step is timed or captured
 ROUNDS = 3
-BATCHES_AN_EPOCH = 45_000 // 256  # of CIFAR-10
+IMAGES_AN_EPOCH = 45_000  # of CIFAR-10
 FOR_TRAINING = 0.75  # of a run's time; the rest is for validations, grids and Lightning
 
 
@@ -79,8 +81,10 @@ WAYS = [
     How("bf16, data on the device, CUDA graph", "bf16", near=True, graph=True),
     How("bf16, data on the device, CUDA graph, batches of 1024", "bf16", near=True, graph=True, batch_size=1024),
     How("bf16, data on the device, compiled", "bf16", near=True, compiled=True, seconds=120),
+    How("bf16, data on the device, compiled, CUDA graph", "bf16", near=True, graph=True, compiled=True, seconds=120),
 ]
 ESTIMATE = WAYS[5].name  # as run.py trains with trainer.cuda_graph=true
+SPEEDS = [(recipe, how) for recipe in CHANNELS for how in (WAYS if recipe != TEXT else WAYS[4:6])]
 
 
 @dataclass(frozen=True)
@@ -99,14 +103,14 @@ class Scale:
 
 WHERE = ["trainer.gpus=1", "trainer.cuda_graph=true", "datamodule.device=auto"]
 NARROW = ["model.generator.width=16", "model.discriminator.width=16"]
-NARROW_FLOW = ["model.denoiser.width=16"]
+NARROW_FLOW = ["model.denoiser.width=16", "datamodule.batch_size=64"]
 TINY = ["datamodule=digits", "trainer.limit_train_batches=4", "callbacks.quality.n_val=100", "trainer.gpus=0"]
 SCALES = {
     "cuda": Scale(8192, 0.7, 20_000, {}, {MNIST: [*WHERE, "datamodule.offline_fallback=false"], FLOW: WHERE},
                   {MNIST: 180, FLOW: 420}, training=300, after_training=75),
-    "cpu": Scale(128, 0.1, 200, {MNIST: NARROW, CIFAR10: NARROW, FLOW: [*NARROW_FLOW, "datamodule.batch_size=64"]},
+    "cpu": Scale(128, 0.1, 200, {MNIST: NARROW, CIFAR10: NARROW, FLOW: NARROW_FLOW, TEXT: NARROW_FLOW},
                  {MNIST: [*NARROW, *TINY, "trainer.max_epochs=1"],
-                  FLOW: [*NARROW_FLOW, *TINY, "datamodule.batch_size=64", "callbacks.quality.n_test=100"]},
+                  FLOW: [*NARROW_FLOW, *TINY, "callbacks.quality.n_test=100"]},
                  {MNIST: 120, FLOW: 120}, training=4, after_training=2),
 }  # fmt: skip
 
@@ -138,7 +142,7 @@ def speed(device: str, experiment: str, how: How) -> dict[str, float]:
         raise RuntimeError("needs CUDA")
     scale = SCALES[device]
     set_precision(how.precision)
-    overrides = list(scale.narrow.get(experiment, []))
+    overrides = [*scale.narrow.get(experiment, []), *([NAMES] if experiment == TEXT else [])]
     if how.batch_size:
         overrides.append(f"datamodule.batch_size={how.batch_size}")
     if how.graph:  # else they count their steps in main memory
@@ -148,14 +152,18 @@ def speed(device: str, experiment: str, how: How) -> dict[str, float]:
     if how.contiguous:
         model.to(memory_format=torch.contiguous_format)
     more, everies = "bf16" if how.precision == "bf16" else "", []
-    if experiment == FLOW:
+    next_batch = batches(device, experiment, how.near, data, scale.images)
+    if OPTIMIZERS[experiment] == ONE:
         networks, update = [model.network.denoiser], flow_update(model, more)
+        served = next_batch
+
+        def next_batch(i: int) -> Batch:
+            return model.prepared(served(i))
     else:
         model.penalties = {name: Direct(each) for name, each in model.penalties.items()}
         everies = [each.every for each in model.penalties.values()]
         networks, update = [model.generator, model.discriminator], gan_update(model, more)
     period = math.lcm(*everies)
-    next_batch = batches(device, experiment, how.near, data, scale.images)
     batch = next_batch(0)
     for i in range(period):  # the first use of each kernel, and the optimizers' state
         update(batch, i)
@@ -297,19 +305,18 @@ def mnist_run(scale: Scale, folder: Path, limit: float) -> dict[str, float]:
     return found
 
 
-def cifar10_run(scale: Scale, folder: Path, limit: float, batches_per_s: float) -> dict[str, Any]:
+def cifar10_run(scale: Scale, folder: Path, limit: float, images_per_s: float) -> dict[str, Any]:
     """Trains the CIFAR-10 recipe for so many seconds and tests it; returns what its files say."""
     training = min(scale.training, limit - scale.after_training)
     if training < 1:
         raise RuntimeError("no time left")
-    epochs = max(1, int(training * FOR_TRAINING * batches_per_s / BATCHES_AN_EPOCH))
+    epochs = max(1, int(training * FOR_TRAINING * images_per_s / IMAGES_AN_EPOCH))
     between = math.ceil(epochs / 4)  # epochs from one validation to the next
     epochs = max(1, epochs // between) * between  # the last epoch has one
     days, seconds = divmod(math.ceil(training), 24 * 3600)
     typed = [
         f"trainer.max_time={days:02}:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}",
         f"trainer.max_epochs={epochs}",
-        f"model.schedule_batches={epochs * BATCHES_AN_EPOCH}",
         f"trainer.check_val_every_n_epoch={between}",
         f"callbacks.sample_grid.every_n_epochs={between}",
         "callbacks.interpolation=null",
@@ -414,8 +421,8 @@ Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine}, with
 ## Speed
 
 A step trains on one batch: of a GAN, one update of G and one of D, with the lazy penalty on every n-th; of the flow
-model, one update of its network. It runs without Lightning, validation and logging, on random images that are fetched
-as a data module does. Medians of {rounds} rounds.
+models, one update of their network. It runs without Lightning, validation and logging, on random images that are
+fetched as a data module does, and prompts drawn for them. Medians of {rounds} rounds.
 
 - *float32*: without TF32. *TF32*: in matrix products and convolutions; torch's default has it in convolutions alone.
   *bf16*: autocast, with TF32 for what stays in float32. The recipes' networks are channels-last.
@@ -482,10 +489,7 @@ class Page:
             matmul=SCALES[self.device].matmul,
             peak=shown or self.why("peak"),
             speeds="\n".join(
-                self.speed_row(recipe, how)
-                for recipe in CHANNELS
-                for how in WAYS
-                if self.chosen(f"{recipe} {how.name}")
+                self.speed_row(recipe, how) for recipe, how in SPEEDS if self.chosen(f"{recipe} {how.name}")
             ),
             accuracy=100 * ACCURACY,
             mnist=self.mnist(),
@@ -566,13 +570,12 @@ def main() -> None:
         return seconds
 
     def add_speeds(is_compiled: bool) -> None:
-        for recipe in CHANNELS:
-            for how in WAYS:
-                if how.compiled == is_compiled:
-                    page.add(
-                        f"{recipe} {how.name}",
-                        lambda r=recipe, h=how: in_process(left(h.seconds), speed, args.device, r, h),  # type: ignore[misc]
-                    )
+        for recipe, how in SPEEDS:
+            if how.compiled == is_compiled:
+                page.add(
+                    f"{recipe} {how.name}",
+                    lambda r=recipe, h=how: in_process(left(h.seconds), speed, args.device, r, h),  # type: ignore[misc]
+                )
 
     page.add("peak", lambda: in_process(left(30), peak, args.device))
     add_speeds(is_compiled=False)
@@ -583,7 +586,7 @@ def main() -> None:
             step = page.found.get(f"{FLOW} {ESTIMATE}") or page.found.get(f"{FLOW} {WAYS[4].name}")
             if not step:
                 raise RuntimeError(f"it needs the row {FLOW} {ESTIMATE}, for the length of its schedule")
-            found = cifar10_run(scale, Path(folder) / "cifar10", left(scale.most[FLOW]), 1 / step["seconds"])
+            found = cifar10_run(scale, Path(folder) / "cifar10", left(scale.most[FLOW]), step["images_per_s"])
             if found["grid"]:
                 grid = args.out.with_name(f"{args.out.stem}_cifar10.png")
                 shutil.copy(found["grid"], grid)

@@ -67,6 +67,7 @@ FLOW: Variants = [
     ("one block a size", ["model.denoiser.depth=1"], None, ""),
     ("a step of `train_mnist_cnn_gan`, in float32", [], None, "gan"),
 ]
+NAMES = "model.prompts.names=[zero,one,two,three,four,five,six,seven,eight,nine]"
 TABLE = """# What a step costs
 
 Written by `{command}` at commit {commit} in {seconds:.0f} s, on {machine},
@@ -118,12 +119,12 @@ def gan_update(model: Any, more: str = "") -> Update:
 
 
 def flow_update(model: Any, more: str = "") -> Update:
-    """As `gan_update`."""
+    """As `gan_update`, of a batch that is prepared."""
     (optimizer,) = model.configure_optimizers()
 
     def update(batch: Batch, i: int) -> None:
         with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=more == "bf16"):
-            _, loss = model.step(batch, i)
+            _, loss = model.objective(batch, i)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -152,9 +153,8 @@ def flow_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], i
     """As `gan_step`."""
     if more == "gan":
         return gan_step(overrides, "")
-    names = "model.prompts.names=[zero,one,two,three,four,five,six,seven,eight,nine]"
     model, data = build(
-        "train_mnist_text2image", overrides if "model/condition=label" in overrides else [names, *overrides]
+        "train_mnist_text2image", overrides if "model/condition=label" in overrides else [NAMES, *overrides]
     )
     size = data.batch_size
     if more == "contiguous":
@@ -170,8 +170,9 @@ def flow_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], i
         with torch.no_grad():
             model.step(batch, i)
 
+    update = flow_update(model, more)
     parts = {"prompts": prompts, "forward": forward}
-    return parts.get(more) or partial(flow_update(model, more), batch), size
+    return parts.get(more, lambda i: update(model.prepared(batch), i)), size
 
 
 WHAT = {

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import gpu
-from benchmarks.step_cost import build, flow_update, gan_update
+from benchmarks.step_cost import NAMES, build, flow_update, gan_update
 from tests.conftest import ROOT
 
 SCRIPT = str(ROOT / "benchmarks" / "gpu.py")
@@ -59,7 +59,7 @@ def test_rows_for_which_no_time_is_left_say_so(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(sys, "argv", [SCRIPT, "--device=cpu", "--minutes=0", f"--out={out}"])
     gpu.main()
     page = out.read_text(encoding="utf-8")
-    assert [cells[0] for cells in table(page).values()] == ["no time left"] * 24
+    assert [cells[0] for cells in table(page).values()] == ["no time left"] * 29
     assert page.count("No figure: no time left.") == 1  # CIFAR-10 lacks the speed that its schedule follows from
     assert f"it needs the row train_cifar10_flow_gpu {gpu.ESTIMATE}" in page
 
@@ -107,15 +107,16 @@ class OnTheCPU(TorchDispatchMode):
 def test_a_step_never_comes_back_to_main_memory(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a CUDA graph could not hold it. `meta` stands for the GPU: it answers no question, either."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # meta has none
-    model, data = build(recipe, gpu.SCALES["cpu"].narrow[recipe], gpu.CHANNELS[recipe])
+    overrides = gpu.SCALES["cpu"].narrow[recipe] + [NAMES] * (recipe == gpu.TEXT)
+    model, data = build(recipe, overrides, gpu.CHANNELS[recipe])
     model.to("meta")
     # Fused Adam does not know the device.
     optimizers = {name: partial(SGD, lr=0.1) for name in gpu.OPTIMIZERS[recipe]}
     for name, optimizer in optimizers.items():
         setattr(model, name, optimizer)
-    update = (flow_update if recipe == gpu.FLOW else gan_update)(model)
+    update = (flow_update if gpu.OPTIMIZERS[recipe] == gpu.ONE else gan_update)(model)
     images = torch.empty(8, gpu.CHANNELS[recipe], data.img_size, data.img_size, device="meta")
-    batch = images, torch.zeros(8, dtype=torch.int64, device="meta")
+    batch = images, torch.zeros(8, *model.condition_shape, dtype=torch.int64, device="meta")
     with OnTheCPU() as operators:
         for i in range(4):  # with the penalties that are due on the last
             update(batch, i)
@@ -125,8 +126,8 @@ def test_a_step_never_comes_back_to_main_memory(recipe: str, monkeypatch: pytest
 
 @pytest.mark.parametrize("recipe", gpu.CHANNELS)
 def test_optimizers_can_be_captured(recipe: str) -> None:
-    overrides = [f"+model.{name}.capturable=true" for name in gpu.OPTIMIZERS[recipe]]
-    model, _ = build(recipe, overrides + gpu.SCALES["cpu"].narrow[recipe], gpu.CHANNELS[recipe])
+    overrides = [f"+model.{name}.capturable=true" for name in gpu.OPTIMIZERS[recipe]] + gpu.SCALES["cpu"].narrow[recipe]
+    model, _ = build(recipe, overrides + [NAMES] * (recipe == gpu.TEXT), gpu.CHANNELS[recipe])
     for optimizer in model.configure_optimizers():
         assert all(group["capturable"] and group["fused"] for group in optimizer.param_groups)
 
@@ -171,12 +172,11 @@ def test_a_run_on_mnist_is_read_from_its_files(tmp_path: Path, monkeypatch: pyte
 
 def test_a_run_on_cifar10_is_planned_from_the_speed_and_read_from_its_files(tmp_path: Path) -> None:
     scale = replace(gpu.SCALES["cpu"], training=120)  # enough on a busy machine
-    found = gpu.cifar10_run(scale, tmp_path / "run", 300, batches_per_s=12)
-    # 120 s * .75 * 12 / 175 makes six epochs, as there is a validation after every second one.
-    assert found["typed"].split()[:4] == [
+    found = gpu.cifar10_run(scale, tmp_path / "run", 300, images_per_s=3_100)
+    # 120 s * .75 * 3,100 / 45,000 makes six epochs, as there is a validation after every second one.
+    assert found["typed"].split()[:3] == [
         "trainer.max_time=00:00:02:00",
         "trainer.max_epochs=6",
-        "model.schedule_batches=1050",
         "trainer.check_val_every_n_epoch=2",
     ]
     assert 0 < found["batches"] <= 24
