@@ -122,7 +122,8 @@ class MNISTGANModel(ScheduledModel):
         self.curves, self.tables = gan_curves(threshold), gan_tables(threshold)
         self._confusion = DiscriminatorConfusion(threshold)
         self._scores_seen: tuple[Tensor, Tensor]  # D's scores of the last step's real and generated images
-        self._fakes: Batch | None = None  # G's step leaves its images here for D's step on the same batch
+        # G's step leaves its images here for D's step on the same batch, with D's scores where nothing is optimised.
+        self._fakes: tuple[Tensor, Tensor, Tensor | None] | None = None
         self._latest: dict[str, Tensor] = {}  # what each step found last: not every one is made on every batch
 
     # What others ask of it
@@ -178,14 +179,18 @@ class MNISTGANModel(ScheduledModel):
                 scores.append(self._scores(self._as_seen(real, optimizer_idx), labels))
         g_loss = self.loss.generator(*scores)
         losses["g_loss"] = g_loss.detach()
-        self._fakes = fake.detach(), labels
+        self._fakes = fake.detach(), labels, scores[0] if optimizer_idx is None else None
         return g_loss
 
     def discriminator_loss(self, batch: Batch, optimizer_idx: int | None, losses: Losses) -> Tensor:
         """D's loss, with penalties while D is optimised; adds it, its parts and D's mean scores to `losses`."""
         real, labels = batch
+        fakes, d_fake = self._take_fakes(labels)
         # One pass over all costs less than several; without BatchNorm in D the scores are the same.
-        shown, their_labels = [real, self._take_fakes(labels)], [labels, labels]
+        shown, their_labels = [real], [labels]
+        if d_fake is None:
+            shown.append(fakes)
+            their_labels.append(labels)
         if self.mismatched_labels and optimizer_idx == DISCRIMINATOR:
             n = math.ceil(self.mismatched_labels * len(real))
             shown.append(real[:n])
@@ -193,9 +198,10 @@ class MNISTGANModel(ScheduledModel):
             their_labels.append((labels[:n] + shift) % self.n_classes)
         images = self._as_seen(torch.cat(shown), optimizer_idx)
         all_scores = self._scores(images, torch.cat(their_labels))
-        d_real, d_fake, *d_mismatched = all_scores.split([len(part) for part in shown])
+        d_real, *others = all_scores.split([len(part) for part in shown])
+        d_fake = others.pop(0) if d_fake is None else d_fake
         d_real_loss, d_fake_loss = self.loss.discriminator(d_real, d_fake)
-        for mismatched in d_mismatched:
+        for mismatched in others:
             _, their_loss = self.loss.discriminator(d_real[: len(mismatched)], mismatched)
             weight = len(mismatched) / len(real)  # each image counts alike
             d_fake_loss = (d_fake_loss + weight * their_loss) / (1 + weight)
@@ -233,13 +239,16 @@ class MNISTGANModel(ScheduledModel):
                 images = augmentation(images, self.progress)
         return images
 
-    def _take_fakes(self, labels: Tensor) -> Tensor:
-        """The images of G's step on this batch, so that G runs once a batch; drawn where G had no step."""
+    def _take_fakes(self, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The images of G's step on this batch, so that G runs once a batch, and their scores, if they hold for D.
+
+        Images are drawn where G had no step.
+        """
         left, self._fakes = self._fakes, None
         if left is not None and left[1] is labels:
-            return left[0]
+            return left[0], left[2]
         with torch.no_grad():
-            return self.generator(self.draw_noise(len(labels)), labels)
+            return self.generator(self.draw_noise(len(labels)), labels), None
 
     # Training
 

@@ -111,6 +111,16 @@ def test_step_of_both_is_the_same_each_time() -> None:
     assert losses["g_loss"] != other["g_loss"]  # another batch, other noise
 
 
+def test_where_nothing_is_optimised_d_sees_each_image_once() -> None:
+    model = make_model()
+    spy = Spy(model.discriminator)
+    losses, _ = model.eval().step(make_batch(), 3)
+    assert [len(images) for images, _, _ in spy.calls] == [BATCH, BATCH]
+    (fake, *_, fake_scores), (real, *_, real_scores) = spy.calls
+    assert torch.equal(real, make_batch()[0]) and not torch.equal(fake, real)
+    assert losses["d_fake"] == fake_scores.mean() and losses["d_real"] == real_scores.mean()
+
+
 def test_the_discriminator_is_never_shown_images_of_another_batch() -> None:
     model = make_model().eval()
     drawn, seen = Spy(model.generator), Spy(model.discriminator)
@@ -356,13 +366,17 @@ def test_without_its_average_a_model_draws_other_images() -> None:
     ],
 )
 def test_what_d_takes_for_real(tmp_path: Path, loss, scores: list[float], expected: list[list[int]]) -> None:
+    class Black(nn.Module):
+        def forward(self, noise: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(labels), 1, IMG_SIZE, IMG_SIZE), -1.0)
+
     class Told(nn.Module):
         def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            told = torch.tensor(scores).repeat_interleave(BATCH // 2)
-            return (told if len(images) == 2 * BATCH else told[:BATCH])[:, None]
+            told = torch.tensor(scores[2:] if bool((images == -1).all()) else scores[:2])
+            return told.repeat_interleave(BATCH // 2)[:, None]
 
     model = make_model(loss=loss, spectral_norm=isinstance(loss, WassersteinLoss))
-    model.discriminator = Told()
+    model.generator, model.discriminator = Black(), Told()
     trainer = quiet_trainer(tmp_path, limit_val_batches=1.0)
     (metrics,) = trainer.validate(model, loader(), verbose=False)
     counts = torch.tensor(expected) * BATCHES * BATCH // 2
