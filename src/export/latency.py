@@ -9,11 +9,10 @@ import torch
 from rich.table import Table
 from torch.utils.benchmark import Timer
 
-from src.config.explain import telling
-from src.errors import UserError
 from src.export.agreement import Draw
 from src.export.to_onnx import plain_copy
 from src.export.to_torch import drawing, program_run
+from src.models.compiled import Compiled
 from src.models.request import Request
 from src.sampling.checkpoint_sampler import CheckpointSampler
 from src.sampling.onnx_sampler import OnnxSampler
@@ -38,15 +37,8 @@ def ways_to_draw(sampler: CheckpointSampler, made: Mapping[str, Path], compiled:
 
     ways = {"torch eager": drawing(network)}
     if compiled:
-        way = ways["torch compiled"] = drawing(torch.compile(network, dynamic=False))
-        try:
-            way(request_for(sampler.about, 1))
-        except Exception as error:  # of many kinds, and long
-            reason = telling(str(error))
-            raise UserError(
-                f"compile=true cannot be had, as torch.compile fails ({reason}): install a C++ compiler such as g++, or"
-                " type compile=false"
-            ) from error
+        way = ways["torch compiled"] = drawing(Compiled(network, "compile"))
+        way(request_for(sampler.about, 1))
     if "torch" in made:
         ways["torch.export"] = program_run(made["torch"])
     for each, name in (("onnx", "float32"), ("int8", "int8")):

@@ -1,5 +1,6 @@
 """Flow matching on pixels: a network that takes noise away, of classes or of what a text asks for."""
 
+import logging
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from src.config.types import Count, Positive, Share
+from src.models.compiled import Compiled
 from src.models.modules.ema import EMA
 from src.models.prompts import Prompts, check_prompts, to_codes, to_texts
 from src.models.scheduled_model import OneLossModel, OptimizerFactory, make_optimizer
 from src.models.schedules import Schedule
+
+log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 Guidance = Annotated[float, Field(ge=0, le=100)]
@@ -55,6 +59,7 @@ class FlowModel(OneLossModel):
         solver: `euler`: one evaluation a step; `heun`: two, except in the last step; `multistep`: one, and what the
             step before has found.
         shift: how much shorter than even steps those are where there is most noise (Esser et al. 2024); 1: even.
+        compile: whether torch compiles the denoiser for training.
 
     Raises:
         ValueError: the optimizer refuses its arguments, or parts do not fit each other.
@@ -109,6 +114,7 @@ class FlowModel(OneLossModel):
         steps: Steps = 4,
         solver: Solver = "heun",
         shift: Positive = 1.0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if prompts is not None and len(prompts.names) != n_classes:
@@ -129,6 +135,8 @@ class FlowModel(OneLossModel):
         self.condition_dropout = condition_dropout
         self.clip_grad_norm = clip_grad_norm
         self.shift = shift
+        self.compiles = compile
+        self._compiled: Compiled | None = None  # for training: other shapes, and modes, would be compiled again
         self.drawing: dict[str, Any] = {"guidance": guidance, "steps": steps, "solver": solver}
         if self.condition_shape:
             self.drawing["negative"] = ""
@@ -207,7 +215,8 @@ class FlowModel(OneLossModel):
         time = self._times(len(images), rng)
         noise = torch.randn(images.shape, generator=rng, device=images.device)
         at = time[:, None, None, None]
-        predicted = self.network(torch.lerp(noise, images, at), time, self.network.conditioner(condition))
+        denoise = self._compiled if self.training and self._compiled is not None else self.network
+        predicted = denoise(torch.lerp(noise, images, at), time, self.network.conditioner(condition))
         errors = ((predicted.to(images.dtype) - images) / (1 - at).clamp(min=LEAST_NOISE)).square().flatten(1).mean(1)
         losses = {"loss": errors.detach().mean()}
         if len(errors) >= len(LEVELS):
@@ -238,6 +247,16 @@ class FlowModel(OneLossModel):
 
     def configure_optimizers(self) -> list[Optimizer]:
         return [make_optimizer("optimizer", self.optimizer, self.network)]
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.compiles:
+            log.info("compiling the network: the first step takes up to a minute")
+            self._compiled = Compiled(self.network.denoiser.forward, "model.compile")
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._compiled = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._n_images = len(batch[0])

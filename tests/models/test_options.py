@@ -155,6 +155,7 @@ def test_every_option_is_flipped() -> None:
                 "_target_",
                 "_partial_",
                 "fused",
+                "compile",
                 "latent_dim",
                 "dim",
                 "condition_dim",
