@@ -91,7 +91,9 @@ class ImageSet(Dataset[Batch]):
         size, wanted = images.shape[-2:], (self.img_size, self.img_size)
         if size != wanted:
             shrinks = self.img_size < max(size)  # only then is there anything to smooth, which is slow
-            images = interpolate(images, wanted, mode="bilinear", align_corners=False, antialias=shrinks)
+            planes = images.flatten(0, 1)[None]  # the same pixels, in half the time where images have one channel
+            planes = interpolate(planes, wanted, mode="bilinear", align_corners=False, antialias=shrinks)
+            images = planes[0].unflatten(0, images.shape[:2])
         conditions = self.labels[index] if self.captions is None else self.captions[index].long()
         # Divided by a plain number, a GPU would multiply by its rounded reciprocal: not the same last bit.
         return images.div_(torch.full((), 127.5, device=images.device)).sub_(1), conditions
