@@ -347,20 +347,10 @@ class MNISTGANModel(ScheduledModel):
         else:
             optimizer.step()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch, batch_idx)
-
-    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
-        losses, _ = self.step(batch, batch_idx)
+    def _evaluate(self, batch: Batch, batch_idx: int) -> None:
+        super()._evaluate(batch, batch_idx)
         self._confusion.add(*self._scores_seen)
-        metrics = {f"{split}/{key}": value for key, value in losses.items()}
-        self.log_dict(metrics, batch_size=len(batch[0]), sync_dist=True)
 
-    def on_validation_epoch_end(self) -> None:
-        self.confusions = self._confusion.count(self, "val")
-
-    def on_test_epoch_end(self) -> None:
-        self.confusions = self._confusion.count(self, "test")
+    def _end_evaluation(self, split: str) -> None:
+        super()._end_evaluation(split)
+        self.confusions = self._confusion.count(self, split)

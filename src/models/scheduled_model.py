@@ -39,6 +39,14 @@ class ScheduledModel(ImageModel):
     _last_batch: float = math.inf
     _graph: StepGraph | None = None
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._evaluated: dict[str, tuple[Tensor | float, int]] = {}  # sums over images, and how many images, by loss
+
+    @abstractmethod
+    def step(self, batch: Any, batch_idx: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The objective on one batch: its parts, detached, by name; and the loss."""
+
     @property
     def why_no_graph(self) -> str:
         """Why a CUDA graph cannot hold its step, to complete "as ..."; "" where one can."""
@@ -98,6 +106,33 @@ class ScheduledModel(ImageModel):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluate(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._end_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._end_evaluation("test")
+
+    def _evaluate(self, batch: Any, batch_idx: int) -> None:
+        """Adds up the losses of a batch: to log them by the batch takes longer than to find them."""
+        if batch_idx == 0:
+            self._evaluated = {}
+        n = len(batch[0])
+        for name, loss in self.step(batch, batch_idx)[0].items():
+            total, n_images = self._evaluated.get(name, (0.0, 0))
+            self._evaluated[name] = total + loss * n, n_images + n
+
+    def _end_evaluation(self, split: str) -> None:
+        """Logs the means, each image alike."""
+        for name, (total, n) in self._evaluated.items():
+            self.log(f"{split}/{name}", total / n, batch_size=n, sync_dist=True)
+        self._evaluated = {}
 
     def norm_of(self, gradients: Iterable[Tensor], optimizer: Any) -> Tensor:
         """The norm of all gradients together, without the factor by which float16 scales them."""
@@ -168,16 +203,6 @@ class OneLossModel(ScheduledModel):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every > 0 and (self.trainer.global_step + 1) % every == 0:
             self.log_dict(dict(metrics), batch_size=batch_size)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate("val", batch, batch_idx)
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate("test", batch, batch_idx)
-
-    def _evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
-        losses, _ = self.step(batch, batch_idx)
-        self.log_dict({f"{split}/{k}": v for k, v in losses.items()}, batch_size=len(batch[0]), sync_dist=True)
 
 
 def make_optimizer(option: str, factory: OptimizerFactory, network: nn.Module) -> Optimizer:
