@@ -355,6 +355,20 @@ def test_without_its_average_a_model_draws_other_images() -> None:
     assert model.has_average and not make_model().has_average
 
 
+def test_losses_of_a_validation_are_means_over_images(tmp_path: Path) -> None:
+    model = make_model()
+    images, labels = make_batch()
+    batches = [(images, labels), (images[:3].flip(0), labels[:3].flip(0))]
+    trainer = quiet_trainer(tmp_path, limit_val_batches=1.0)
+    (metrics,) = trainer.validate(model, DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+    found = [model.eval().step(batch, i)[0] for i, batch in enumerate(batches)]
+    for name in found[0]:
+        mean = (found[0][name] * BATCH + found[1][name] * 3) / (BATCH + 3)
+        assert metrics[f"val/{name}"] == pytest.approx(float(mean)), name
+    (again,) = trainer.validate(model, DataLoader(batches[1:], batch_size=None), verbose=False)  # type: ignore[arg-type]
+    assert again["val/g_loss"] != metrics["val/g_loss"]  # nothing is left of the first
+
+
 @pytest.mark.parametrize(
     ("loss", "scores", "expected"),
     [
