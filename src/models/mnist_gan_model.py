@@ -347,10 +347,12 @@ class MNISTGANModel(ScheduledModel):
         else:
             optimizer.step()
 
-    def _evaluate(self, batch: Batch, batch_idx: int) -> None:
-        super()._evaluate(batch, batch_idx)
+    def _evaluate(self, split: str, batch: Batch, batch_idx: int) -> None:
+        super()._evaluate(split, batch, batch_idx)
         self._confusion.add(*self._scores_seen)
 
-    def _end_evaluation(self, split: str) -> None:
-        super()._end_evaluation(split)
-        self.confusions = self._confusion.count(self, split)
+    def on_validation_epoch_end(self) -> None:
+        self.confusions = self._confusion.count(self, "val")
+
+    def on_test_epoch_end(self) -> None:
+        self.confusions = self._confusion.count(self, "test")

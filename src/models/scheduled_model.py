@@ -108,31 +108,26 @@ class ScheduledModel(ImageModel):
                 group["lr"] = group["base_lr"] * factor
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
+        self._evaluate("val", batch, batch_idx)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, batch_idx)
+        self._evaluate("test", batch, batch_idx)
 
-    def on_validation_epoch_end(self) -> None:
-        self._end_evaluation("val")
+    def _evaluate(self, split: str, batch: Any, batch_idx: int) -> None:
+        """Adds up the losses of each batch, and logs their means, each image alike, with the last.
 
-    def on_test_epoch_end(self) -> None:
-        self._end_evaluation("test")
-
-    def _evaluate(self, batch: Any, batch_idx: int) -> None:
-        """Adds up the losses of a batch: to log them by the batch takes longer than to find them."""
+        Logged by the batch, they would take longer than they do to compute. At the end of the epoch, callbacks would
+        see those of the one before.
+        """
         if batch_idx == 0:
             self._evaluated = {}
         n = len(batch[0])
         for name, loss in self.step(batch, batch_idx)[0].items():
             total, n_images = self._evaluated.get(name, (0.0, 0))
             self._evaluated[name] = total + loss * n, n_images + n
-
-    def _end_evaluation(self, split: str) -> None:
-        """Logs the means, each image alike."""
-        for name, (total, n) in self._evaluated.items():
-            self.log(f"{split}/{name}", total / n, batch_size=n, sync_dist=True)
-        self._evaluated = {}
+        if self.trainer._evaluation_loop.batch_progress.is_last_batch:
+            for name, (total, n_images) in self._evaluated.items():
+                self.log(f"{split}/{name}", total / n_images, batch_size=n_images, sync_dist=True)
 
     def norm_of(self, gradients: Iterable[Tensor], optimizer: Any) -> Tensor:
         """The norm of all gradients together, without the factor by which float16 scales them."""

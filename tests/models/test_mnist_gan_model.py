@@ -3,6 +3,7 @@
 import csv
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -359,7 +360,13 @@ def test_losses_of_a_validation_are_means_over_images(tmp_path: Path) -> None:
     model = make_model()
     images, labels = make_batch()
     batches = [(images, labels), (images[:3].flip(0), labels[:3].flip(0))]
-    trainer = quiet_trainer(tmp_path, limit_val_batches=1.0)
+    seen: list[float] = []
+
+    class Reads(Callback):
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(float(trainer.callback_metrics["val/g_loss"]))
+
+    trainer = quiet_trainer(tmp_path, Reads(), limit_val_batches=1.0)
     (metrics,) = trainer.validate(model, DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
     found = [model.eval().step(batch, i)[0] for i, batch in enumerate(batches)]
     for name in found[0]:
@@ -367,6 +374,7 @@ def test_losses_of_a_validation_are_means_over_images(tmp_path: Path) -> None:
         assert metrics[f"val/{name}"] == pytest.approx(float(mean)), name
     (again,) = trainer.validate(model, DataLoader(batches[1:], batch_size=None), verbose=False)  # type: ignore[arg-type]
     assert again["val/g_loss"] != metrics["val/g_loss"]  # nothing is left of the first
+    assert seen == [metrics["val/g_loss"], again["val/g_loss"]]
 
 
 @pytest.mark.parametrize(
