@@ -163,6 +163,7 @@ def test_two_processes_train_one_adapter(tmp_path: Path, pictures: Path) -> None
     """Of Stable Diffusion, whose latents the first process encodes for both."""
     base = write_stable_diffusion(tmp_path / "base", block_out_channels=[8, 16])
     typed = [*SHORT, f"model.base={base}", f"datamodule.folder={pictures}", "datamodule.captions=text"]
+    typed.append(f"model.cache_dir={tmp_path / 'embeddings'}")  # else an earlier run of this test may have left them
     done = run_forked(*typed, "trainer=ddp_cpu", "trainer.max_epochs=1", PROBE, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
