@@ -159,6 +159,19 @@ def test_each_backward_pass_reaches_one_network(tmp_path: Path) -> None:
     assert all(p.requires_grad for p in g + d)
 
 
+def test_what_is_frozen_by_hand_stays_as_it_is(tmp_path: Path) -> None:
+    model = make_model()
+    by_hand = [model.generator.label_embedding, model.discriminator.label_embedding]
+    for part in by_hand:
+        part.requires_grad_(False)
+    before = [part.weight.clone() for part in by_hand]
+
+    quiet_trainer(tmp_path).fit(model, loader())
+
+    assert all(torch.equal(old, part.weight) for old, part in zip(before, by_hand, strict=True))
+    assert [p.requires_grad for p in model.parameters()].count(False) == len(by_hand)
+
+
 def test_the_generator_runs_once_a_batch_and_both_networks_get_the_same(tmp_path: Path) -> None:
     model = make_model()
     drawn, seen = Spy(model.generator), Spy(model.discriminator)
