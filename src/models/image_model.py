@@ -66,6 +66,14 @@ class ImageModel(LightningModule):
 
     learning_rates: str = "the learning rate"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes before and after each of its forty hooks a batch which one runs. Torch would ask each time
+        # whether that is a parameter, which takes 1 % of a small network's step.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @abstractmethod
     def sampler(self, average: bool) -> nn.Module:
         """The network that draws: `forward(noise, condition)` -> images [N, C, H, W] in [-1, 1].
