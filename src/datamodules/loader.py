@@ -170,7 +170,10 @@ class ImageLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         if not self.num_workers:
-            return super().__iter__()
+            if self.pin_memory or self.batch_sampler is None:
+                return super().__iter__()
+            # The same batches, without what else torch does for each.
+            return map(self.dataset.__getitems__, self.batch_sampler)  # type: ignore[attr-defined]
         in_main = threading.current_thread() is threading.main_thread()
         handler, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
         batches = super().__iter__()
