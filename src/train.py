@@ -13,7 +13,15 @@ from src.callbacks.run_state import RunState
 from src.config.instantiate import blamed_on, instantiate, instantiate_each
 from src.errors import DivergedError
 from src.run.checkpoints import read_start, take_weights
-from src.run.checks import check_parts, check_run_wide, expect_prompts, follow_data, follow_files, leave_out_classes
+from src.run.checks import (
+    check_limits,
+    check_parts,
+    check_run_wide,
+    expect_prompts,
+    follow_data,
+    follow_files,
+    leave_out_classes,
+)
 from src.run.commands import is_sweep, search_of_run, typed_overrides
 from src.run.loggers import check_wandb
 from src.run.provenance import record_diff
@@ -62,6 +70,7 @@ def train(config: DictConfig) -> float | None:
     with blamed_on("datamodule", folder="data_dir"):
         datamodule.prepare_data()  # before the loggers: a run on other data than asked for carries that in its name
         datamodule.setup("fit")
+    check_limits(trainer, datamodule, config.test_after_training)
     expect_prompts(model, datamodule)
     if start is not None:
         take_weights(start, model, getattr(datamodule, "class_names", ()), config.init_from)

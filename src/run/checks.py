@@ -1,6 +1,7 @@
 """What no part can check by itself before the first batch: run-wide keys, and whether the parts fit each other."""
 
 import logging
+import math
 import os
 from contextlib import suppress
 from typing import Any
@@ -131,6 +132,30 @@ def check_parts(model: LightningModule, datamodule: LightningDataModule, trainer
             "a sweep runs one process a job, because each further process would repeat the whole sweep: use"
             " trainer.gpus=1 or 0 and trainer.devices=1, or start the jobs one by one"
         )
+
+
+def check_limits(trainer: Trainer, datamodule: LightningDataModule, tests: bool) -> None:
+    """Refuses a share of the batches that is less than one of them, which Lightning finds when it comes to them.
+
+    Args:
+        trainer: has the limits.
+        datamodule: is set up.
+        tests: whether there will be a test.
+    """
+    if not isinstance(datamodule, ImageDataModule):
+        return
+    for split in ("train", "val", *(["test"] if tests else [])):
+        limit = getattr(trainer, f"limit_{split}_batches")
+        images = (datamodule.epoch_length if split == "train" else None) or len(datamodule.sets[split])
+        size = datamodule.batch_size if split == "train" else datamodule.eval_batch_size
+        in_all = images / trainer.world_size / size
+        batches = max(1, math.floor(in_all)) if split == "train" else math.ceil(in_all)
+        if isinstance(limit, float) and limit > 0 and int(limit * batches) == 0:
+            overfits = trainer.overfit_batches and split != "test"  # type: ignore[attr-defined]
+            key = "trainer.overfit_batches" if overfits else f"trainer.limit_{split}_batches"
+            what = {"train": "training", "val": "validation", "test": "test"}[split]
+            batch = "the only batch" if batches == 1 else f"one of the {batches} batches"
+            raise UserError(f"{key}={limit} is less than {batch} of the {what}: set {key}=1 for one batch")
 
 
 def check_drawing(model: ImageModel, datamodule: ImageDataModule) -> None:
