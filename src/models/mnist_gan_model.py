@@ -37,7 +37,8 @@ class MNISTGANModel(ScheduledModel):
 
     Args:
         generator: `forward(noise [N, latent_dim], labels [N])` -> images [N, channels, img_size, img_size] in [-1, 1].
-        discriminator: `forward(images, labels)` -> scores [N, 1].
+        discriminator: `forward(images, labels)` -> scores [N, 1]; with a true attribute `minibatch_std`, where a score
+            depends on the other images, `forward(images, labels, batches)`: see `ResidualDiscriminator`.
         loss: one of `src/models/losses.py`; None: least squares.
         optimizer_g: makes G's optimizer from its parameters; None: Adam(2e-4, betas 0.5, 0.999).
         optimizer_d: the same for D.
@@ -187,18 +188,19 @@ class MNISTGANModel(ScheduledModel):
         """D's loss, with penalties while D is optimised; adds it, its parts and D's mean scores to `losses`."""
         real, labels = batch
         fakes, d_fake = self._take_fakes(labels)
-        # One pass over all costs less than several; without BatchNorm in D the scores are the same.
+        # One pass over all costs less than several, and without BatchNorm in D the scores are the same.
         shown, their_labels = [real], [labels]
         if d_fake is None:
             shown.append(fakes)
             their_labels.append(labels)
+        batches = [len(part) for part in shown]  # what has a wrong label is of the first of them
         if self.mismatched_labels and optimizer_idx == DISCRIMINATOR:
             n = math.ceil(self.mismatched_labels * len(real))
             shown.append(real[:n])
             shift = torch.randint(1, self.n_classes, (n,), device=labels.device)
             their_labels.append((labels[:n] + shift) % self.n_classes)
         images = self._as_seen(torch.cat(shown), optimizer_idx)
-        all_scores = self._scores(images, torch.cat(their_labels))
+        all_scores = self._scores(images, torch.cat(their_labels), batches)
         d_real, *others = all_scores.split([len(part) for part in shown])
         d_fake = others.pop(0) if d_fake is None else d_fake
         d_real_loss, d_fake_loss = self.loss.discriminator(d_real, d_fake)
@@ -229,8 +231,15 @@ class MNISTGANModel(ScheduledModel):
                     objective = objective + penalty.every * value / 2
         return objective
 
-    def _scores(self, images: Tensor, labels: Tensor) -> Tensor:
-        """D's scores, never in half precision: losses are differences of them."""
+    def _scores(self, images: Tensor, labels: Tensor, batches: Sequence[int] = ()) -> Tensor:
+        """D's scores, never in half precision: losses are differences of them.
+
+        Args:
+            images, labels: of several batches one after the other, or of one.
+            batches: how many images each has, for a D that looks at all images of a batch.
+        """
+        if batches and getattr(self.discriminator, "minibatch_std", False):
+            return self.discriminator(images, labels, batches).to(self.dtype)
         return self.discriminator(images, labels).to(self.dtype)
 
     def _as_seen(self, images: Tensor, optimizer_idx: int | None) -> Tensor:

@@ -138,6 +138,21 @@ def test_the_discriminator_is_never_shown_images_of_another_batch() -> None:
     assert not torch.equal(seen.calls[-1][0][BATCH:], drawn.calls[2][2])
 
 
+def test_a_discriminator_that_compares_images_sees_real_and_generated_ones_apart() -> None:
+    compares = ["model.discriminator.minibatch_std=true", "model.mismatched_labels=0.25"]
+    small = ["model/networks=residual", "datamodule=digits", "datamodule.img_size=28"]
+    model = build_model(compose_config("train", *small, *compares))
+    images, labels = torch.rand(12, 1, 28, 28) * 2 - 1, torch.arange(12) % 3
+    drawn = Spy(model.generator)
+    losses: dict[str, torch.Tensor] = {}
+    for optimizer_idx in (GENERATOR, DISCRIMINATOR):
+        losses |= model.step((images, labels), 0, optimizer_idx)[0]
+    assert losses["d_real"] == pytest.approx(float(model.discriminator(images, labels).mean()), abs=1e-5)
+    generated = drawn.calls[0][2]
+    assert losses["d_fake"] == pytest.approx(float(model.discriminator(generated, labels).mean()), abs=1e-5)
+    assert "d_mismatched" in losses
+
+
 # Training
 
 

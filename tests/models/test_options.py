@@ -39,6 +39,7 @@ FLIPS = [
     ("model.networks=residual", "model.generator.width=16"),
     ("model.networks=residual", "model.discriminator.width=16"),
     ("model.networks=residual", "model.discriminator.features=16"),
+    ("model.networks=residual", "model.discriminator.minibatch_std=true"),
     ("", "model.objective=hinge"),
     ("", "model.objective=non_saturating"),
     ("", "model.objective=wasserstein"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.models.modules.residual import ConditionalNorm, ResidualDiscriminator, ResidualGenerator
+from src.models.modules.residual import ConditionalNorm, ResidualDiscriminator, ResidualGenerator, within_class_std
 
 SIZES = pytest.mark.parametrize(("channels", "img_size"), [(c, s) for c in (1, 3) for s in (28, 32, 64)])
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -15,9 +15,9 @@ def generator(channels: int = 1, img_size: int = 28) -> ResidualGenerator:
     return ResidualGenerator(n_classes=4, latent_dim=6, channels=channels, img_size=img_size, width=8)
 
 
-def discriminator(channels: int = 1, img_size: int = 28) -> ResidualDiscriminator:
+def discriminator(channels: int = 1, img_size: int = 28, **more: bool) -> ResidualDiscriminator:
     torch.manual_seed(0)
-    return ResidualDiscriminator(n_classes=4, channels=channels, img_size=img_size, width=8, features=16)
+    return ResidualDiscriminator(n_classes=4, channels=channels, img_size=img_size, width=8, features=16, **more)
 
 
 @SIZES
@@ -47,10 +47,10 @@ def test_every_pixel_counts_for_the_score() -> None:
     assert isinstance(images.grad, Tensor) and (images.grad != 0).all()
 
 
-@pytest.mark.parametrize("img_size", [28, 64])
-def test_every_weight_gets_a_gradient(img_size: int) -> None:
+@pytest.mark.parametrize(("img_size", "minibatch_std"), [(28, False), (64, True)])
+def test_every_weight_gets_a_gradient(img_size: int, minibatch_std: bool) -> None:
     """DDP waits forever for one that does not."""
-    g, d = generator(img_size=img_size), discriminator(img_size=img_size)
+    g, d = generator(img_size=img_size), discriminator(img_size=img_size, minibatch_std=minibatch_std)
     d(g(torch.randn(8, 6), LABELS.repeat(2)), LABELS.repeat(2)).square().sum().backward()
     for name, parameter in [*g.named_parameters(), *d.named_parameters()]:
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -61,6 +61,25 @@ def test_a_score_is_of_one_image_alone() -> None:
     images = torch.randn(4, 1, 28, 28)
     others = torch.cat([images[:2], torch.full((2, 1, 28, 28), 100.0)])
     torch.testing.assert_close(network(images, LABELS)[:2], network(others, LABELS)[:2])
+
+
+def test_within_class_std_is_the_spread_around_the_mean_of_each_class() -> None:
+    features, labels = torch.randn(9, 5) * 3 + 2, torch.tensor([0, 0, 0, 1, 1, 1, 1, 3, 3])
+    squares = sum((of - of.mean(dim=0)).square().sum(dim=0) for of in (features[labels == c] for c in (0, 1, 3)))
+    torch.testing.assert_close(within_class_std(features, labels, 4), (squares / (9 - 3)).sqrt())
+    assert within_class_std(features[:4], torch.arange(4), 4).max() < 0.01  # one of each
+
+
+def test_with_minibatch_std_a_score_tells_how_much_its_batch_varies() -> None:
+    network = discriminator(minibatch_std=True)
+    images, labels = torch.randn(12, 1, 28, 28), LABELS.repeat(3)
+    alike = images[:4].repeat(3, 1, 1, 1)  # of each class one image, three times
+    assert (network(images, labels)[0] - network(alike, labels)[0]).abs() > 1e-3
+
+    # Batches one after the other are scored as they are alone; what is left over belongs to the first.
+    scores = network(torch.cat([images, alike, images[:3]]), torch.cat([labels, labels, labels[:3]]), [12, 12])
+    expected = [network(images, labels), network(alike, labels), network(images, labels)[:3]]
+    torch.testing.assert_close(scores, torch.cat(expected))
 
 
 def test_an_image_is_of_one_noise_alone_once_trained() -> None:

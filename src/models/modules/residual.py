@@ -4,11 +4,12 @@ No convolution with many channels runs at the full resolution: D begins by foldi
 ends by unfolding them (Shi et al. 2016): most of the arithmetic is at a quarter and a sixteenth of the pixels.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, leaky_relu, pixel_shuffle, pixel_unshuffle, relu
+from torch.nn.functional import avg_pool2d, interpolate, leaky_relu, one_hot, pixel_shuffle, pixel_unshuffle, relu
 
 from src.models.modules.sizes import halvings
 
@@ -73,6 +74,19 @@ class DiscriminatorBlock(nn.Module):
         return self.skip(avg_pool2d(features, 2)) + self.conv2(avg_pool2d(residual, 2))
 
 
+def within_class_std(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """How much each of the features [N, D] varies between images of the same class (labels int64 [N]), float32 [D].
+
+    It is the root of the variance within classes, pooled over them.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        features, of_class = features.float(), one_hot(labels, n_classes).float()
+        counts = of_class.sum(dim=0)
+        means = of_class.T @ features / counts.clamp(min=1)[:, None]
+        degrees = (len(labels) - (counts > 0).sum()).clamp(min=1)
+        return ((features - of_class @ means).square().sum(dim=0) / degrees + 1e-6).sqrt()
+
+
 class ResidualGenerator(nn.Module):
     """Residual blocks whose norms are conditioned on label and noise (Miyato & Koyama 2018; Brock et al. 2019).
 
@@ -118,13 +132,24 @@ class ResidualDiscriminator(nn.Module):
         img_size: height and width of the image in pixels, 4 to 7 doubled several times.
         width: channels at half the image's size; they double with each halving.
         features: length of the vector that the score is linear in.
+        minibatch_std: shows it, beside the image, how much the features of a batch vary within classes: images that
+            vary less than real ones then have low scores (Karras et al. 2018, but of each channel, and within classes).
 
     Raises:
         ValueError: `img_size` does not suit.
     """
 
-    def __init__(self, n_classes: int, channels: int, img_size: int, width: int = 32, features: int = 128) -> None:
+    def __init__(
+        self,
+        n_classes: int,
+        channels: int,
+        img_size: int,
+        width: int = 32,
+        features: int = 128,
+        minibatch_std: bool = False,
+    ) -> None:
         super().__init__()
+        self.minibatch_std = minibatch_std
         n = halvings(img_size)
         widths = [width * 2**i for i in range(n)]
         self.start = nn.Conv2d(4 * channels, width, 3, padding=1)
@@ -132,6 +157,8 @@ class ResidualDiscriminator(nn.Module):
         # Where something is counts as much as what it is: no pooling over the positions that are left.
         self.features = nn.Linear(widths[-1] * (img_size >> n) ** 2, features)
         self.score = nn.Linear(features, 1)
+        if minibatch_std:
+            self.std_score = nn.Linear(features, 1, bias=False)
         self.label_embedding = nn.Embedding(n_classes, features)
         nn.init.normal_(self.label_embedding.weight, std=features**-0.5)
         for module in self.modules():
@@ -140,8 +167,22 @@ class ResidualDiscriminator(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=0.2)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1] and labels int64 [N] -> scores [N, 1], unbounded; higher means more real."""
+    def forward(self, images: Tensor, labels: Tensor, batches: Sequence[int] | None = None) -> Tensor:
+        """Images [N, C, H, W] in [-1, 1] and labels int64 [N] -> scores [N, 1], unbounded; higher means more real.
+
+        Args:
+            images, labels: as above.
+            batches: for `minibatch_std`, how many images each batch among them has; those left over at the end are of
+                the first one. None: all are one batch.
+        """
         features = leaky_relu(self.blocks(self.start(pixel_unshuffle(images, 2))), 0.2)
         features = leaky_relu(self.features(features.flatten(1)), 0.2)
-        return self.score(features) + (self.label_embedding(labels) * features).sum(dim=1, keepdim=True)
+        scores = self.score(features) + (self.label_embedding(labels) * features).sum(dim=1, keepdim=True)
+        if not self.minibatch_std:
+            return scores
+        sizes = list(batches or [len(images)])
+        n, n_classes = sum(sizes), self.label_embedding.num_embeddings
+        parts = zip(features[:n].split(sizes), labels[:n].split(sizes), strict=True)
+        of_batch = [self.std_score(within_class_std(*part, n_classes)) for part in parts]
+        each = [*zip(of_batch, sizes, strict=True), (of_batch[0], len(images) - n)]
+        return scores + torch.cat([score.expand(size, 1) for score, size in each])
