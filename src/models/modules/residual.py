@@ -132,8 +132,9 @@ class ResidualDiscriminator(nn.Module):
         img_size: height and width of the image in pixels, 4 to 7 doubled several times.
         width: channels at half the image's size; they double with each halving.
         features: length of the vector that the score is linear in.
-        minibatch_std: shows it, beside the image, how much the features of a batch vary within classes: images that
-            vary less than real ones then have low scores (Karras et al. 2018, but of each channel, and within classes).
+        minibatch_std: adds to what it sees of an image how much each channel varies between the images of a batch,
+            within classes (Karras et al. 2018 add one number, over all images): images that vary less than real ones
+            then have low scores.
 
     Raises:
         ValueError: `img_size` does not suit.
@@ -155,10 +156,9 @@ class ResidualDiscriminator(nn.Module):
         self.start = nn.Conv2d(4 * channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*[DiscriminatorBlock(i, o) for i, o in pairwise(widths)])
         # Where something is counts as much as what it is: no pooling over the positions that are left.
-        self.features = nn.Linear(widths[-1] * (img_size >> n) ** 2, features)
+        places = (img_size >> n) ** 2
+        self.features = nn.Linear(widths[-1] * (places + minibatch_std), features)
         self.score = nn.Linear(features, 1)
-        if minibatch_std:
-            self.std_score = nn.Linear(features, 1, bias=False)
         self.label_embedding = nn.Embedding(n_classes, features)
         nn.init.normal_(self.label_embedding.weight, std=features**-0.5)
         for module in self.modules():
@@ -176,13 +176,13 @@ class ResidualDiscriminator(nn.Module):
                 the first one. None: all are one batch.
         """
         features = leaky_relu(self.blocks(self.start(pixel_unshuffle(images, 2))), 0.2)
-        features = leaky_relu(self.features(features.flatten(1)), 0.2)
-        scores = self.score(features) + (self.label_embedding(labels) * features).sum(dim=1, keepdim=True)
-        if not self.minibatch_std:
-            return scores
-        sizes = list(batches or [len(images)])
-        n, n_classes = sum(sizes), self.label_embedding.num_embeddings
-        parts = zip(features[:n].split(sizes), labels[:n].split(sizes), strict=True)
-        of_batch = [self.std_score(within_class_std(*part, n_classes)) for part in parts]
-        each = [*zip(of_batch, sizes, strict=True), (of_batch[0], len(images) - n)]
-        return scores + torch.cat([score.expand(size, 1) for score, size in each])
+        n_channels, seen = features.shape[1], features.flatten(1)
+        if self.minibatch_std:
+            sizes = list(batches or [len(images)])
+            n, n_classes = sum(sizes), self.label_embedding.num_embeddings
+            parts = zip(seen[:n].split(sizes), labels[:n].split(sizes), strict=True)
+            stds = [within_class_std(*part, n_classes).view(n_channels, -1).mean(dim=1) for part in parts]
+            told = [*zip(stds, sizes, strict=True), (stds[0], len(images) - n)]
+            seen = torch.cat([seen, torch.cat([std.expand(size, -1) for std, size in told]).to(seen.dtype)], dim=1)
+        features = leaky_relu(self.features(seen), 0.2)
+        return self.score(features) + (self.label_embedding(labels) * features).sum(dim=1, keepdim=True)
