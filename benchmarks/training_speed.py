@@ -141,7 +141,8 @@ def recipe_bare_loop(data: ImageSet, batches: int) -> float:
         discriminator.requires_grad_(True)
         wrong = (labels[:n_wrong] + torch.randint(1, 10, (n_wrong,))) % 10
         with mixed:
-            scores = discriminator(torch.cat([real, fake.detach(), real[:n_wrong]]), torch.cat([labels, labels, wrong]))
+            shown = torch.cat([real, fake.detach(), real[:n_wrong]]), torch.cat([labels, labels, wrong])
+            scores = discriminator(*shown, [size, size])
         d_real, d_fake, d_wrong = scores.float().split([size, size, n_wrong])
         fake_loss = softplus(d_fake).mean()
         if n_wrong:
