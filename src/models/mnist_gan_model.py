@@ -312,7 +312,7 @@ class MNISTGANModel(ScheduledModel):
                 optimizer.zero_grad()
                 waits = waits and optimizer_idx == GENERATOR
                 blocked = strategy.block_backward_sync() if waits else nullcontext()  # type: ignore[attr-defined]
-                with blocked, self._as_in_forward():
+                with blocked, self.outside_autocast():
                     self.manual_backward(loss)
             self._latest |= losses
             ready.append(optimizer_idx)
@@ -327,17 +327,10 @@ class MNISTGANModel(ScheduledModel):
         for optimizer_idx in networks:
             with self._other_frozen(optimizer_idx):
                 losses, loss = self.step(batch, 0, optimizer_idx)
-                with self._as_in_forward():
+                with self.outside_autocast():
                     loss.backward()
             found |= losses
         return found
-
-    def _as_in_forward(self) -> torch.autocast:
-        """For a backward pass: what was computed in float32, such as penalties, has its gradients in float32, too.
-
-        Lightning's autocast is around the whole of `training_step`.
-        """
-        return torch.autocast(self.device.type, enabled=False)
 
     @contextmanager
     def _other_frozen(self, optimizer_idx: int) -> Iterator[None]:

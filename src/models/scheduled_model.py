@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
@@ -129,6 +130,13 @@ class ScheduledModel(ImageModel):
             for name, (total, n_images) in self._evaluated.items():
                 self.log(f"{split}/{name}", total / n_images, batch_size=n_images, sync_dist=True)
 
+    def outside_autocast(self) -> torch.autocast:
+        """For a backward pass inside `training_step`, around the whole of which Lightning puts its autocast.
+
+        What was computed in float32, such as a penalty, then has its gradients in float32, too.
+        """
+        return torch.autocast(self.device.type, enabled=False)
+
     def norm_of(self, gradients: Iterable[Tensor], optimizer: Any) -> Tensor:
         """The norm of all gradients together, without the factor by which float16 scales them."""
         scale = self._scale(optimizer)
@@ -176,7 +184,8 @@ class OneLossModel(ScheduledModel):
 
     def _with_gradients(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         losses, loss = self.objective(batch, 0)
-        loss.backward()
+        with self.outside_autocast():
+            loss.backward()
         return losses, loss.detach()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

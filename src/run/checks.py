@@ -148,8 +148,8 @@ def check_limits(trainer: Trainer, datamodule: LightningDataModule, tests: bool)
         limit = getattr(trainer, f"limit_{split}_batches")
         images = (datamodule.epoch_length if split == "train" else None) or len(datamodule.sets[split])
         size = datamodule.batch_size if split == "train" else datamodule.eval_batch_size
-        in_all = images / trainer.world_size / size
-        batches = max(1, math.floor(in_all)) if split == "train" else math.ceil(in_all)
+        images = math.ceil(images / trainer.world_size)
+        batches = max(1, images // size) if split == "train" else math.ceil(images / size)
         if isinstance(limit, float) and limit > 0 and int(limit * batches) == 0:
             overfits = trainer.overfit_batches and split != "test"  # type: ignore[attr-defined]
             key = "trainer.overfit_batches" if overfits else f"trainer.limit_{split}_batches"

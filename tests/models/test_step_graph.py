@@ -99,6 +99,28 @@ def test_the_weights_are_those_of_a_run_without_it(
         assert_same(without[part], within[part])
 
 
+@pytest.mark.parametrize("graph", ["false", "auto"])
+@pytest.mark.parametrize("options", [(PENALTY,), ("model=flow_model", "model.denoiser.width=16")], ids=["gan", "flow"])
+def test_backward_passes_run_outside_of_autocast(
+    options: tuple[str, ...],
+    graph: str,
+    train_here: Callable[..., Path],
+    replays: list[Again],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: set[bool] = set()
+    backward = Tensor.backward
+
+    def looked_at(self: Tensor, *args: Any, **kwargs: Any) -> None:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        backward(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "backward", looked_at)
+    few = ["trainer.max_steps=4", "trainer.limit_train_batches=4", "test_after_training=false"]
+    train_here("run", *options, *few, "trainer.precision=bf16-mixed", f"trainer.cuda_graph={graph}")
+    assert seen == {False}
+
+
 def test_a_step_that_waits_for_the_gpu_is_refused_before_it_is_captured(replays: list[Again]) -> None:
     steps = StepGraph([torch.nn.Parameter(torch.ones(2))])
     batch = torch.zeros(2), torch.zeros(2)
