@@ -21,27 +21,30 @@ sys.path.insert(0, str(ROOT))
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.record import command_line, publish
 from src.config.instantiate import instantiate
 from src.datamodules.loader import Batch
 from src.models.mnist_gan_model import DISCRIMINATOR, GENERATOR
+from src.models.modules.convolution import Conv3x3
 from src.run.provenance import provenance
 
 Update = Callable[[Batch, int], None]
 # Name, changed keys, threads (None: all), and another change.
 Variants = list[tuple[str, list[str], int | None, str]]
 GAN: Variants = [
-    ("as in the recipe", [], None, ""),
+    ("as in the recipe, in float32", [], None, ""),
+    ("bf16 autocast, as trainer.precision=auto where the CPU has it", [], None, "bf16"),
     ("one thread", [], 1, ""),
+    ("no minibatch_std", ["model/networks=residual"], None, ""),
     ("no R1", ["model.penalties.r1=null"], None, ""),
     ("R1 on every 8th batch", ["model.penalties.r1.every=8"], None, ""),
     ("R1 on every batch", ["model.penalties.r1.every=1"], None, ""),
     ("two G forwards a batch", [], None, "two forwards"),
     ("Adam that is not fused", ["model.optimizer_g.fused=false", "model.optimizer_d.fused=false"], None, ""),
-    ("channels last", [], None, "channels last"),
-    ("bf16 autocast", [], None, "bf16"),
+    ("contiguous, not channels last", [], None, "contiguous"),
     ("no R1, torch.compile", ["model.penalties.r1=null"], None, "compile"),  # which has no second derivative
     ("batches of 32", ["datamodule.batch_size=32"], None, ""),
     ("batches of 128", ["datamodule.batch_size=128"], None, ""),
@@ -66,6 +69,8 @@ FLOW: Variants = [
     ("width 48", ["model.denoiser.width=48"], None, ""),
     ("one block a size", ["model.denoiser.depth=1"], None, ""),
     ("a step of `train_mnist_cnn_gan`, in float32", [], None, "gan"),
+    ("a step of `train_cifar10_flow`, with bf16 autocast", [], None, "cifar10"),
+    ("the same, with PyTorch's own gradient of convolutions", [], None, "cifar10, its own convolutions"),
 ]
 NAMES = "model.prompts.names=[zero,one,two,three,four,five,six,seven,eight,nine]"
 TABLE = """# What a step costs
@@ -123,7 +128,7 @@ def flow_update(model: Any, more: str = "") -> Update:
     (optimizer,) = model.configure_optimizers()
 
     def update(batch: Batch, i: int) -> None:
-        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=more == "bf16"):
+        with torch.autocast(batch[0].device.type, torch.bfloat16, enabled=more.startswith(("bf16", "cifar10"))):
             _, loss = model.objective(batch, i)
         optimizer.zero_grad()
         loss.backward()
@@ -138,14 +143,12 @@ def gan_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], in
     """A function that runs the i-th step, and its batch size."""
     model, data = build("train_mnist_cnn_gan", overrides)
     size = data.batch_size
-    if more == "channels last":
-        model.to(memory_format=torch.channels_last)
+    if more == "contiguous":
+        model.to(memory_format=torch.contiguous_format)
     if more == "compile":
         model.generator.compile()
         model.discriminator.compile()
     batch = torch.rand(size, 1, 28, 28) * 2 - 1, torch.randint(10, (size,))
-    if more == "channels last":
-        batch = batch[0].contiguous(memory_format=torch.channels_last), batch[1]
     return partial(gan_update(model, more), batch), size
 
 
@@ -153,15 +156,21 @@ def flow_step(overrides: list[str], more: str) -> tuple[Callable[[int], None], i
     """As `gan_step`."""
     if more == "gan":
         return gan_step(overrides, "")
-    model, data = build(
-        "train_mnist_text2image", overrides if "model/condition=label" in overrides else [NAMES, *overrides]
-    )
+    if more.startswith("cifar10"):
+        model, data = build("train_cifar10_flow", overrides, channels=3)
+    else:
+        texts = [] if "model/condition=label" in overrides else [NAMES]
+        model, data = build("train_mnist_text2image", [*texts, *overrides])
     size = data.batch_size
+    if "its own convolutions" in more:
+        for each in model.network.denoiser.modules():
+            if isinstance(each, Conv3x3):
+                each.__class__ = nn.Conv2d
     if more == "contiguous":
         model.to(memory_format=torch.contiguous_format)
     if more == "compile":
         model.network.denoiser.compile()
-    batch = torch.rand(size, 1, 28, 28) * 2 - 1, torch.randint(10, (size,))
+    batch = torch.rand(size, model.channels, data.img_size, data.img_size) * 2 - 1, torch.randint(10, (size,))
 
     def prompts(i: int) -> None:
         model._prompts_for(batch[1])

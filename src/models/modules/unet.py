@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pixel_shuffle, pixel_unshuffle, silu
 
 from src.config.types import Count
+from src.models.modules.convolution import Conv3x3
 from src.models.modules.sizes import halvings
 
 
@@ -18,13 +19,13 @@ class ModulatedBlock(nn.Module):
     def __init__(self, condition_dim: int, channels: int, channels_out: int, group: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(channels // group, channels)
-        self.conv1 = nn.Conv2d(channels, channels_out, 3, padding=1)
+        self.conv1 = Conv3x3(channels, channels_out)
         self.norm2 = nn.GroupNorm(channels_out // group, channels_out, affine=False)
         self.scale_and_shift = nn.Linear(condition_dim, 2 * channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Conv3x3(channels_out, channels_out)
         self.skip = nn.Conv2d(channels, channels_out, 1) if channels != channels_out else nn.Identity()
         nn.init.zeros_(self.conv2.weight)  # each block begins as its skip
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         """Features [N, C, H, W] and condition [N, condition_dim] -> [N, C_out, H, W]."""
