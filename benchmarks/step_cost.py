@@ -38,7 +38,7 @@ GAN: Variants = [
     ("as in the recipe, in float32", [], None, ""),
     ("bf16 autocast, as trainer.precision=auto where the CPU has it", [], None, "bf16"),
     ("one thread", [], 1, ""),
-    ("no minibatch_std", ["model/networks=residual"], None, ""),
+    ("no minibatch_std", ["model.discriminator.minibatch_std=false"], None, ""),
     ("no R1", ["model.penalties.r1=null"], None, ""),
     ("R1 on every 8th batch", ["model.penalties.r1.every=8"], None, ""),
     ("R1 on every batch", ["model.penalties.r1.every=1"], None, ""),

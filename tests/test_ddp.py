@@ -177,6 +177,7 @@ def test_two_processes_train_one_adapter(tmp_path: Path, pictures: Path) -> None
 def test_a_step_of_two_processes_is_that_of_one_with_both_their_images(tmp_path: Path) -> None:
     typed = [*QUICK[:3], "callbacks=checkpoint", "callbacks.model_checkpoint.monitor=null", "logger=none"]
     typed += ["model/networks=residual", "model/objective=non_saturating", "model.penalties.r1.every=1"]
+    typed += ["model.discriminator.minibatch_std=false"]  # which is of the images of one process
     typed += ["datamodule.img_size=28", "trainer.max_steps=1", "trainer.limit_val_batches=0"]
     typed += ["optimized_metric=null", "test_after_training=false", "+callbacks.probe._target_=tests.test_ddp.SameStep"]
     for network in ("g", "d"):  # with plain gradient descent, weights differ as little as gradients do

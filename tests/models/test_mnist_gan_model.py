@@ -139,9 +139,8 @@ def test_the_discriminator_is_never_shown_images_of_another_batch() -> None:
 
 
 def test_a_discriminator_that_compares_images_sees_real_and_generated_ones_apart() -> None:
-    compares = ["model.discriminator.minibatch_std=true", "model.mismatched_labels=0.25"]
-    small = ["model/networks=residual", "datamodule=digits", "datamodule.img_size=28"]
-    model = build_model(compose_config("train", *small, *compares))
+    small = ["model/networks=residual", "datamodule=digits", "datamodule.img_size=28", "model.mismatched_labels=0.25"]
+    model = build_model(compose_config("train", *small))
     images, labels = torch.rand(12, 1, 28, 28) * 2 - 1, torch.arange(12) % 3
     drawn = Spy(model.generator)
     losses: dict[str, torch.Tensor] = {}

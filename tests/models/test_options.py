@@ -39,7 +39,7 @@ FLIPS = [
     ("model.networks=residual", "model.generator.width=16"),
     ("model.networks=residual", "model.discriminator.width=16"),
     ("model.networks=residual", "model.discriminator.features=16"),
-    ("model.networks=residual", "model.discriminator.minibatch_std=true"),
+    ("model.networks=residual", "model.discriminator.minibatch_std=false"),
     ("", "model.objective=hinge"),
     ("", "model.objective=non_saturating"),
     ("", "model.objective=wasserstein"),
