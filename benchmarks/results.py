@@ -155,7 +155,7 @@ def main(run_dirs: list[Path]) -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     for run_dir in run_dirs:
         run = record(run_dir)
-        drawn = [*(run_dir / "samples").glob("*.png"), *(run_dir / "pictures" / "prompt_imgs").glob("*.png")]
+        drawn = [*(run_dir / "samples").glob("epoch_*.png"), *(run_dir / "pictures" / "prompt_imgs").glob("*.png")]
         if not drawn:
             sys.exit(f"error: {run_dir} has no sample grid: repeat it with callbacks.sample_grid.every_n_epochs=1")
         (RECORDS / f"{run['name']}.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
