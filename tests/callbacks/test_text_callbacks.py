@@ -74,7 +74,7 @@ def test_quality_against_guidance_and_steps_is_recorded_and_shown(text_run: Path
         table_of_wandb = json.loads(written.read_text(encoding="utf-8"))
         assert table_of_wandb == {"columns": [*table[0]], "data": [[*row.values()] for row in table]} | table_of_wandb
         (caption,) = next(row[f"{option}.captions"] for row in rows if f"{option}.captions" in row)
-        usual = {"guidance": "steps 4, solver heun", "steps": "guidance 1.5, solver heun"}
+        usual = {"guidance": "steps 7, solver multistep", "steps": "guidance 1.5, solver multistep"}
         assert caption == f"the test, 20 images a point: {usual[option]}"
         assert (text_run / "pictures" / f"{option}.png").exists()
     titles = {panel.title for panel, _ in draw_curves([Run(text_run)], [0], [""])}
