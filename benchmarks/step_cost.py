@@ -69,7 +69,7 @@ FLOW: Variants = [
     ("width 48", ["model.denoiser.width=48"], None, ""),
     ("one block a size", ["model.denoiser.depth=1"], None, ""),
     ("a step of `train_mnist_cnn_gan`, in float32", [], None, "gan"),
-    ("a step of `train_cifar10_flow`, with bf16 autocast", [], None, "cifar10"),
+    ("a step of `train_cifar10_flow`, of 32 pixels, with bf16 autocast", [], None, "cifar10"),
     ("the same, with PyTorch's own gradient of convolutions", [], None, "cifar10, its own convolutions"),
 ]
 NAMES = "model.prompts.names=[zero,one,two,three,four,five,six,seven,eight,nine]"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, pad
 
-SMALL = 8  # pixels of width up to which images are laid side by side: docs/flow_step_cost.md
+SMALL = 8  # pixels of width; a wider row is as fast alone
 
 
 class Conv3x3(nn.Conv2d):
@@ -56,6 +56,7 @@ def _backward(gradient: Tensor, features: Tensor, weight: Tensor, wanted: list[b
 
 def _side_by_side(features: Tensor) -> Tensor:
     """Features [N, C, H, W] -> [N / k, C, H, k (W + 1)], in channels-last format."""
+    # More than sixteen gain nothing.
     columns = pad(features.permute(0, 2, 3, 1), (0, 0, 0, 1))
     rows = columns.unflatten(0, (-1, math.gcd(len(features), 16))).transpose(1, 2).flatten(2, 3)
     return rows.permute(0, 3, 1, 2)
